@@ -1,0 +1,1 @@
+"""ffnas engine: teacher, student and supernet models, distillation, data, training and evaluation."""

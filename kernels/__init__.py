@@ -1,0 +1,31 @@
+"""ffnas kernels: the expression language of FFN bodies, their fused ops, and knowledge-distillation losses.
+
+Importing this package is light: it never imports `torch` or `transformers`, touches no device and never raises.
+Public names are resolved on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "Expression": "kernels.expression",
+    "ExpressionError": "kernels.expression",
+    "parse_expression": "kernels.expression",
+    "parse_layers": "kernels.expression",
+    "fused_ffn": "kernels.ops",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'kernels' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,1 @@
+"""ffnas search: the search space, samplers, stages, ledger and reports; a thin controller over `engine`."""
