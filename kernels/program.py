@@ -58,15 +58,17 @@ Opcodes (names and numbers of operators come from `kernels.operators`):
     49       maxgrad: dst = a < b ? 0 : a == b ? c / 2 : c             gradient c of max(a, b) for a; NaN passes c
     80..111  unary gradient (operator + 64):  dst = f'(a) * b          b is a gradient register
     144..175 unary dual (operator + 128):     dst = f'(a) * b, c = f(a)   two results, dst != c
+    176..207 unary pair (operator + 160):     dst = f'(a), c = f(a)       two results, dst != c; b = 0
 
 Gradients follow PyTorch's autograd exactly, also at kinks, infinities and NaN (they select where a factor 0 would
 turn inf into NaN): relu: a <= 0 ? 0 : b; leaky_relu: a > 0 ? b : 0.01 b; elu: a <= 0 ? b exp(a) : b; the smooth
-ones are f'(a) * b with f' from the operator table.
+ones are f'(a) * b with f' from the operator table. A pair is emitted for an f that costs a transcendental, where f(a) is
+needed to compute the gradient that f'(a) multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
 
-Widths. Under `truncate` a mixed operator is evaluated over the narrower columns, so `mid` runs over d columns and reads the
-first d of x (d <= H by rule). Under `pad` with d > H, x has no columns H..d-1: a backend supplies any value there (0, say);
-`select` puts the operator's identity in its place, and the x gradient of those columns is dropped. Where d <= H,
-`select` is the identity. For d < H, mid's x gradient adds to the first d columns of dx only.
+Widths. Under `truncate` a mixed operator is evaluated over the narrower columns, so `mid` runs over d columns and
+reads the first d of x (d <= H by rule). Under `pad` with d > H, x has no columns H..d-1: a backend supplies any value
+there (0, say); `select` puts the operator's identity in its place, and the x gradient of those columns is dropped.
+Where d <= H, `select` is the identity. For d < H, mid's x gradient adds to the first d columns of dx only.
 
 Gradient flow of the serial form, given do (= dout, or LayerNorm's input gradient through the dropout mask):
 
@@ -74,7 +76,10 @@ Gradient flow of the serial form, given do (= dout, or LayerNorm's input gradien
     dh, dx += mid_bwd(x, h, dm);   dw1 = dh.T @ p;  db1 = sum(dh);  dp = dh @ w1
     dx += pre_bwd(x, dp);          with LayerNorm, dx += LayerNorm's input gradient (the residual)
 
-parallel: (dy1, dy2, dx) = post_bwd(x, y1, y2, do); dp1 = dy1 @ w1; dp2 = dy2 @ w2; dx += pre_bwd(x, dp1) + mid_bwd(x, dp2)
+and of the parallel form:
+
+    dy1, dy2, dx += post_bwd(x, y1, y2, do);  dw1 = dy1.T @ p1;  db1 = sum(dy1);  dw2 = dy2.T @ p2;  db2 = sum(dy2)
+    dx += pre_bwd(x, dy1 @ w1) + mid_bwd(x, dy2 @ w2)
 
 Chosen: separate gradient segments with fused `f'(a) * b` and dual instructions. Rejected: one instruction per
 mathematical step of the derivative, which triples the passes over a tile and cannot reproduce autograd's
@@ -84,7 +89,7 @@ selections; and writing sizes into the program, which makes a program per shape.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,6 +121,8 @@ GRADIENT = 64
 """Added to a unary operator's opcode: `dst = f'(a) * b`."""
 DUAL = 128
 """Added to a unary operator's opcode: `dst = f'(a) * b` and `c = f(a)`."""
+PAIR = 160
+"""Added to a unary operator's opcode: `dst = f'(a)` and `c = f(a)`."""
 IMMEDIATES = (0.0, 1.0, float("-inf"))
 POLICIES = ("truncate", "pad")
 
@@ -196,8 +203,7 @@ class SegmentCode:
     @property
     def temporaries(self) -> int:
         """Number of temporaries used (highest written register + 1)."""
-        written = [i.dst for i in self.instructions]
-        written += [i.c for i in self.instructions if is_dual(i.opcode)]
+        written = [r for i in self.instructions for r in destinations(i)]
         return max(written, default=NUM_INPUTS - 1) - NUM_INPUTS + 1
 
     @property
@@ -253,13 +259,17 @@ def is_dual(opcode: int) -> bool:
     return opcode - DUAL in _UNARY_OPCODES
 
 
+def is_pair(opcode: int) -> bool:
+    return opcode - PAIR in _UNARY_OPCODES
+
+
 _UNARY_OPCODES = {row.opcode: row for row in OPERATORS.values() if row.arity == 1}
 _BINARY_OPCODES = {row.opcode: row for row in OPERATORS.values() if row.arity == 2}
 
 
 def sources(i: Instruction) -> tuple[int, ...]:
     """Registers an instruction reads. Raises `ExpressionError` on an unknown opcode."""
-    if is_unary(i.opcode) or i.opcode == SELECT:
+    if is_unary(i.opcode) or is_pair(i.opcode) or i.opcode == SELECT:
         return (i.a,)
     if is_binary(i.opcode) or is_gradient(i.opcode) or is_dual(i.opcode):
         return i.a, i.b
@@ -270,7 +280,7 @@ def sources(i: Instruction) -> tuple[int, ...]:
 
 def destinations(i: Instruction) -> tuple[int, ...]:
     """Registers an instruction writes."""
-    return (i.dst, i.c) if is_dual(i.opcode) else (i.dst,)
+    return (i.dst, i.c) if is_dual(i.opcode) or is_pair(i.opcode) else (i.dst,)
 
 
 def encode(segments: Sequence[SegmentCode], form: Form, policy: str, rule: WidthRule, flags: Flag) -> tuple[int, ...]:

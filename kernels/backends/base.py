@@ -109,7 +109,7 @@ class Backend(Protocol):
     ) -> list[torch.Tensor]:
         """Gradients for the inputs with `needs[i]`, and only those, in the order x, then `call.parameters`.
 
-        grad_out: [T, H], stride(1) == 1, x.dtype. Each gradient is contiguous, has its input's shape ([d, H] for a strided
-        w1, say) and dtype. Dropout masks are generated again from the seed, never stored.
+        grad_out: [T, H], stride(1) == 1, x.dtype. Each gradient is contiguous, has its input's shape ([d, H] for
+        a strided w1, say) and dtype. Dropout masks are generated again from the seed, never stored.
         """
         ...
