@@ -1,0 +1,23 @@
+"""Data of the engine: tasks, text, splits, and the packed token arrays training reads."""
+
+from engine.data.batching import Batch, collate, plan_batches
+from engine.data.config import DataConfig
+from engine.data.dataset import EncodedDataset
+from engine.data.encode import check_max_length, encode_task
+from engine.data.task import EncodedTask, Rows, TaskData, TaskSpec
+from engine.data.text import encode_text
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "EncodedDataset",
+    "EncodedTask",
+    "Rows",
+    "TaskData",
+    "TaskSpec",
+    "check_max_length",
+    "collate",
+    "encode_task",
+    "encode_text",
+    "plan_batches",
+]

@@ -1,0 +1,108 @@
+"""What the user says about data: one flat, typed dataclass that the command line fills in.
+
+Chosen: a plain dataclass with one field per question and a docstring under each field, which jsonargparse turns into
+`--data.FIELD` options and their help. Rejected: one nested group per split; options such as
+`--data.splits.score.fraction` are longer to type and say no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.errors import UserError
+
+MIN_LENGTH = 8
+"""Shortest `max_length`: room for the special tokens of a pair and at least one token of each side."""
+
+
+@dataclass
+class DataConfig:
+    """Where the task and the warm-up text come from, and how they are split."""
+
+    train: str | None = None
+    """Training data: a .csv, .tsv, .jsonl or .parquet file, or a hub data set as NAME[:CONFIG][@SPLIT] (split `train`
+    when none is given). Left out: the embedded demo task."""
+
+    dev: str | None = None
+    """Data the final score is reported on, never used for a choice; same forms as `train` (hub split `validation` when
+    none is given). Left out: held out of `train`."""
+
+    text: list[str] | None = None
+    """Text for warm-up distillation: .txt files (a blank line ends a document), or any form `train` takes, with a text
+    column. Left out: the sentences of the training split."""
+
+    text_columns: list[str] | None = None
+    """The column with the text, or two columns for a pair. Left out: found by name."""
+
+    label_column: str | None = None
+    """The column with the label. Left out: found by name."""
+
+    label_names: list[str] | None = None
+    """The classes in the order of their ids; the second of two is the positive one of F1. Left out: sorted."""
+
+    kind: Literal["auto", "classification", "regression"] = "auto"
+    """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
+
+    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman"] = "auto"
+    """The number that ranks candidates. `auto`: the task's own where the path names a GLUE task, otherwise by kind."""
+
+    encoding: str = "utf-8"
+    """Character encoding of CSV, TSV, JSONL and text files, for example `latin-1`."""
+
+    quoting: Literal["standard", "none"] = "standard"
+    """`none` reads quotation marks in CSV and TSV files as plain characters, as the published GLUE files need."""
+
+    max_length: int = 128
+    """Longest sequence in tokens, special tokens included; longer rows are cut."""
+
+    score_fraction: float = 0.1
+    """Part of the training data held out to score candidates."""
+
+    select_fraction: float = 0.05
+    """Part of the training data held out to choose checkpoints."""
+
+    dev_fraction: float = 0.1
+    """Part of the training data held out for the report when no `dev` is given."""
+
+    min_held_out: int = 64
+    """Fewest rows of a held-out part (but never more than a quarter of the data)."""
+
+    max_held_out: int = 2000
+    """Most rows of a held-out part."""
+
+    max_train: int | None = None
+    """Most training rows, a seeded sample; all when left out."""
+
+    max_dev: int | None = None
+    """Most rows of `dev`, a seeded sample; all when left out."""
+
+    max_text: int | None = None
+    """Most documents of warm-up text, a seeded sample; all when left out."""
+
+    def validate(self) -> None:
+        """Check ranges and combinations.
+
+        Raises:
+            UserError: naming the field, its value and the remedy.
+        """
+        if self.train is None and self.dev is not None:
+            raise UserError(f"data.dev is {self.dev!r} but data.train is not given: give --data.train too")
+        for name in ("score_fraction", "select_fraction", "dev_fraction"):
+            value = getattr(self, name)
+            if not 0.0 < value < 0.5:
+                raise UserError(f"data.{name} is {value}: choose a fraction above 0 and below 0.5")
+        if self.score_fraction + self.select_fraction + self.dev_fraction > 0.75:
+            raise UserError("data.score_fraction, select_fraction and dev_fraction together hold out more than 3/4")
+        if self.max_length < MIN_LENGTH:
+            raise UserError(f"data.max_length is {self.max_length}: choose at least {MIN_LENGTH} tokens")
+        for name in ("min_held_out", "max_held_out", "max_train", "max_dev", "max_text"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}: choose at least 1")
+        if self.min_held_out > self.max_held_out:
+            raise UserError(
+                f"data.min_held_out is {self.min_held_out}, above data.max_held_out {self.max_held_out}: swap them"
+            )
+        if self.text_columns is not None and len(self.text_columns) not in (1, 2):
+            raise UserError(f"data.text_columns names {len(self.text_columns)} columns: give one, or two for a pair")
