@@ -1,0 +1,123 @@
+"""Files that are written whole or not at all.
+
+Everything is written to a temporary name in the same folder, flushed to the device, and moved over the final name with
+`os.replace`, which is atomic on one file system; a reader sees the old content or the new, never a part. Rejected:
+temporary files under `/tmp`, because a move between file systems is a copy and can be cut short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Context manager giving a temporary path that replaces `path` when the block ends without an exception.
+
+    The temporary file lies beside `path`, keeps its suffix (libraries choose formats by it) and is removed if the
+    block raises. Missing parent folders are created.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.chmod(_default_mode())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(target.parent)
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, whole or not at all."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes `obj` as indented JSON (no NaN or infinity: `ValueError`) to `path`, whole or not at all."""
+    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Context manager giving an empty temporary folder that becomes `path` when the block ends without an exception.
+
+    An existing folder at `path` is replaced: it is moved aside first and removed after the new one is in place, so a
+    kill in between leaves either the old folder, or the new one, or for one rename's time neither, never a mixture.
+
+    Raises:
+        OSError: the parent folder cannot be written, or `path` is a file.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target} is a file, not a folder")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _fsync(Path(folder) / name)
+        temporary.chmod(_default_mode() | 0o111)
+        _replace_directory(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync(target.parent)
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _replace_directory(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, old)  # an empty folder may be replaced by a folder
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def _default_mode() -> int:
+    """Permission bits a plain `open` would give; `mkstemp` gives 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
