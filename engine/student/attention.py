@@ -1,0 +1,108 @@
+"""BERT self-attention block: LayerNorm(x + dropout(dense(attention(x)))).
+
+The attention itself is dispatched through transformers' `AttentionInterface` by `config._attn_implementation` (sdpa by
+default, eager, or any function a user registered), which gets queries, keys and values [B, heads, S, d] after the head
+split. Head sizes may be odd (540 / 12 = 45).
+
+Queries and keys are returned to the caller rather than caught by hooks, so that recording them also works under
+activation checkpointing, `torch.func.functional_call` and `torch.compile`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidirectional_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from engine.student.configuration import FFNASConfig
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention with the S x S probabilities kept: context [B, S, heads, d] and probabilities [B, heads, S, S]."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1)
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
+
+
+def extended_mask(config: FFNASConfig, x: Tensor, attention_mask: Tensor | None) -> Any:
+    """The mask in the form the configured attention function takes.
+
+    Args:
+        config: names the attention function.
+        x: [B, S, H] embeddings, for dtype and device.
+        attention_mask: [B, S] true or 1 at real tokens, a ready 4-d mask, or None.
+
+    Returns:
+        For sdpa and for functions without a registered mask of their own a bool [B, 1, 1, S] (True takes part) that
+        broadcasts over heads and queries, so that no S x S mask is kept; for eager the same as an additive mask of
+        the dtype's lowest value; for other registered functions what transformers builds for them.
+    """
+    if attention_mask is None or attention_mask.dim() == 4:
+        return attention_mask
+    name = config._attn_implementation
+    if name not in ("sdpa", "eager", None) and name in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
+        return create_bidirectional_mask(config=config, inputs_embeds=x, attention_mask=attention_mask)
+    visible = attention_mask.to(device=x.device, dtype=torch.bool)[:, None, None, :]
+    if name != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, torch.finfo(x.dtype).min)
+
+
+class FFNASAttention(nn.Module):
+    """Self-attention, output projection, residual and LayerNorm of one layer."""
+
+    def __init__(self, config: FFNASConfig, layer_idx: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_size = hidden // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.is_causal = False
+        self.p_drop = float(config.attention_probs_dropout_prob)
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.dense = nn.Linear(hidden, hidden)
+        self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, attention_mask: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Output [B, S, H], queries and keys [B, heads, S, d] (unscaled), probabilities or None.
+
+        Args:
+            x: [B, S, H].
+            attention_mask: as `extended_mask` gives it.
+        """
+        split = (*x.shape[:-1], -1, self.head_size)
+        query = self.query(x).view(split).transpose(1, 2)
+        key = self.key(x).view(split).transpose(1, 2)
+        value = self.value(x).view(split).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        context, probabilities = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.p_drop if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        out = self.dropout(self.dense(context.reshape(x.shape)))
+        return self.layernorm(x + out), query, key, probabilities

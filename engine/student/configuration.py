@@ -1,0 +1,182 @@
+"""Configuration of the student: every size, and one FFN specification per layer.
+
+`layers` says which FFN weights a model *stores*: layer l keeps `stack` FFNs of inner width int(ratio * F), and runs
+`expression` in them unless a forward pass names another architecture. A supernet is a config whose layers are all at
+the largest stack and ratio; an extracted model is a config whose layers are the architecture. `config.json` is plain
+data (expressions are text in the plain form, ratios are [p, q]).
+
+Rejected: a separate supernet config. The two would share every field, and every tool that takes one would have to
+take the other.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from engine.architecture import FORMAT, Architecture, uniform
+from engine.errors import UserError
+from engine.params import ModelShape, inner_width
+from kernels.expression import GELU_FFN, ExpressionError
+from kernels.widths import POLICIES, validate
+
+EMBEDDING_TYPES = ("trigram", "full")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "embedding_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+class FFNASConfig(PreTrainedConfig):
+    """Sizes and layers of an FFNAS student or supernet; EfficientBERT's sizes by default.
+
+    Args:
+        vocab_size: V.
+        hidden_size: H; a multiple of `num_attention_heads`.
+        num_hidden_layers: L.
+        num_attention_heads: heads; the head size H / heads may be odd.
+        intermediate_size: F; a layer of ratio r has inner width int(r F).
+        embedding_type: `"trigram"` (V x E table, three neighbouring tokens mapped to H) or `"full"` (V x H table).
+        embedding_size: E; not used by `"full"`.
+        layers: an `Architecture`, its text, or one {"expression", "stack", "ratio": [p, q]} per layer; None is the
+            plain GELU FFN, stack 1, ratio 1, in every layer.
+        width_policy: `"truncate"` or `"pad"`, for binary operators on unequal widths.
+        teacher_hidden_size: H_t of the distillation projection `fit_dense`; None for a model without one.
+        hidden_dropout_prob, attention_probs_dropout_prob: dropout, in [0, 1).
+        layer_norm_eps: epsilon of every LayerNorm.
+        max_position_embeddings, type_vocab_size: sizes of the position and segment tables.
+        initializer_range: standard deviation of the initial weights.
+        pad_token_id: its token embedding is not trained; None for none.
+        classifier_dropout: dropout before the classifier; None takes `hidden_dropout_prob`.
+        tie_word_embeddings: the masked-LM decoder uses the token table.
+
+    Raises:
+        UserError: a value is out of range, or a layer is not valid at these widths.
+    """
+
+    model_type = "ffnas"
+
+    vocab_size: int = 30522
+    hidden_size: int = 540
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 540
+    embedding_type: str = "trigram"
+    embedding_size: int = 128
+    layers: list[dict[str, Any]] | None = None
+    width_policy: str = "truncate"
+    teacher_hidden_size: int | None = None
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.check()
+        self.layers = self.full_architecture.to_dict(self.shape)["layers"]
+        super().__post_init__(**kwargs)
+
+    @property
+    def token_width(self) -> int:
+        """Width of a row of the token table: E for trigram, H for full."""
+        return self.embedding_size if self.embedding_type == "trigram" else self.hidden_size
+
+    @property
+    def full_architecture(self) -> Architecture:
+        """What the stored weights are for: `layers` as an `Architecture`."""
+        return read_layers(self.layers, self.hidden_size, self.num_hidden_layers)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes the parameter formula takes."""
+        return ModelShape(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            ffn_size=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            embedding_size=self.embedding_size if self.embedding_type == "trigram" else None,
+            max_positions=self.max_position_embeddings,
+            type_vocab=self.type_vocab_size,
+            teacher_hidden_size=self.teacher_hidden_size,
+        )
+
+    def check(self) -> None:
+        """Raises `UserError` unless the values fit together; models call it, since attributes can be reassigned."""
+        self._check_sizes()
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size};"
+                f" use {_nearest_divisor(self.hidden_size, self.num_attention_heads)} heads, or another hidden_size"
+            )
+        for name, allowed in (("embedding_type", EMBEDDING_TYPES), ("width_policy", POLICIES)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: unknown value {getattr(self, name)!r:.60}; use {' or '.join(allowed)}")
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if value is None and name == "classifier_dropout":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise UserError(f"{name}: must be a number in [0, 1), got {value!r:.60}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"pad_token_id: {self.pad_token_id} is not in the vocabulary of {self.vocab_size} tokens")
+        check_architecture(self, self.full_architecture)
+
+    def _check_sizes(self) -> None:
+        for name in (*_SIZES, "teacher_hidden_size"):
+            value = getattr(self, name)
+            if value is None and name == "teacher_hidden_size":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}: must be a positive integer, got {value!r:.60}")
+
+
+def read_layers(layers: Any, hidden_size: int, num_layers: int) -> Architecture:
+    """`layers` in any form `FFNASConfig` takes.
+
+    Raises:
+        UserError: it is none of them; the message names the layer and field.
+    """
+    if layers is None:
+        return uniform(GELU_FFN, 1, Fraction(1), num_layers)
+    if isinstance(layers, Architecture):
+        return layers
+    if isinstance(layers, str):
+        return Architecture.parse(layers)
+    count = len(layers) if isinstance(layers, (list, tuple)) else num_layers
+    entries = list(layers) if isinstance(layers, tuple) else layers
+    return Architecture.from_dict(
+        {"format": FORMAT, "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
+    )
+
+
+def check_architecture(config: FFNASConfig, architecture: Architecture) -> None:
+    """Raises `UserError` unless `architecture` has a layer per layer of `config`, each valid at its widths."""
+    if len(architecture.layers) != config.num_hidden_layers:
+        raise UserError(
+            f"layers: the architecture has {len(architecture.layers)} layers, the model {config.num_hidden_layers};"
+            " give one per layer"
+        )
+    for index, layer in enumerate(architecture.layers):
+        inner = inner_width(layer.ratio, config.intermediate_size)
+        try:
+            validate(layer.expression, config.hidden_size, inner, config.width_policy)
+        except ExpressionError as error:
+            raise UserError(f"layers[{index}].expression: {error}; use an expression valid at these widths") from error
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))

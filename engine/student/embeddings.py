@@ -1,0 +1,79 @@
+"""Embedding block of the student: tokens, positions and segments summed, then LayerNorm and dropout.
+
+    trigram   dense([t(i+1), t(i), t(i-1)]) with t the V x E token table and zeros past both ends of the sequence
+    full      t(i) with t the V x H token table
+
+The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3; `MobileBertEmbeddings`). Padding
+tokens are neighbours like any others, as there. Rejected: a 1-d convolution of width 3, the same map with weights in
+another layout than every published checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import UserError
+from engine.student.configuration import FFNASConfig
+
+
+class FFNASEmbeddings(nn.Module):
+    """Token, position and segment embeddings, [B, S] ids to [B, S, H]."""
+
+    def __init__(self, config: FFNASConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.trigram = config.embedding_type == "trigram"
+        self.token_embeddings = nn.Embedding(config.vocab_size, config.token_width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
+        self.segment_embeddings = nn.Embedding(config.type_vocab_size, hidden)
+        self.dense = nn.Linear(3 * config.token_width, hidden) if self.trigram else None
+        self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S, H].
+
+        Args:
+            input_ids: [B, S] token ids; or
+            inputs_embeds: [B, S, E] (full: [B, S, H]) rows in place of the token table's.
+            token_type_ids: [B, S] segment ids, None for all 0.
+            position_ids: [B, S] or [1, S] positions, None for 0..S-1.
+
+        Raises:
+            UserError: not exactly one of `input_ids` and `inputs_embeds`, or S is longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("input_ids: give exactly one of input_ids and inputs_embeds")
+        tokens = self.token_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.dense is not None:
+            tokens = self.dense(_with_neighbours(tokens))
+        x = tokens + self._positions(tokens.shape[1], position_ids)
+        segments = self.segment_embeddings
+        x = x + (segments.weight[0] if token_type_ids is None else segments(token_type_ids))
+        return self.dropout(self.layernorm(x))
+
+    def _positions(self, length: int, position_ids: Tensor | None) -> Tensor:
+        if position_ids is not None:
+            return self.position_embeddings(position_ids)
+        table = self.position_embeddings.weight
+        if length > table.shape[0]:
+            raise UserError(
+                f"input_ids: sequences of {length} tokens, the model has {table.shape[0]} positions;"
+                " truncate the text, or use a larger max_position_embeddings"
+            )
+        return table[:length]
+
+
+def _with_neighbours(tokens: Tensor) -> Tensor:
+    """[B, S, E] to [B, S, 3E]: next, current and previous token, zeros past the ends."""
+    following = F.pad(tokens[:, 1:], (0, 0, 0, 1))
+    previous = F.pad(tokens[:, :-1], (0, 0, 1, 0))
+    return torch.cat([following, tokens, previous], dim=-1)

@@ -1,0 +1,86 @@
+"""Encoder layers, and how an architecture becomes a plan for them.
+
+A layer is an attention block and a stack of FFNs. A plan says per layer which expression runs, in how many FFNs of the
+stack, at which inner width; it is made and checked once per architecture, so a forward pass only follows it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.architecture import Architecture
+from engine.errors import UserError
+from engine.params import inner_width
+from engine.student.attention import FFNASAttention
+from engine.student.configuration import FFNASConfig, check_architecture
+from engine.student.ffn import FFN, FFNPlan
+
+_CACHED_PLANS = 1024
+"""Plans kept per model: a population step visits few architectures at a time."""
+
+
+class FFNASLayer(nn.Module):
+    """Attention block and stack of FFNs; stores the stack and inner width of its plan."""
+
+    def __init__(self, config: FFNASConfig, layer_idx: int, plan: FFNPlan) -> None:
+        super().__init__()
+        self.attention = FFNASAttention(config, layer_idx)
+        self.all_ffn = nn.ModuleList(FFN(config, plan.inner) for _ in range(plan.stack))
+
+    def forward(
+        self, x: Tensor, attention_mask: Any, plan: FFNPlan, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Output [B, S, H], queries and keys [B, heads, S, d] (unscaled), attention probabilities or None."""
+        x, query, key, probabilities = self.attention(x, attention_mask, **kwargs)
+        for ffn in islice(self.all_ffn, plan.stack):
+            x = ffn(x, plan.expression, plan.inner)
+        return x, query, key, probabilities
+
+
+class Planner:
+    """Turns architectures into plans for one model, each checked once.
+
+    Args:
+        config: of the model whose stored weights the plans are for.
+    """
+
+    def __init__(self, config: FFNASConfig) -> None:
+        self.config = config
+        self.full = self._plan(config.full_architecture)
+        self._cached = lru_cache(maxsize=_CACHED_PLANS)(self._checked_plan)
+
+    def __call__(self, architecture: Architecture | None) -> tuple[FFNPlan, ...]:
+        """The plan of `architecture`, None for everything stored.
+
+        Raises:
+            UserError: the architecture has another number of layers, needs more than is stored, or has an
+                expression that is not valid at its width.
+        """
+        return self.full if architecture is None else self._cached(architecture)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Planner:
+        return Planner(deepcopy(self.config, memo))  # the cache holds nothing that cannot be made again
+
+    def __reduce__(self) -> tuple[type[Planner], tuple[FFNASConfig]]:
+        return Planner, (self.config,)
+
+    def _plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
+        check_architecture(self.config, architecture)
+        size = self.config.intermediate_size
+        return tuple(FFNPlan(v.expression, v.stack, inner_width(v.ratio, size)) for v in architecture.layers)
+
+    def _checked_plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
+        plans = self._plan(architecture)
+        for index, (plan, stored) in enumerate(zip(plans, self.full, strict=True)):
+            for name, value, most in (("stack", plan.stack, stored.stack), ("inner width", plan.inner, stored.inner)):
+                if value > most:
+                    raise UserError(
+                        f"layers[{index}]: {name} {value} is more than the {most} this model stores;"
+                        " use a smaller one, or a supernet built with larger layers"
+                    )
+        return plans

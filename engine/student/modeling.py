@@ -1,0 +1,199 @@
+"""The student encoder as a transformers model.
+
+One forward pass serves three callers: users (`last_hidden_state`, pooled [CLS]), the search (`architecture=...` runs
+a subnet on views of the stored weights) and distillation (`states_layers=...` records embeddings, layer outputs,
+queries and keys). Parameter names follow EfficientBERT's published checkpoints.
+
+Rejected: transformers' output-capturing hooks for hidden states. They cannot give queries and keys of chosen layers,
+and they differ between the versions of transformers we support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from engine.architecture import Architecture
+from engine.errors import UserError
+from engine.states import EncoderStates
+from engine.student.attention import extended_mask
+from engine.student.configuration import FFNASConfig
+from engine.student.embeddings import FFNASEmbeddings
+from engine.student.encoder import FFNASLayer, Planner
+from engine.student.ffn import FFNPlan
+from engine.student.outputs import FFNASModelOutput
+
+ALL_LAYERS = "all"
+"""Value of `states_layers` that records every layer."""
+
+
+class FFNASPreTrainedModel(PreTrainedModel):
+    """What the encoder and every head share."""
+
+    config_class = FFNASConfig
+    base_model_prefix = "ffnas"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # `Trainer`: our losses are means over the batch it passed
+    _no_split_modules = ["FFNASLayer", "FFNASEmbeddings"]  # noqa: RUF012  transformers reads a list
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        architecture: Architecture | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> EncoderStates:
+        """What distillation compares, with gradients; logits where the model has a classification head.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: [B, S]; the mask is true at real tokens.
+            architecture: the subnet to run, None for everything stored.
+            layers: 0-based layers to record, None for all; no other layer's output is kept.
+
+        Raises:
+            UserError: a layer does not exist, or the architecture does not fit (see `Planner`).
+        """
+        out = self(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            architecture=architecture,
+            states_layers=ALL_LAYERS if layers is None else tuple(layers),
+            return_dict=True,
+        )
+        return out.states
+
+
+class Pooler(nn.Module):
+    """tanh(dense(first token)), [B, S, H] to [B, H]."""
+
+    def __init__(self, config: FFNASConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class FFNASModel(FFNASPreTrainedModel):
+    """Embeddings and encoder; `fit_dense` (H to H_t, used only by the distillation losses) where the config has one.
+
+    Args:
+        config: sizes and layers.
+        add_pooling_layer: whether to have the [CLS] pooler.
+
+    Raises:
+        UserError: the config's values do not fit together.
+    """
+
+    def __init__(self, config: FFNASConfig, add_pooling_layer: bool = True) -> None:
+        config.check()
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.planner = Planner(config)
+        self.embeddings = FFNASEmbeddings(config)
+        self.encoder = nn.ModuleList(FFNASLayer(config, i, plan) for i, plan in enumerate(self.planner.full))
+        self.cls_pooler = Pooler(config) if add_pooling_layer else None
+        teacher = config.teacher_hidden_size
+        self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.embeddings.token_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token table."""
+        self.embeddings.token_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        architecture: Architecture | None = None,
+        states_layers: Sequence[int] | str | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> FFNASModelOutput:
+        """Runs the encoder.
+
+        Args:
+            input_ids: [B, S], or `inputs_embeds`: [B, S, width of the token table].
+            attention_mask: [B, S], true or 1 at real tokens; None for no padding.
+            token_type_ids, position_ids: [B, S], None for all 0 and 0..S-1.
+            architecture: the subnet to run on views of the stored weights, None for everything stored.
+            states_layers: 0-based layers to record into `states`, `"all"`, or None for no recording.
+            output_hidden_states: return embeddings and every layer's output.
+            output_attentions: return attention probabilities (attention implementation `eager` only).
+            **kwargs: passed on to the attention function.
+
+        Raises:
+            UserError: bad arguments, see `Planner` and `FFNASEmbeddings`.
+        """
+        keep_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        keep_attention = self.config.output_attentions if output_attentions is None else output_attentions
+        if keep_attention and self.config._attn_implementation != "eager":
+            raise UserError(
+                f"output_attentions: attention {self.config._attn_implementation!r} keeps no probabilities;"
+                ' load the model with attn_implementation="eager"'
+            )
+        record = self._recorded_layers(states_layers)
+        plans = self.planner(architecture)
+        x = embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = extended_mask(self.config, x, attention_mask)
+        hidden_states: list[Tensor] = [x]
+        attentions: list[Tensor | None] = []
+        recorded: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index, (layer, plan) in enumerate(zip(self.encoder, plans, strict=True)):
+            x, query, key, probabilities = self._run_layer(layer, x, mask, plan, kwargs)
+            if index in record:
+                recorded.append((x, query * layer.attention.scaling, key))
+            if keep_hidden:
+                hidden_states.append(x)
+            if keep_attention:
+                attentions.append(probabilities)
+        states = None
+        if states_layers is not None:
+            hidden, queries, keys = zip(*recorded, strict=True) if recorded else ((), (), ())
+            states = EncoderStates(embedded, hidden, queries, keys)
+        return FFNASModelOutput(
+            last_hidden_state=x,
+            pooler_output=None if self.cls_pooler is None else self.cls_pooler(x),
+            hidden_states=tuple(hidden_states) if keep_hidden else None,
+            attentions=tuple(attentions) if keep_attention else None,
+            states=states,
+        )
+
+    def _run_layer(
+        self, layer: FFNASLayer, x: Tensor, mask: Any, plan: FFNPlan, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(partial(layer, **kwargs), x, mask, plan)
+        return layer(x, mask, plan, **kwargs)
+
+    def _recorded_layers(self, layers: Sequence[int] | str | None) -> Sequence[int]:
+        count = len(self.encoder)
+        if layers is None:
+            return ()
+        if isinstance(layers, str):
+            if layers != ALL_LAYERS:
+                raise UserError(f"layers: must be layer numbers or {ALL_LAYERS!r}, got {layers!r:.60}")
+            return range(count)
+        for layer in layers:
+            if not 0 <= layer < count:
+                raise UserError(f"layers: layer {layer} does not exist; the model has layers 0 to {count - 1}")
+        return layers
