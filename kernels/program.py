@@ -62,8 +62,8 @@ Opcodes (names and numbers of operators come from `kernels.operators`):
 
 Gradients follow PyTorch's autograd exactly, also at kinks, infinities and NaN (they select where a factor 0 would
 turn inf into NaN): relu: a <= 0 ? 0 : b; leaky_relu: a > 0 ? b : 0.01 b; elu: a <= 0 ? b exp(a) : b; the smooth
-ones are f'(a) * b with f' from the operator table. A pair is emitted for an f that costs a transcendental, where f(a) is
-needed to compute the gradient that f'(a) multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
+ones are f'(a) * b with f' from the operator table. A pair is emitted for an f that costs a transcendental, where f(a)
+is needed to compute the gradient that f'(a) multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
 
 Widths. Under `truncate` a mixed operator is evaluated over the narrower columns, so `mid` runs over d columns and
 reads the first d of x (d <= H by rule). Under `pad` with d > H, x has no columns H..d-1: a backend supplies any value
@@ -303,17 +303,53 @@ def decode_segments(words: Sequence[int]) -> list[SegmentCode]:
     """The nine segments of validated words."""
     segments = []
     for k in range(NUM_SEGMENTS):
-        offset, count, _, _, value, dx, da, db = _entry(words, k)
-        instructions = tuple(_instruction(words, offset + INSTRUCTION_WORDS * n) for n in range(count))
+        offset, count, _, _, value, dx, da, db = segment_entry(words, k)
+        instructions = tuple(unpack(words, offset + INSTRUCTION_WORDS * n) for n in range(count))
         segments.append(SegmentCode(instructions, value, dx, da, db))
     return segments
 
 
-def _entry(words: Sequence[int], k: int) -> Sequence[int]:
+def segment_entry(words: Sequence[int], k: int) -> Sequence[int]:
+    """The eight words of segment `k` in the segment table."""
     start = HEADER_WORDS + SEGMENT_WORDS * k
     return words[start : start + SEGMENT_WORDS]
 
 
-def _instruction(words: Sequence[int], at: int) -> Instruction:
+def unpack(words: Sequence[int], at: int) -> Instruction:
+    """The instruction whose first word is `words[at]`."""
     head, dst, a, b = words[at : at + INSTRUCTION_WORDS]
     return Instruction(head & 0xFF, dst, a, b, head >> 8)
+
+
+def derive_flags(segments: Sequence[SegmentCode], form: Form) -> Flag:
+    """The flags that follow from the nine segments."""
+    parallel = form == Form.PARALLEL
+    pre, mid, post = segments[:3]
+    mid_input = X if parallel else A
+    facts = {
+        Flag.PARALLEL: parallel,
+        Flag.PRE_IDENTITY: pre.value == X,
+        Flag.MID_IDENTITY: mid.value == mid_input,
+        Flag.POST_IDENTITY: post.value == A,
+        Flag.MID_SINGLE: _is_single_unary(mid, mid_input),
+        Flag.POST_SINGLE: _is_single_unary(post, A),
+        Flag.MID_USES_X: not parallel and _reads(mid, X),
+        Flag.POST_USES_X: _reads(post, X),
+        Flag.MID_BWD_USES_H: _reads(segments[Segment.MID_BWD], mid_input),
+        Flag.POST_BWD_USES_Y: _reads(segments[Segment.POST_BWD], A) or _reads(segments[Segment.POST_BWD], B),
+        Flag.MID_SELECT: any(i.opcode == SELECT for i in mid.instructions),
+        Flag.PRE_BWD_USES_X: _reads(segments[Segment.PRE_BWD], X),
+        Flag.POST_BWD_USES_X: _reads(segments[Segment.POST_BWD], X),
+    }
+    return Flag(sum(flag for flag, holds in facts.items() if holds))
+
+
+def _reads(segment: SegmentCode, register: int) -> bool:
+    return bool(segment.inputs >> register & 1)
+
+
+def _is_single_unary(segment: SegmentCode, register: int) -> bool:
+    if len(segment.instructions) != 1:
+        return False
+    (only,) = segment.instructions
+    return is_unary(only.opcode) and only.a == register and segment.value == only.dst
