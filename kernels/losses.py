@@ -59,11 +59,20 @@ def hidden_mse(h_s: Tensor, fit_weight: Tensor | None, fit_bias: Tensor | None, 
     width = h_s.shape[-1] if fit_weight is None else fit_weight.shape[0]
     if width != h_t.shape[-1]:
         raise ValueError(f"hidden_mse: student states are {width} wide after projection, teacher's {h_t.shape[-1]}")
-    projected = h_s if fit_weight is None else F.linear(h_s, fit_weight, fit_bias)
+    projected = project(h_s, fit_weight, fit_bias)
     with _autocast_off(h_s):
         difference = _wide(projected) - _wide(h_t.detach())
         total = torch.where(mask.unsqueeze(-1), difference, 0.0).square().sum()
         return total / (mask.sum() * width).clamp(min=1).to(total.dtype)
+
+
+def project(h_s: Tensor, fit_weight: Tensor | None, fit_bias: Tensor | None) -> Tensor:
+    """[B, S, Hs] to [B, S, Ht]; in the weights' dtype, or in autocast's where that is on."""
+    if fit_weight is None:
+        return h_s
+    if not torch.is_autocast_enabled(h_s.device.type):
+        h_s = h_s.to(fit_weight.dtype)  # bf16 states of a pass that ran under autocast
+    return F.linear(h_s, fit_weight, fit_bias)
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.losses import project
+
 MASKED_SCORE = -10000.0
 ZEROED_FROM = -100.0
 
 
 def hidden_mse_paper(h_s: Tensor, fit_weight: Tensor | None, fit_bias: Tensor | None, h_t: Tensor) -> Tensor:
     """MSE over all positions, padded ones included; shapes as in `kernels.losses.hidden_mse`. Scalar."""
-    projected = h_s if fit_weight is None else F.linear(h_s, fit_weight, fit_bias)
-    return F.mse_loss(projected.float(), h_t.detach().float())
+    return F.mse_loss(project(h_s, fit_weight, fit_bias).float(), h_t.detach().float())
 
 
 def attention_score_mse_paper(

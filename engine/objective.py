@@ -1,0 +1,193 @@
+"""The knowledge-distillation objective: which layers are compared, and the three terms of the loss.
+
+    total = w_hidden · hidden + w_attention · attention + w_prediction · prediction
+
+- hidden: MSE of the embedding output and of every layer output through one shared projection `fit_dense`, summed over
+  the L + 1 of them;
+- attention: MSE of the pre-softmax scores, summed over the L layers;
+- prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels.
+
+Each of them is a mean over real tokens (pairs of tokens, sequences). Layers are summed, as in EfficientBERT and its
+published code, so that the paper's weights 1:1:1 and learning rates mean here what they mean there. Rejected: the mean
+over layers, which would weigh the prediction term L times more at the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.states import EncoderStates
+from kernels.losses import attention_score_mse, hidden_mse, soft_cross_entropy
+from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+
+TERMS = ("hidden", "attention", "prediction")
+
+
+def layer_map(num_student: int, num_teacher: int) -> list[int]:
+    """Teacher layer (0-based) that each student layer matches: the first at least as deep, relative to all layers.
+
+    Student layer l matches ceil((l + 1) · L_t / L_s) - 1, which is the paper's (l + 1)·(L_t / L_s) - 1 whenever L_s
+    divides L_t. The last layer matches the last, and no teacher layer is matched twice.
+
+    Raises:
+        UserError: the teacher has fewer layers than the student.
+    """
+    if num_student < 1:
+        raise UserError(f"num_layers: a student needs at least one layer, got {num_student}")
+    if num_teacher < num_student:
+        raise UserError(
+            f"num_layers: the student has {num_student} layers, the teacher only {num_teacher}: "
+            "choose a shallower student or a deeper teacher"
+        )
+    return [-((layer + 1) * num_teacher // -num_student) - 1 for layer in range(num_student)]
+
+
+@dataclass(frozen=True)
+class KDWeights:
+    """Weights of the objective; the paper's are 1:1:1.
+
+    A term of weight 0 is not computed and reported as 0.
+
+    Args:
+        hidden: weight of the hidden-state term.
+        attention: weight of the attention-score term.
+        prediction: weight of the prediction term.
+        temperature: of the soft cross-entropy, > 0.
+        paper_exact: the published code's arithmetic (padding counted, scores <= -100 zeroed, soft cross-entropy
+            averaged over classes), for comparison.
+    """
+
+    hidden: float = 1.0
+    attention: float = 1.0
+    prediction: float = 1.0
+    temperature: float = 1.0
+    paper_exact: bool = False
+
+    def __post_init__(self) -> None:
+        for name in TERMS:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} weight must be >= 0 and finite, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature must be > 0 and finite, got {self.temperature}")
+
+
+@dataclass(frozen=True, slots=True)
+class KDLoss:
+    """The loss and its parts, scalar tensors; parts are unweighted sums over layers, 0 where not asked for."""
+
+    total: Tensor
+    hidden: Tensor
+    attention: Tensor
+    prediction: Tensor
+
+
+def kd_loss(
+    student: EncoderStates,
+    teacher: EncoderStates,
+    mask: Tensor,
+    *,
+    fit_dense: nn.Linear | None,
+    weights: KDWeights,
+    labels: Tensor | None = None,
+    regression: bool = False,
+    terms: Sequence[str] = TERMS,
+) -> KDLoss:
+    """Distillation loss of one batch; nothing here waits for the device.
+
+    Args:
+        student: states with gradients, L layers.
+        teacher: states of the L mapped layers (`teacher.states(batch, layer_map(...))`), in the student's order.
+        mask: [B, S] bool, True at real tokens.
+        fit_dense: projection H_student -> H_teacher, None when the widths are equal and none is wanted.
+        weights: see `KDWeights`.
+        labels: [B] gold targets, needed by the prediction term of a regression.
+        regression: whether the task is one.
+        terms: which of `TERMS` to compute.
+
+    Raises:
+        UserError: student and teacher cannot be compared (layers, heads, widths, logits).
+        ValueError: an unknown term.
+    """
+    unknown = set(terms) - set(TERMS)
+    if unknown:
+        raise ValueError(f"kd_loss: unknown terms {sorted(unknown)}; there are {', '.join(TERMS)}")
+    wanted = [name for name in terms if getattr(weights, name) > 0]
+    total = torch.zeros((), device=student.embeddings.device)
+    parts = dict.fromkeys(TERMS, total)
+    if "hidden" in wanted:
+        parts["hidden"] = _hidden(student, teacher, mask, fit_dense, weights.paper_exact)
+    if "attention" in wanted:
+        parts["attention"] = _attention(student, teacher, mask, weights.paper_exact)
+    if "prediction" in wanted:
+        parts["prediction"] = _prediction(student, teacher, labels, regression, weights)
+    for name in wanted:
+        total = total + getattr(weights, name) * parts[name]
+    return KDLoss(total, **parts)
+
+
+def _hidden(
+    student: EncoderStates, teacher: EncoderStates, mask: Tensor, fit_dense: nn.Linear | None, paper_exact: bool
+) -> Tensor:
+    _same_count("hidden states", student.hidden, teacher.hidden)
+    weight, bias = (None, None) if fit_dense is None else (fit_dense.weight, fit_dense.bias)
+    width = student.embeddings.shape[-1] if weight is None else weight.shape[0]
+    if width != teacher.embeddings.shape[-1]:
+        raise UserError(
+            f"teacher_hidden_size: the student's states are {width} wide after projection, the teacher's "
+            f"{teacher.embeddings.shape[-1]}: build the student with fit_dense for this teacher"
+        )
+    pairs = zip((student.embeddings, *student.hidden), (teacher.embeddings, *teacher.hidden), strict=True)
+    if paper_exact:
+        return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in pairs)
+    return sum(hidden_mse(h_s, weight, bias, h_t, mask) for h_s, h_t in pairs)
+
+
+def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, paper_exact: bool) -> Tensor:
+    _same_count("queries", student.queries, teacher.queries)
+    if not student.queries:
+        raise UserError("attention: the states hold no queries and keys: record at least one layer")
+    heads_s, heads_t = student.queries[0].shape[1], teacher.queries[0].shape[1]
+    if heads_s != heads_t:
+        raise UserError(
+            f"num_attention_heads: the student has {heads_s}, the teacher {heads_t}: attention scores are compared "
+            f"head by head, so give the student {heads_t} heads or set the attention weight to 0"
+        )
+    loss = attention_score_mse_paper if paper_exact else attention_score_mse
+    return sum(
+        loss(q_s, k_s, q_t, k_t, mask, scale_s=1.0, scale_t=1.0)
+        for q_s, k_s, q_t, k_t in zip(student.queries, student.keys, teacher.queries, teacher.keys, strict=True)
+    )
+
+
+def _prediction(
+    student: EncoderStates, teacher: EncoderStates, labels: Tensor | None, regression: bool, weights: KDWeights
+) -> Tensor:
+    if student.logits is None:
+        raise UserError("prediction: the student has no task head: use a model with one or leave the term out")
+    if regression:
+        if labels is None:
+            raise UserError("prediction: a regression needs labels in every batch: give labelled data")
+        return F.mse_loss(student.logits.squeeze(-1).float(), labels.float())
+    if teacher.logits is None:
+        raise UserError("prediction: the teacher gave no logits: load it with a task, or leave the term out")
+    if student.logits.shape != teacher.logits.shape:
+        raise UserError(
+            f"num_labels: the student answers {tuple(student.logits.shape)}, the teacher "
+            f"{tuple(teacher.logits.shape)}: both need one output per class"
+        )
+    loss = soft_cross_entropy_paper if weights.paper_exact else soft_cross_entropy
+    return loss(student.logits, teacher.logits, weights.temperature)
+
+
+def _same_count(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    if len(student) != len(teacher):
+        raise UserError(
+            f"layers: the student gave {what} of {len(student)} layers, the teacher of {len(teacher)}: "
+            "ask the teacher for layer_map(student layers, teacher layers)"
+        )
