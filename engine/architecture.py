@@ -19,7 +19,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ MAX_LAYERS = 256
 MAX_RATIO_DENOMINATOR = 64
 _MAX_FILE_BYTES = 1 << 22
 _MAX_PARAMS = 1 << 62
-
-_canonical = lru_cache(maxsize=1 << 16)(canonicalize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ class Architecture:
     def key(self, policy: str = "truncate") -> str:
         """Canonical key: equal keys mean the same function, layer by layer, under this width policy."""
         check_policy(policy)
-        return f"{policy}: " + ", ".join(_canonical(s.expression).text(s.stack, s.ratio) for s in self.layers)
+        return f"{policy}: " + ", ".join(canonicalize(s.expression).text(s.stack, s.ratio) for s in self.layers)
 
     @classmethod
     def parse(cls, text: str) -> Architecture:

@@ -18,6 +18,9 @@ Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -25,6 +28,8 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+_CHUNK = 1 << 14
+"""Counters worked on at once on a CPU, so that the rounds stay in cache."""
 
 
 def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,19 +52,35 @@ def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> tup
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b; in 16-bit halves, since the 64-bit product would overflow int64."""
-    low = (b & 0xFFFF) * a
-    high = (b >> 16) * a + (low >> 16)
-    return high >> 16, ((high << 16) | (low & 0xFFFF)) & _MASK
+    """High and low 32 bits of a * b: the int64 product wraps modulo 2^64 with the right bits in both halves."""
+    product = b * a
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def random_words(rows: int, columns: int, seed: int, *, stream: int = 0, device: torch.device | None = None) -> Tensor:
     """The 32-bit word of every element of a [rows, columns] output, int64 [rows, columns]; layout as in the module."""
-    row = torch.arange(rows, dtype=torch.int64, device=device)[:, None]
+    words = torch.empty(rows, (columns + 3) // 4, 4, dtype=torch.int64, device=device)
+    for start, stop in _row_blocks(rows, columns, device):
+        for lane, word in enumerate(_word_groups(start, stop, columns, seed, stream, device)):
+            words[start:stop, :, lane] = word
+    return words.flatten(1)[:, :columns]
+
+
+def _row_blocks(rows: int, columns: int, device: torch.device | None) -> Iterator[tuple[int, int]]:
+    """Row ranges [start, stop) of about `_CHUNK` counters each on a CPU, all rows at once elsewhere."""
+    on_cpu = device is None or torch.device(device).type == "cpu"
+    step = max(1, 4 * _CHUNK // max(columns, 1)) if on_cpu else max(rows, 1)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _word_groups(
+    start: int, stop: int, columns: int, seed: int, stream: int, device: torch.device | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words of rows [start, stop): four int64 [stop - start, ceil(columns / 4)], one per column modulo 4."""
+    row = torch.arange(start, stop, dtype=torch.int64, device=device)[:, None]
     group = torch.arange((columns + 3) // 4, dtype=torch.int64, device=device)[None, :]
-    last = torch.full_like(row[:1], stream)
-    words = torch.stack(philox4x32(group, row & _MASK, row >> 32, last, seed), dim=-1)
-    return words.reshape(rows, -1)[:, :columns]
+    return philox4x32(group, row & _MASK, row >> 32, torch.full_like(group[:, :1], stream), seed)
 
 
 def drop_threshold(p: float) -> int:
@@ -84,11 +105,12 @@ def dropout_mask(
         ValueError: `p` outside [0, 1].
     """
     threshold = drop_threshold(p)
-    columns = shape[-1]
-    rows = 1
-    for size in shape[:-1]:
-        rows *= size
-    return (random_words(rows, columns, seed, stream=stream, device=device) >= threshold).reshape(shape)
+    columns, rows = shape[-1], math.prod(shape[:-1])
+    kept = torch.empty(rows, (columns + 3) // 4, 4, dtype=torch.bool, device=device)
+    for start, stop in _row_blocks(rows, columns, device):
+        for lane, words in enumerate(_word_groups(start, stop, columns, seed, stream, device)):
+            torch.ge(words, threshold, out=kept[start:stop, :, lane])
+    return kept.flatten(1)[:, :columns].reshape(shape)
 
 
 def dropout(value: Tensor, p: float, seed: int, *, stream: int = 0) -> Tensor:
