@@ -1,0 +1,39 @@
+# Two commands: `make search` (the embedded demo, end to end) and `make test`. Each does its own set-up in .venv, once.
+#
+#   make search ARGS="--data.train a.csv --data.dev b.csv"     any option of `ffnas search`
+#   make setup TORCH="torch==2.13.0"                           another PyTorch build
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+
+.PHONY: help setup search test lint clean
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install ffnas in it
+
+# PyTorch goes first and alone: a later resolver then keeps the build that is there.
+$(STAMP): pyproject.toml setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setting up .venv (once)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check setuptools ninja
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,dev]'
+	@touch $@
+
+search: $(STAMP) ## search, train and export the demo model; at most 10 minutes on 2 cores
+	@$(BIN)/python -m search.run $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP) ## check style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean: ## remove .venv and build leftovers (runs/ stays)
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,74 @@
+"""The `ffnas` command: picks the subcommand, maps errors and interruptions to exit codes.
+
+Exit codes: 0 done, 2 wrong input (one line on standard error), 130 interrupted, 143 terminated. A subcommand is
+imported only when it is called, so that `ffnas --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+COMMANDS = {
+    "search": ("search.run", "search an architecture, derive the model, write the report"),
+    "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
+    "report": ("search.report.command", "build the report of a run directory again"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"ffnas {version('ffnas')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"ffnas: unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    return guarded(module.command, argv[1:])
+
+
+def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Runs a subcommand; wrong input ends in one line and exit code 2, an interruption in 130 or 143."""
+    from engine.errors import UserError
+    from kernels.expression import ExpressionError
+
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command(argv)
+    except (UserError, ExpressionError) as error:
+        print(f"ffnas: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ffnas: interrupted; finished work is kept (--resume goes on)", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if stop.code == 143:
+            print("ffnas: terminated; finished work is kept (--resume goes on)", file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: ffnas COMMAND ...   (ffnas COMMAND --help tells more)", "", "commands:", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What every part of a run shares: teacher, data, the student's shape, the space, and where results go.
+
+`prepare` loads and checks everything a user can get wrong before a run directory exists, so that a mistake leaves
+nothing behind; `Context` is what remains.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from engine.architecture import Architecture
+from engine.data import EncodedTask, TaskData, TaskSpec, load_task
+from engine.distill import Distiller
+from engine.files import write_json_atomic
+from engine.init import init_from_teacher
+from engine.objective import KDWeights, layer_map
+from engine.params import ModelShape
+from engine.precision import choose_device, choose_precision
+from engine.seeding import derive_seed, seed_everything
+from engine.student import FFNASForSequenceClassification
+from engine.supernet import build_student
+from engine.teacher import Teacher
+from engine.training import PhaseLog
+from search.config import SearchConfig, check_heads, parse_ratios
+from search.ledger import Ledger
+from search.progress import Reporter
+from search.rundir import RunDir
+from search.space import SearchSpace
+
+
+@dataclass
+class Prepared:
+    """Checked input of a run: nothing of it has been written anywhere.
+
+    Attributes:
+        config: resolved configuration (device and precision decided).
+        device: where models run.
+        teacher: as loaded, not yet fine-tuned.
+        task: the task's rows and specification.
+        data: the splits and the warm-up text, tokenized for the teacher's vocabulary.
+        shape: the student's shape.
+        space: the joint search space (expressions, stacks, ratios).
+    """
+
+    config: SearchConfig
+    device: torch.device
+    teacher: Teacher
+    task: TaskData
+    data: EncodedTask
+    shape: ModelShape
+    space: SearchSpace
+
+
+def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
+    """Loads teacher and data and builds the space.
+
+    Raises:
+        UserError: something in the configuration does not fit the teacher, the data or the machine.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    config.data.validate()
+    task = load_task(config.data, seed=config.seed)
+    for note in task.notes:
+        reporter.info(f"data: {note}")
+    teacher = Teacher.load(config.teacher, task=task.spec)
+    student = config.student
+    check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
+    layer_map(student.num_layers, teacher.num_layers)
+    data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
+    shape = ModelShape(
+        hidden_size=student.hidden_size,
+        num_layers=student.num_layers,
+        ffn_size=student.ffn_size or student.hidden_size,
+        vocab_size=teacher.vocab_size,
+        embedding_size=student.embedding_size if student.embedding == "trigram" else None,
+        teacher_hidden_size=teacher.hidden_size,
+    )
+    space = SearchSpace.from_config(
+        shape,
+        budget=config.budget.params,
+        stacks=tuple(config.space.stacks),
+        ratios=parse_ratios(config.space.ratios),
+        heights=tuple(config.space.heights),
+        policy=config.space.policy,
+    )
+    precision = choose_precision(config.precision, device, teacher.hidden_size)
+    config = replace(config, device=str(device), precision=precision)
+    return Prepared(config, device, teacher.to(device), task, data, shape, space)
+
+
+@dataclass
+class Context(Prepared):
+    """A run in progress.
+
+    Attributes:
+        rundir, ledger, reporter: where results go.
+        seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
+    """
+
+    rundir: RunDir
+    ledger: Ledger
+    reporter: Reporter
+    scalars: Callable[[PhaseLog], None] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self._phases.exists():
+            self.seconds = json.loads(self._phases.read_text())
+
+    @property
+    def _phases(self) -> object:
+        return self.rundir.path / "phases.json"
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task's specification."""
+        return self.task.spec
+
+    @property
+    def precision(self) -> str:
+        """`"fp32"` or `"bf16"`."""
+        return self.config.precision
+
+    def seed(self, *names: object) -> int:
+        """The seed of a phase or trial, by name."""
+        return derive_seed(self.config.seed, *names)
+
+    def distiller(self) -> Distiller:
+        """Teacher, layer map and objective for this run's student."""
+        kd = self.config.kd
+        weights = KDWeights(
+            hidden=kd.hidden,
+            attention=kd.attention,
+            prediction=kd.prediction,
+            temperature=kd.temperature,
+            paper_exact=kd.paper_exact,
+        )
+        return Distiller(self.teacher, self.shape.num_layers, weights, self.spec, self.device, self.precision)
+
+    def new_student(self, architecture: Architecture, name: str) -> FFNASForSequenceClassification:
+        """A student for `architecture` on the run's device, freshly initialised with the seed of `name`."""
+        seed_everything(self.seed(name, "init"))
+        student = self.config.student
+        model = build_student(
+            self.shape,
+            architecture,
+            student.num_heads or self.teacher.num_heads,
+            self.spec,
+            policy=self.space.policy,
+            dropout=student.dropout,
+            tokenizer=self.teacher.tokenizer,
+        )
+        if student.init == "teacher":
+            init_from_teacher(model, self.teacher.model)
+        return model.to(self.device)
+
+    def log_phase(self, line: PhaseLog) -> None:
+        """Appends one line of mean losses to log.jsonl and, where wanted, to TensorBoard."""
+        self.rundir.log({"phase": line.phase, "step": line.step, "seconds": line.seconds, **line.losses})
+        if self.scalars is not None:
+            self.scalars(line)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall time of the block, if it finishes, to `seconds[name]`."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        write_json_atomic(self._phases, self.seconds)

@@ -1,0 +1,140 @@
+"""Derive: the found architecture becomes a model, distilled on text and then on the task.
+
+The checkpoint is chosen on the `select` split, compared a fixed number of times over the task phase; the `dev` split
+is evaluated once, at the end, and never chosen on. The baselines go through the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.architecture import Architecture
+from engine.evaluation import evaluate
+from engine.metrics import primary
+from engine.settings import PhaseSettings
+from engine.supernet import extract
+from search.context import Context
+from search.phases import phase_data, train_phase
+
+
+@dataclass
+class Derived:
+    """A finished model and its metrics.
+
+    Attributes:
+        model: standalone, on the run's device, in eval mode.
+        architecture: of the model.
+        params: with fit_dense, as budgeted.
+        select: metrics on the split the checkpoint was chosen on.
+        dev: metrics on the reported split.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    params: int
+    select: dict[str, float]
+    dev: dict[str, float]
+
+
+class BestWeights:
+    """Keeps the weights with the best score on the selection split; ties keep the earlier ones."""
+
+    def __init__(self, ctx: Context, model: nn.Module, every: int) -> None:
+        self.ctx, self.model, self.every = ctx, model, max(1, every)
+        self.score = -float("inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def after_step(self, done: int) -> None:
+        """Evaluates when it is time to."""
+        if done % self.every == 0:
+            self.consider()
+
+    def consider(self) -> None:
+        """Evaluates now and keeps a copy of the weights if they are the best so far."""
+        metrics = evaluate(self.model, self.ctx.data.select, self.ctx.spec, precision=self.ctx.precision)
+        score = primary(self.ctx.spec, metrics)[1]
+        if score > self.score:
+            self.score = score
+            self.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint inside the phase."""
+        return {"score": torch.tensor(self.score, dtype=torch.float64), **self.weights}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state` returned."""
+        self.weights = dict(state)
+        self.score = float(self.weights.pop("score"))
+
+    def finish(self) -> None:
+        """Puts the best weights back into the model (the present ones, if nothing was compared)."""
+        if self.weights:
+            self.model.load_state_dict(self.weights)
+
+
+def derive(
+    ctx: Context, name: str, source: nn.Module, architecture: Architecture, folder: Path, *, extra_text_steps: int = 0
+) -> Derived:
+    """Distils `architecture` from `source`'s sliced weights and evaluates it.
+
+    Args:
+        ctx: the run.
+        name: of the derivation, for logs and seeds.
+        source: the warmed-up supernet that gives the first weights.
+        architecture: what to derive.
+        folder: where the finished weights are kept for resumption.
+        extra_text_steps: further text steps, for models whose source had fewer than the found one's.
+    """
+    distiller = ctx.distiller()
+    settings = ctx.config.derive
+    model = extract(source, architecture, fit_dense=True)
+    text = settings.text
+    if extra_text_steps:
+        text = with_extra_steps(text, text_steps(ctx, text, f"{name} text"), extra_text_steps)
+    train_phase(
+        ctx,
+        f"{name} text",
+        model,
+        ctx.data.text,
+        text,
+        lambda batch, _: distiller.text_loss(model, batch),
+        folder / "text.safetensors",
+    )
+    data = phase_data(ctx, ctx.data.train, settings.task, f"{name} task")
+    total = settings.task.total_steps(data.num_batches(settings.task.batch_size))
+    best = BestWeights(ctx, model, round(total / settings.evaluations))
+    train_phase(
+        ctx,
+        f"{name} task",
+        model,
+        ctx.data.train,
+        settings.task,
+        lambda batch, _: distiller.task_loss(model, batch),
+        folder / "task.safetensors",
+        after_step=best.after_step,
+        extra_state=best.state,
+        restore_extra=best.restore,
+        finish=best.finish,
+    )
+    return Derived(
+        model=model,
+        architecture=architecture,
+        params=ctx.space.parameters(architecture),
+        select=evaluate(model, ctx.data.select, ctx.spec, precision=ctx.precision),
+        dev=evaluate(model, ctx.data.dev, ctx.spec, precision=ctx.precision),
+    )
+
+
+def text_steps(ctx: Context, settings: PhaseSettings, name: str) -> int:
+    """Optimizer steps of a text phase over this run's text."""
+    data = phase_data(ctx, ctx.data.text, settings, name)
+    return settings.total_steps(data.num_batches(settings.batch_size))
+
+
+def with_extra_steps(settings: PhaseSettings, steps: int, extra: int) -> PhaseSettings:
+    """`settings` prolonged from `steps` to `steps + extra` optimizer steps."""
+    return PhaseSettings(**{**settings.__dict__, "steps": steps + extra, "epochs": None})

@@ -1,0 +1,138 @@
+"""Command-line options and configuration files of a search, read with jsonargparse.
+
+Order, later wins: built-in defaults, `--preset`, then `--config FILE` and single options as written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from engine.errors import UserError
+from engine.files import write_text_atomic
+from search.config import SearchConfig, validate
+
+EXAMPLES = """
+examples:
+  ffnas search                                        the embedded demo (teacher, text and task included)
+  ffnas search --data.train a.csv --data.dev b.csv    your own task: CSV, TSV, JSONL, Parquet or a hub name
+  ffnas search --teacher bert-base-uncased            another teacher: hub name or local directory
+  ffnas search --budget.params 15e6 16e6              parameters of the found model, lowest and highest
+  ffnas search --preset paper --config my.yaml        start from a preset, change what my.yaml says
+  ffnas search --resume runs/NAME                     go on after an interruption
+"""
+
+
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' line breaks."""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("search") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """File of a preset; raises `UserError` naming the known ones."""
+    if name not in preset_names():
+        raise UserError(f"preset: {name!r} is not known: choose one of {', '.join(preset_names())}")
+    return Path(str(resources.files("search") / "presets" / f"{name}.yaml"))
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `ffnas search` (equal to `python -m search.run`)."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="ffnas search",
+        description="Search an FFN architecture for a small BERT-like encoder and derive it from a teacher.",
+        epilog=EXAMPLES,
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the values below.")
+    parser.add_argument("--resume", type=str, default=None, help="Run directory to continue; takes its own config.")
+    parser.add_class_arguments(SearchConfig, as_group=False)
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[SearchConfig, Path | None]:
+    """Reads the command line; returns the checked configuration and the run directory to resume, if any.
+
+    Raises:
+        UserError: an option, a file or a value is wrong.
+    """
+    argv = normalise(argv)
+    parser = build_parser()
+    resume = _value_of(argv, "--resume")
+    if resume is not None:
+        folder = Path(resume)
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"--resume: {resume!r} holds no config.yaml: give the folder of an earlier run")
+        if any(a.startswith("--") and a.split("=")[0] not in ("--resume", "--config") for a in argv):
+            raise UserError("--resume takes the run's own configuration: give no other option with it")
+        argv = ["--config", str(folder / "config.yaml")]
+    else:
+        folder = None
+        preset = _value_of(argv, "--preset") or SearchConfig.preset
+        argv = ["--config", str(preset_path(preset)), *argv]
+    try:
+        namespace = parser.parse_args(argv)
+        values = vars(parser.instantiate(namespace))
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UserError(one_line(str(error))) from error
+    fields = {f.name: values[f.name] for f in dataclasses.fields(SearchConfig)}
+    config = SearchConfig(**fields)
+    validate(config)
+    return config, folder
+
+
+def normalise(argv: list[str]) -> list[str]:
+    """Dashes in option names become underscores, and `--budget.params LOW HIGH` one bracketed value."""
+    result: list[str] = []
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        result.append(argument)
+        if argument == "--budget.params" and len(rest) > 1 and all(map(_is_number, rest[:2])):
+            result.append(f"[{rest.pop(0)},{rest.pop(0)}]")
+    return result
+
+
+def save_config(config: SearchConfig, path: Path) -> None:
+    """Writes every value, resolved, as YAML that `--config` and `--resume` read back."""
+    write_text_atomic(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def one_line(message: str) -> str:
+    """A parser's message as one line without the parser's own words around it."""
+    message = re.sub(r"\s+", " ", message).strip()
+    return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _value_of(argv: list[str], option: str) -> str | None:
+    for index, argument in enumerate(argv):
+        if argument == option:
+            if index + 1 == len(argv):
+                raise UserError(f"{option} needs a value")
+            return argv[index + 1]
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+    return None

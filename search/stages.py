@@ -1,0 +1,170 @@
+"""The three stages, coarse to fine, each handing its result to the next (EfficientBERT, section 3.3).
+
+    warm-up   GELU supernet (largest stack and ratio) distilled on text
+    stage 1   expressions and (stack, ratio) jointly, per layer; proxy training from the supernet's sliced weights
+    stage 2   expressions at the stage-1 (stack, ratio); starts from the stage-1 winner and its GELU twin
+    stage 3   (stack, ratio) at the stage-2 expressions; one supernet distilled with a random in-budget subnet a
+              step, candidates scored with its shared weights, without retraining
+
+Stages 1 and 2 share one warmed-up supernet, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from engine.architecture import Architecture, LayerSpec
+from engine.data import Batch
+from engine.evaluation import evaluate
+from engine.files import write_json_atomic
+from engine.metrics import primary
+from engine.objective import KDLoss
+from engine.supernet import inherit
+from kernels.expression import GELU_FFN, Expression
+from search.config import StageConfig
+from search.context import Context
+from search.phases import train_phase
+from search.proxy import ProxyTrainer
+from search.report.tables import write_candidates
+from search.samplers import Sampler, make_sampler
+from search.space import SearchSpace
+from search.trials import TrialLog, run_trials
+
+
+def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:
+    """The supernet's architecture: `expressions` at the largest stack and ratio of the space."""
+    stack, ratio = max(ctx.space.stacks), max(ctx.space.ratios)
+    return Architecture(tuple(LayerSpec(e, stack, ratio) for e in expressions))
+
+
+def gelu_twin(architecture: Architecture) -> Architecture:
+    """The same (stack, ratio) in every layer, with the hand-designed GELU FFN."""
+    return Architecture(tuple(LayerSpec(GELU_FFN, layer.stack, layer.ratio) for layer in architecture.layers))
+
+
+def warm_up(ctx: Context) -> nn.Module:
+    """The GELU supernet, distilled on text; shared by stages 1 and 2."""
+    supernet = ctx.new_student(largest(ctx, (GELU_FFN,) * ctx.shape.num_layers), "supernet")
+    distiller = ctx.distiller()
+    train_phase(
+        ctx,
+        "warm-up",
+        supernet,
+        ctx.data.text,
+        ctx.config.warmup,
+        lambda batch, _: distiller.text_loss(supernet, batch),
+        ctx.rundir.stage(1) / "supernet.safetensors",
+    )
+    return supernet
+
+
+def stage1(ctx: Context, supernet: nn.Module) -> TrialLog:
+    """Expressions and (stack, ratio) jointly; starts from the GELU variants that fit the budget."""
+    return _expression_stage(ctx, 1, ctx.config.stage1, ctx.space, supernet, ctx.space.gelu_seeds())
+
+
+def stage2(ctx: Context, supernet: nn.Module, winner: Architecture) -> TrialLog:
+    """Expressions at the winner's (stack, ratio)."""
+    space = ctx.space.with_shapes(tuple((layer.stack, layer.ratio) for layer in winner.layers))
+    return _expression_stage(ctx, 2, ctx.config.stage2, space, supernet, [winner, gelu_twin(winner)])
+
+
+def _expression_stage(
+    ctx: Context,
+    number: int,
+    settings: StageConfig,
+    space: SearchSpace,
+    supernet: nn.Module,
+    initial: list[Architecture],
+) -> TrialLog:
+    name = f"stage{number}"
+    sampler = new_sampler(ctx, name, space, settings.startup, initial)
+    proxy = ProxyTrainer(ctx, name, settings, supernet)
+    return _search(ctx, number, settings.trials, sampler, space, proxy)
+
+
+def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
+    """The weight-shared supernet of stage 3, distilled on text and then on the task, and its space.
+
+    Its text-distilled weights stay in stage3/warmup.safetensors, its task-distilled ones in stage3/supernet.safetensors.
+    """
+    expressions = tuple(layer.expression for layer in winner.layers)
+    space = ctx.space.with_expressions(expressions)
+    model = ctx.new_student(largest(ctx, expressions), "stage3-supernet")
+    inherit(model, supernet)
+    distiller = ctx.distiller()
+    folder = ctx.rundir.stage(3)
+    for part, data, settings, loss, result in (
+        ("text", ctx.data.text, ctx.config.stage3.text, distiller.text_loss, "warmup.safetensors"),
+        ("task", ctx.data.train, ctx.config.stage3.task, distiller.task_loss, "supernet.safetensors"),
+    ):
+        objective = partial(_subnet_loss, ctx, model, space, part, loss)
+        train_phase(ctx, f"stage3 {part}", model, data, settings, objective, folder / result)
+    return model, space
+
+
+def _subnet_loss(
+    ctx: Context, model: nn.Module, space: SearchSpace, part: str, loss: Callable[..., KDLoss], batch: Batch, step: int
+) -> KDLoss:
+    rng = np.random.default_rng(ctx.seed("stage3", part, "subnet", step))
+    return loss(model, batch, architecture=space.sample(rng))
+
+
+def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architecture) -> TrialLog:
+    """(stack, ratio) by shared weights: every candidate is a view of `model`, scored as it is."""
+    settings = ctx.config.stage3
+    sampler = new_sampler(ctx, "stage3", space, settings.startup, [winner])
+
+    def score(architecture: Architecture) -> float:
+        metrics = evaluate(model, ctx.data.score, ctx.spec, precision=ctx.precision, architecture=architecture)
+        return primary(ctx.spec, metrics)[1]
+
+    return _search(ctx, 3, settings.trials, sampler, space, score)
+
+
+def new_sampler(
+    ctx: Context, name: str, space: SearchSpace, startup: int, initial: list[Architecture], kind: str | None = None
+) -> Sampler:
+    """The configured sampler (or `kind`) over `space`, seeded by `name`, proposing `initial` first."""
+    options = ctx.config.sampler
+    kind = kind or options.name
+    extra = {}
+    if kind == "partition":
+        extra = {
+            "startup": startup,
+            "rebuild_every": options.rebuild_every,
+            "exploration": options.exploration,
+        }
+    return make_sampler(kind, space, ctx.seed(name, "sampler"), initial=initial, **extra)
+
+
+def _search(
+    ctx: Context,
+    number: int,
+    total: int,
+    sampler: Sampler,
+    space: SearchSpace,
+    evaluate_candidate: Callable[[Architecture], float],
+) -> TrialLog:
+    name = f"stage{number}"
+    with ctx.timed(f"{name} candidates"):
+        log = run_trials(name, total, sampler, space, evaluate_candidate, ctx.ledger, ctx.reporter)
+    best = log.best()
+    folder = ctx.rundir.stage(number)
+    write_candidates(folder / "candidates.csv", log.trials)
+    write_json_atomic(
+        folder / "best.json",
+        {
+            "number": best.number,
+            "score": best.score,
+            "params": best.params,
+            "architecture": str(best.architecture),
+            "duplicates": log.duplicates,
+        },
+    )
+    return log
+

@@ -1,0 +1,94 @@
+"""summary.json: what a run found, beside its baselines and its teacher (issue-independent, versioned by its keys)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from torch import nn
+
+from engine.metrics import primary
+from search.context import Context
+from search.derive import Derived
+from search.trials import TrialLog
+
+_PACKAGES = ("ffnas", "torch", "transformers", "datasets", "numpy", "optuna", "scikit-learn")
+
+
+def describe(ctx: Context, derived: Derived) -> dict[str, Any]:
+    """One model: architecture, size and metrics; `metric` is the task's primary one on the reported split."""
+    name, value = primary(ctx.spec, derived.dev)
+    return {
+        "architecture": str(derived.architecture),
+        "params": derived.params,
+        "params_without_fit_dense": ctx.space.parameters(derived.architecture, fit_dense=False),
+        "metric": {"name": name, "value": value, "split": "dev"},
+        "metrics": {"dev": derived.dev, "select": derived.select},
+    }
+
+
+def describe_teacher(ctx: Context, metrics: dict[str, float]) -> dict[str, Any]:
+    """The teacher, its size without the task head and its metrics on the reported split."""
+    name, value = primary(ctx.spec, metrics)
+    model: nn.Module = ctx.teacher.model
+    return {
+        "source": ctx.config.teacher,
+        "params": sum(p.numel() for p in model.base_model.parameters()),
+        "layers": ctx.teacher.num_layers,
+        "hidden_size": ctx.teacher.hidden_size,
+        "metric": {"name": name, "value": value, "split": "dev"},
+        "metrics": {"dev": metrics},
+    }
+
+
+def summarise(
+    ctx: Context,
+    best: Derived,
+    baselines: dict[str, Derived],
+    teacher_metrics: dict[str, float],
+    stages: dict[str, TrialLog],
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        ctx: the run.
+        best: the found model.
+        baselines: by name.
+        teacher_metrics: of the teacher on the reported split.
+        stages: trial logs by stage: "1", "2", "3", and "random" where that baseline ran.
+    """
+    logs = list(stages.values())
+    return {
+        "task": {**ctx.spec.to_dict(), "rows": {n: len(getattr(ctx.data, n)) for n in _SPLITS}},
+        "best": {**describe(ctx, best), "model": "best/model"},
+        "baselines": {name: describe(ctx, derived) for name, derived in baselines.items()},
+        "teacher": describe_teacher(ctx, teacher_metrics),
+        "student": {"hidden_size": ctx.shape.hidden_size, "layers": ctx.shape.num_layers},
+        "budget": {"params": list(ctx.space.budget)},
+        "trials": {
+            **{name: len(log.trials) for name, log in stages.items()},
+            "failed": sum(t.score is None for log in logs for t in log.trials),
+            "duplicates": sum(log.duplicates for log in logs),
+        },
+        "seconds": {name: round(seconds, 3) for name, seconds in ctx.seconds.items()},
+        "device": str(ctx.device),
+        "backend": "reference",
+        "precision": ctx.precision,
+        "seed": ctx.config.seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "notes": list(ctx.task.notes),
+    }
+
+
+_SPLITS = ("train", "score", "select", "dev", "text")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,23 @@
+"""`ffnas teacher`: fine-tune a teacher on a task, or find it in the cache, and say where it is."""
+
+from __future__ import annotations
+
+
+def command(argv: list[str]) -> None:
+    """Runs stage 0 of a search alone, with the options of `ffnas search`."""
+    import engine
+    from engine.evaluation import evaluate
+    from engine.metrics import primary
+    from search.context import prepare
+    from search.options import parse
+    from search.pipeline import teach
+    from search.progress import Reporter
+
+    config, _ = parse(argv, prog="ffnas teacher")
+    engine.compat.quiet_libraries()
+    reporter = Reporter()
+    prepared = prepare(config, reporter)
+    teacher = teach(prepared, reporter)
+    metrics = evaluate(teacher.model, prepared.data.dev, prepared.spec, precision=prepared.config.precision)
+    name, value = primary(prepared.spec, metrics)
+    reporter.info(f"teacher: {teacher.folder} ({name} {value:.4f} on dev)")
