@@ -3,7 +3,8 @@
 from engine.data.batching import Batch, collate, plan_batches
 from engine.data.config import DataConfig
 from engine.data.dataset import EncodedDataset
-from engine.data.encode import check_max_length, encode_task
+from engine.data.encode import check_max_length, encode_task, model_positions
+from engine.data.load import load_task
 from engine.data.task import EncodedTask, Rows, TaskData, TaskSpec
 from engine.data.text import encode_text
 
@@ -19,5 +20,7 @@ __all__ = [
     "collate",
     "encode_task",
     "encode_text",
+    "load_task",
+    "model_positions",
     "plan_batches",
 ]

@@ -88,6 +88,9 @@ class DataConfig:
         """
         if self.train is None and self.dev is not None:
             raise UserError(f"data.dev is {self.dev!r} but data.train is not given: give --data.train too")
+        for name in ("text_columns", "label_column", "label_names"):
+            if self.train is None and getattr(self, name) is not None:
+                raise UserError(f"data.{name} is given but data.train is not: give --data.train too")
         for name in ("score_fraction", "select_fraction", "dev_fraction"):
             value = getattr(self, name)
             if not 0.0 < value < 0.5:

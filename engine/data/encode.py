@@ -19,6 +19,8 @@ from engine.data.dataset import EncodedDataset
 from engine.data.task import Rows, TaskSpec
 from engine.errors import UserError
 
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "data2vec-text"}
+
 _Ids = list[list[int]]
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -107,6 +109,18 @@ def check_max_length(max_length: int, tokenizer: Any, max_positions: int | None 
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if max_length < special + 2:
         raise UserError(f"data.max_length is {max_length}: a pair alone needs {special + 2} tokens, choose more")
+
+
+def model_positions(model_config: Any) -> int | None:
+    """Tokens a Hugging Face model has positions for; None when its config does not say.
+
+    RoBERTa and its kin number positions from `pad_token_id + 1`, so their tables hold that many rows more than tokens.
+    """
+    rows = getattr(model_config, "max_position_embeddings", None)
+    if rows is None or rows < 1:
+        return None
+    offset = model_config.pad_token_id + 1 if model_config.model_type in _OFFSET_POSITIONS else 0
+    return int(rows) - offset
 
 
 @contextmanager

@@ -1,0 +1,152 @@
+"""`load_task`: from what the user says about data to a task with its splits.
+
+Who sees what: `train` trains, `score` ranks candidates, `select` chooses checkpoints, `dev` is only reported. `score`
+and `select` are always cut out of the training data; `dev` too when no file is given for it. Training rows whose text
+also stands in `dev` are dropped, and so is warm-up text equal to a held-out text.
+
+Chosen: held-out parts of fixed size cut once, with the seed of the run. Rejected: cross-validation; it ranks
+candidates better per row and multiplies the cost of the search, which is all training.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+import numpy as np
+
+from engine.data import embedded
+from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task, require_column
+from engine.data.config import DataConfig
+from engine.data.labels import class_ids, class_names, infer_kind, label_keys, targets
+from engine.data.sources import Table, read_documents, read_table
+from engine.data.splits import drop_duplicates, held_out_size, hold_out, text_key, without
+from engine.data.task import Rows, TaskData, TaskSpec
+from engine.errors import UserError
+
+MIN_ROWS = 12
+"""Fewest different training texts a task is split from."""
+
+
+def load_task(config: DataConfig, seed: int = 0) -> TaskData:
+    """Read, check and split a task.
+
+    Args:
+        config: where the data is and how to split it.
+        seed: decides the splits and the samples; the same seed gives the same rows.
+
+    Raises:
+        UserError: anything wrong with the files or the options, in one line.
+    """
+    config.validate()
+    spec, rows, dev = _embedded_task(config) if config.train is None else _read_task(config)
+    notes: list[str] = []
+    rows, dropped, conflicts = drop_duplicates(rows, is_regression=spec.is_regression)
+    if dropped:
+        kept = "mean" if spec.is_regression else "most frequent"
+        notes.append(f"{dropped} duplicate training texts dropped ({conflicts} with several labels: {kept} label kept)")
+    if dev is not None:
+        rows, shared = without(rows, [dev])
+        if shared:
+            notes.append(f"{shared} training rows dropped because their text is in {config.dev}")
+    train, score, select, dev = _split(config, spec, rows, dev, seed)
+    text = _warmup_text(config, train, [score, select, dev], seed, notes)
+    for name, limit, part in (("train", config.max_train, train), ("dev", config.max_dev, dev)):
+        if limit is not None and limit < len(part):
+            notes.append(f"{name}: a sample of {limit} of {len(part)} rows (data.max_{name})")
+    train, dev = train.sample(config.max_train, seed), dev.sample(config.max_dev, seed)
+    return TaskData(spec, train, score, select, dev, text, tuple(notes))
+
+
+def _embedded_task(config: DataConfig) -> tuple[TaskSpec, Rows, None]:
+    spec = embedded.SENTIMENT
+    if config.kind == "regression":
+        raise UserError("data.kind is 'regression' but the embedded task is a classification: give --data.train")
+    if config.metric != "auto":
+        spec = TaskSpec.from_dict({**spec.to_dict(), "metric": config.metric})
+    return spec, embedded.sentiment_rows(), None
+
+
+def _read_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None]:
+    """The task, all its training rows, and the rows of the dev file if there is one."""
+    source = str(config.train)
+    table = read_table(source, encoding=config.encoding, quoting=config.quoting, split="train")
+    texts = find_text_columns(table.columns, config.text_columns, source)
+    label = find_label_column(table.columns, config.label_column, texts, source)
+    given = config.label_names or table.class_names.get(label)
+    keys = label_keys(table.values(label), source, config.label_names)
+    kind = infer_kind(keys, label, config.kind)
+    names = class_names(keys, label, source, given) if kind == "classification" else ()
+    metric = config.metric
+    if metric == "auto":
+        metric = choose_metric(kind, len(names), len(texts) == 2, glue_task(source))
+    spec = TaskSpec(_task_name(source), kind, texts, label, names, metric)
+    train = _rows(table, spec, keys)
+    if spec.is_regression and train.labels is not None and np.ptp(train.labels) == 0:
+        raise UserError(f"{source}: every value of {label!r} is {train.labels[0]}: there is nothing to learn")
+    return spec, train, _read_dev(config, spec)
+
+
+def _read_dev(config: DataConfig, spec: TaskSpec) -> Rows | None:
+    if config.dev is None:
+        return None
+    table = read_table(config.dev, encoding=config.encoding, quoting=config.quoting, split="validation")
+    for column in spec.text_columns:
+        require_column(column, table.columns, config.dev, "text column")
+    if spec.label_column not in table.columns:
+        raise UserError(
+            f"{config.dev}: no label column {spec.label_column!r} (columns: {', '.join(table.columns)}): give a dev "
+            "file with labels, or leave data.dev out to hold rows out of data.train"
+        )
+    return _rows(table, spec, label_keys(table.values(spec.label_column), config.dev, config.label_names))
+
+
+def _rows(table: Table, spec: TaskSpec, keys: list[str]) -> Rows:
+    texts = tuple(table.texts(column) for column in spec.text_columns)
+    if spec.is_regression:
+        return Rows(texts, targets(keys, spec.label_column, table.source))
+    return Rows(texts, class_ids(keys, spec.label_names, table.source))
+
+
+def _split(
+    config: DataConfig, spec: TaskSpec, rows: Rows, dev: Rows | None, seed: int
+) -> tuple[Rows, Rows, Rows, Rows]:
+    if len(rows) < MIN_ROWS:
+        raise UserError(
+            f"{config.train}: {len(rows)} different training texts are left, too few to hold rows out for scoring: "
+            f"give at least {MIN_ROWS}"
+        )
+    fractions = [config.score_fraction, config.select_fraction] + ([config.dev_fraction] if dev is None else [])
+    sizes = [held_out_size(len(rows), f, config.min_held_out, config.max_held_out) for f in fractions]
+    train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression)
+    for name, part in zip(("score", "select", "dev"), parts, strict=False):
+        if len(part) == 0:
+            raise UserError(f"{config.train}: no row can be held out as {name}: every class needs two different texts")
+    return train, parts[0], parts[1], parts[2] if dev is None else dev
+
+
+def _warmup_text(config: DataConfig, train: Rows, held_out: list[Rows], seed: int, notes: list[str]) -> list[str]:
+    """Documents for warm-up, without repeats and without any held-out text."""
+    if config.text:
+        documents = [
+            d for s in config.text for d in read_documents(s, encoding=config.encoding, quoting=config.quoting)
+        ]
+    else:
+        documents = [text for column in train.texts for text in column]
+        documents += embedded.articles() if config.train is None else []
+    held = {text_key([text]) for rows in held_out for column in rows.texts for text in column}
+    kept = list(dict.fromkeys(d for d in documents if d.strip() and text_key([d]) not in held))
+    if not kept:
+        raise UserError("data.text: every document is a held-out text of the task: give other text")
+    if config.text and len(kept) < len(documents):
+        notes.append(f"{len(documents) - len(kept)} documents of text dropped: repeated, or held-out texts of the task")
+    if config.max_text is not None and config.max_text < len(kept):
+        notes.append(f"text: a sample of {config.max_text} of {len(kept)} documents (data.max_text)")
+        kept = Rows((kept,)).sample(config.max_text, seed).texts[0]
+    return kept
+
+
+def _task_name(source: str) -> str:
+    """GLUE task, or the file's name, or its folder's where the file is called train."""
+    path = PurePath(source.split("@")[0])
+    named = path.parent.name if path.stem.casefold() in ("train", "training", "data") else path.stem
+    return glue_task(source) or named or "task"

@@ -1,0 +1,104 @@
+"""Splitting without leaks: duplicates dropped first, held-out parts disjoint, stratified and seeded.
+
+Two texts are the same when they differ only in case and white space: an uncased tokenizer cannot tell them apart. Of
+exact duplicates one row stays; rows that are the same only up to case and spacing stay in training and are never held
+out. So no text of a held-out part is in training in any spelling.
+
+Chosen: exact largest-remainder allocation per class. Rejected: scikit-learn's stratified split; it refuses classes
+with one member, which user files have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from engine.data.task import Rows
+
+
+def text_key(texts: Iterable[str]) -> tuple[str, ...]:
+    """What makes two inputs the same text: case and white space aside."""
+    return tuple(" ".join(text.casefold().split()) for text in texts)
+
+
+def row_keys(rows: Rows) -> list[tuple[str, ...]]:
+    """`text_key` of every row."""
+    return [text_key(texts) for texts in zip(*rows.texts, strict=True)]
+
+
+def drop_duplicates(rows: Rows, *, is_regression: bool) -> tuple[Rows, int, int]:
+    """One row per exact text (outer white space aside), the first one, with the group's label.
+
+    The label is the group's most frequent class (the first of equals), or its mean target for regression.
+
+    Returns:
+        The rows, how many were dropped, and how many groups disagreed on the label.
+    """
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, texts in enumerate(zip(*rows.texts, strict=True)):
+        groups[tuple(text.strip() for text in texts)].append(i)
+    kept = rows.take([members[0] for members in groups.values()])
+    if rows.labels is None:
+        return kept, len(rows) - len(kept), 0
+    labels = kept.labels.copy()
+    conflicts = 0
+    for position, members in enumerate(groups.values()):
+        values = rows.labels[members].tolist() if len(members) > 1 else []
+        if len(set(values)) > 1:
+            conflicts += 1
+            labels[position] = np.mean(values) if is_regression else Counter(values).most_common(1)[0][0]
+    return Rows(kept.texts, labels), len(rows) - len(kept), conflicts
+
+
+def without(rows: Rows, others: Sequence[Rows]) -> tuple[Rows, int]:
+    """`rows` less those whose text is in one of `others`, and how many that were."""
+    taken = {key for other in others for key in row_keys(other)}
+    keep = [i for i, key in enumerate(row_keys(rows)) if key not in taken]
+    return (rows if len(keep) == len(rows) else rows.take(keep)), len(rows) - len(keep)
+
+
+def held_out_size(count: int, fraction: float, minimum: int, maximum: int) -> int:
+    """Rows to hold out of `count`: the fraction, within [minimum, maximum], never more than a quarter, at least 1."""
+    return max(1, min(max(round(count * fraction), minimum), maximum, count // 4))
+
+
+def hold_out(rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool) -> tuple[Rows, list[Rows]]:
+    """Cut parts of the given sizes out of `rows`.
+
+    Args:
+        rows: without exact duplicates.
+        sizes: rows of each part.
+        seed: decides which rows.
+        stratify: keep the shares of the classes; every class keeps at least one row in the rest.
+
+    Returns:
+        The rest and the parts, each in the order of `rows`.
+    """
+    counts = Counter(row_keys(rows))
+    free = np.array([counts[key] == 1 for key in row_keys(rows)])
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(free))
+    strata = rows.labels[order] if stratify and rows.labels is not None else np.zeros(len(order), dtype=np.int64)
+    pools = [order[strata == value] for value in np.unique(strata)]
+    if stratify:
+        pools = [pool[: len(pool) - 1] for pool in pools]
+    parts = []
+    for size in sizes:
+        shares = allocate([len(pool) for pool in pools], size)
+        parts.append(np.sort(np.concatenate([pool[:n] for pool, n in zip(pools, shares, strict=True)])))
+        pools = [pool[n:] for pool, n in zip(pools, shares, strict=True)]
+    rest = np.setdiff1d(np.arange(len(rows)), np.concatenate(parts))
+    return rows.take(rest), [rows.take(part) for part in parts]
+
+
+def allocate(counts: Sequence[int], size: int) -> list[int]:
+    """`size` units shared in proportion to `counts` by largest remainder, none above its count."""
+    total = sum(counts)
+    size = min(size, total)
+    exact = [size * count / total if total else 0.0 for count in counts]
+    shares = [int(value) for value in exact]
+    by_remainder = sorted(range(len(counts)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: size - sum(shares)]:
+        shares[i] += 1
+    return shares
