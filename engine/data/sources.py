@@ -1,8 +1,7 @@
 """Tables and documents from files and from the hub, read through `datasets`.
 
-A CSV or TSV file is first walked once with the standard library (about 1 s per million short rows), so that a wrong
-byte, a row with too few fields or an unclosed quotation mark is reported with its place; then every column is read as
-text, exactly as written ("NA" stays "NA", "1.0" stays "1.0"). Types are decided later, in `engine.data.labels`.
+Text files are checked first (`engine.data.filechecks`); then every column of a CSV or TSV file is read as text, exactly
+as written ("NA" stays "NA", "1.0" stays "1.0"). Types are decided later, in `engine.data.labels`.
 
 Chosen: `datasets` for every format, into memory, with a throw-away cache folder for local files. Rejected: its default
 cache; a second copy of the user's file stays on the disk, and an edited file may be served stale.
@@ -10,10 +9,8 @@ cache; a second copy of the user's file stays on the disk, and an edited file ma
 
 from __future__ import annotations
 
-import codecs
 import csv
 import glob
-import json
 import logging
 import re
 import tempfile
@@ -24,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.columns import find_text_columns
+from engine.data.filechecks import bad_json_line, check_csv, check_encoding
 from engine.errors import UserError
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """File name suffixes of tables, and the builder that reads each."""
 
-_CHUNK = 1 << 20
 _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
 _WIKI_TITLE = re.compile(r"^ ?= [^=].*[^=] = ?$")
 _WIKI_HEADING = re.compile(r"^ ?(= )+.*( =)+ ?$")
@@ -91,7 +88,7 @@ def read_table(source: str, *, encoding: str = "utf-8", quoting: str = "standard
     if SUFFIXES[suffix] == "csv":
         delimiter = "\t" if suffix == ".tsv" else ","
         quote = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
-        columns, rows = _check_csv(path, encoding, delimiter, quote)
+        columns, rows = check_csv(path, encoding, delimiter, quote)
         options.update(sep=delimiter, quoting=quote, keep_default_na=False, features=columns)
     data = _load_local(path, SUFFIXES[suffix], options)
     if rows is not None and len(data) != rows:
@@ -137,38 +134,6 @@ def split_documents(text: str) -> list[str]:
         if line.strip() and not skipped.match(line):
             documents[-1].append(line.strip())
     return ["\n".join(document) for document in documents if document]
-
-
-def check_encoding(path: Path, encoding: str) -> str:
-    """The encoding to read `path` with, after every byte of it has been decoded (UTF-8 with a mark: `utf-8-sig`).
-
-    Raises:
-        UserError: an unknown encoding, or a byte that is not in it, with its offset and an encoding that would do.
-    """
-    try:
-        name = codecs.lookup(encoding).name
-        decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError as error:
-        raise UserError(f"data.encoding {encoding!r} is unknown: try utf-8, latin-1 or cp1252") from error
-    position = 0
-    with open(path, "rb") as file:
-        while True:
-            chunk = file.read(_CHUNK)
-            if position == 0 and name == "utf-8" and chunk.startswith(codecs.BOM_UTF8):
-                encoding = "utf-8-sig"
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeError as error:
-                start = getattr(error, "start", 0)
-                byte = f" (0x{error.object[start]:02x})" if isinstance(error, UnicodeDecodeError) else ""
-                remedy = f"try --data.encoding {_likely_encoding(path)}"
-                raise UserError(
-                    f"{path}: byte {position - pending + start}{byte} is not {encoding}: {remedy}"
-                ) from error
-            if not chunk:
-                return encoding
-            position += len(chunk)
 
 
 def _local_path(source: str) -> Path | None:
@@ -221,7 +186,7 @@ def _load_local(path: Path, builder: str, options: dict[str, Any]) -> Any:
         except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, StopIteration) as error:
             if path.stat().st_size == 0 or "corresponds to no data" in str(error):
                 raise UserError(f"{path}: the file has no rows: give one with data") from error
-            place = _bad_json_line(path, options["encoding"]) if builder == "json" else ""
+            place = bad_json_line(path, options["encoding"]) if builder == "json" else ""
             reason = _first_line(error.__cause__ or error)
             raise UserError(
                 f"{path}: not readable as {path.suffix[1:]} ({place or reason}): correct the file"
@@ -233,65 +198,6 @@ def _table(source: str, data: Any) -> Table:
         raise UserError(f"{source}: no rows: give data with at least one row")
     names = {c: tuple(f.names) for c, f in data.features.items() if hasattr(f, "names") and hasattr(f, "int2str")}
     return Table(source, tuple(data.column_names), names, data)
-
-
-def _check_csv(path: Path, encoding: str, delimiter: str, quoting: int) -> tuple[tuple[str, ...], int]:
-    """Column names and number of rows of a CSV file, each row checked against the header."""
-    with open(path, encoding=encoding, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
-        rows, header = 0, None
-        try:
-            for fields in reader:
-                if len(fields) <= 1 and not "".join(fields).strip():
-                    continue
-                if header is None:
-                    header = tuple(name or f"Unnamed: {i}" for i, name in enumerate(fields))
-                    continue
-                rows += 1
-                if len(fields) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields, the header has {len(header)}: quote "
-                        f"fields that hold {delimiter!r} or line ends, or set --data.quoting none"
-                    )
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {reader.line_num}: {error}: look for an unclosed quotation mark, or set --data.quoting "
-                "none"
-            ) from error
-    if header is None:
-        raise UserError(f"{path}: the file is empty: give a file with a header line and rows")
-    if rows == 0:
-        raise UserError(f"{path}: only a header line and no rows: give a file with data")
-    if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise UserError(f"{path}: column {twice!r} occurs twice in the header: rename one")
-    return header, rows
-
-
-def _bad_json_line(path: Path, encoding: str) -> str:
-    """Where the first line that is not JSON stands, or "" when each is."""
-    with open(path, encoding=encoding) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                if line.strip():
-                    json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"line {number}: {error.msg}"
-    return ""
-
-
-def _likely_encoding(path: Path) -> str:
-    with open(path, "rb") as file:
-        data = file.read()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    for name in ("utf-8", "cp1252"):
-        try:
-            data.decode(name)
-            return name
-        except UnicodeDecodeError:
-            continue
-    return "latin-1"
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,10 +172,6 @@ class TaskData:
         }
         text = encode_text(self.text, tokenizer, text_length or max_length, max_positions=max_positions)
         return EncodedTask(self.spec, text=text, **splits)
-
-    def limited(self, **changes: Any) -> TaskData:
-        """A copy with some fields replaced."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
