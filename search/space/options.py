@@ -1,0 +1,93 @@
+"""Checks of the values a search space is configured with; each raises `UserError` naming the option.
+
+Rejected: leaving this to the configuration library, which knows types but not that operators exist, heights are
+reachable and budgets are windows; spaces are also made without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+from engine.architecture import check_stack, parse_ratio
+from engine.errors import UserError
+from kernels.operators import OPERATORS
+from kernels.widths import POLICIES
+from search.space.rules import MAX_HEIGHT, MIN_HEIGHT
+
+_MAX_PARAMS = 1 << 60
+
+
+def stacks(values: Any) -> tuple[int, ...]:
+    """Distinct stacks, in the order given."""
+    return _each("space.stacks", values, check_stack)
+
+
+def ratios(values: Any) -> tuple[Fraction, ...]:
+    """Distinct ratios, in the order given; fractions, numbers, texts such as `1/2` or pairs."""
+    return _each("space.ratios", values, parse_ratio)
+
+
+def policy(value: Any) -> str:
+    """A width policy."""
+    if value not in POLICIES:
+        raise UserError(f"space.policy: {value!r:.60} is not known; use {' or '.join(POLICIES)}")
+    return value
+
+
+def heights(values: Any) -> tuple[int, int]:
+    """Lowest and highest expression height."""
+    pair = _sequence("space.heights", values)
+    if len(pair) != 2 or not all(_is_int(h) and MIN_HEIGHT <= h <= MAX_HEIGHT for h in pair) or pair[0] > pair[1]:
+        raise UserError(
+            f"space.heights: must be lowest and highest height, integers from {MIN_HEIGHT} to {MAX_HEIGHT} in order,"
+            f" got {values!r:.60}"
+        )
+    return pair[0], pair[1]
+
+
+def operators(name: str, values: Any, arity: int) -> tuple[str, ...]:
+    """Distinct operator names of this arity, in the order given."""
+    known = [row.name for row in OPERATORS.values() if row.arity == arity]
+    for value in (names := _sequence(f"space.{name}", values, may_be_empty=True)):
+        if value not in known:
+            raise UserError(f"space.{name}: {value!r:.60} is not one; known are {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def budget(values: Any) -> tuple[int, int]:
+    """A window (low, high) of parameter counts; numbers may be written as floats (15e6)."""
+    pair = _sequence("budget.params", values)
+    if len(pair) != 2 or not all(_is_number(n) and 0 <= n <= _MAX_PARAMS for n in pair) or pair[0] > pair[1]:
+        raise UserError(
+            f"budget.params: must be lowest and highest parameter count, two numbers in order, got {values!r:.60}"
+        )
+    return math.ceil(pair[0]), math.floor(pair[1])
+
+
+def _each(name: str, values: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:
+    found = []
+    for value in _sequence(name, values):
+        try:
+            found.append(convert(value))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return tuple(dict.fromkeys(found))
+
+
+def _sequence(name: str, values: Any, may_be_empty: bool = False) -> Sequence[Any]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise UserError(f"{name}: must be a list, got {values!r:.60}")
+    if not values and not may_be_empty:
+        raise UserError(f"{name}: the list is empty; give at least one")
+    return values
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
