@@ -48,7 +48,7 @@ from kernels.program import (
     derive_flags,
     encode,
 )
-from kernels.validation import validate_program
+from kernels.validation import mark_valid, validate_program
 from kernels.widths import check_policy, check_weights
 
 CACHE_SIZE = 4096
@@ -97,8 +97,14 @@ def lower(expression: str | Expression, policy: str = "truncate") -> Program:
 def load_program(tensor: torch.Tensor) -> Program:
     """A `Program` from its serialized tensor (int32), validated. Raises `ExpressionError` when it is not valid."""
     words = validate_program(tensor)
-    copy = torch.tensor(words, dtype=torch.int32)
-    return Program(copy, words, Flag(words[6]), WidthRule(words[5]), POLICIES[words[4]])
+    return Program(_tensor(words), words, Flag(words[6]), WidthRule(words[5]), POLICIES[words[4]])
+
+
+def _tensor(words: tuple[int, ...]) -> torch.Tensor:
+    with torch.inference_mode(False), torch.device("cpu"):
+        tensor = torch.tensor(words, dtype=torch.int32)
+    mark_valid(tensor, words)
+    return tensor
 
 
 def clear_cache() -> None:
@@ -128,7 +134,7 @@ def _lower(expression: Expression, policy: str) -> Program:
         both.append(segment.compile(value=True, gradients=True))
     segments = [*forward, *gradient, *both]
     words = encode(segments, form, policy, rule, derive_flags(segments, form))
-    tensor = torch.tensor(words, dtype=torch.int32, device="cpu")
+    tensor = _tensor(words)
     return Program(tensor, words, Flag(words[6]), rule, policy, expression)
 
 

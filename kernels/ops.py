@@ -1,18 +1,28 @@
-"""The fused FFN op: `LayerNorm(x + dropout(expression(x)))` in one call.
+"""The fused FFN op: `fused_ffn` and its stack form `fused_ffn_stack`.
 
-This version runs the plain-PyTorch reference on every device.
+    fused_ffn(x)       = LayerNorm(x + dropout(expression(x)))           (bare: expression(x))
+    fused_ffn_stack(x) = n of them in one call, with one expression and n sets of weights
+
+Any expression runs on kernels compiled beforehand; a never-seen one costs its lowering (about a millisecond, cached).
+The operators below are `kernels.library`'s `ffnas::ffn_fwd` and `ffnas::ffn_bwd`; these functions resolve the program,
+flatten leading dimensions and draw the dropout seed. They are traceable by `torch.compile(fullgraph=True)`.
+
+Rejected: methods on a module only. Weight-sharing networks call the op with views of weights that belong elsewhere.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from kernels.expression import Expression, ExpressionError, parse_expression
-from kernels.reference import ffn
+from kernels.expression import Expression
+from kernels.library import ffn_fwd
+from kernels.lowering import lower
+from kernels.program import Program
 
-_parse = lru_cache(maxsize=4096)(parse_expression)
+ProgramLike = str | Expression | Program
 
 
 def fused_ffn(
@@ -23,38 +33,91 @@ def fused_ffn(
     b2: Tensor,
     ln_weight: Tensor | None,
     ln_bias: Tensor | None,
-    program: str | Expression,
+    program: ProgramLike,
     *,
     policy: str = "truncate",
     p_drop: float = 0.0,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     eps: float = 1e-12,
     return_ln: bool = True,
 ) -> Tensor:
     """`LayerNorm(x + dropout(program(x)))`, or the bare `program(x)` with `return_ln=False`.
 
     Args:
-        x: [..., H], floating.
-        w1, b1: [d, H] and [d]; may be strided views of wider weights.
+        x: [..., H], float32, bfloat16, float16 or float64; any strides.
+        w1, b1: [d, H] and [d], `nn.Linear` layout; may be strided views (last stride 1) of wider weights.
         w2, b2: [H, d] and [H].
-        ln_weight, ln_bias: [H].
-        program: expression text or `kernels.Expression`.
-        policy: width policy of binary operators, `"truncate"` or `"pad"`.
-        p_drop, seed: dropout of the expression's value; see `kernels.philox` for the mask.
+        ln_weight, ln_bias: [H]; may be None with `return_ln=False`.
+        program: expression text, a `kernels.Expression` or a lowered `kernels.Program` (which has its own policy).
+        policy: width policy of binary operators, "truncate" or "pad".
+        p_drop: probability of dropping an element of the expression's value.
+        seed: 64-bit dropout seed, an int or an int64 tensor of one element on x's device; None draws one from torch's
+            default generator of that device. The mask is that of `kernels.philox`.
         eps: LayerNorm's epsilon.
 
     Returns:
-        [..., H].
+        [..., H], the dtype of x. Differentiable (once) in x and all parameters.
 
     Raises:
         ExpressionError: `program` is not an expression, or not valid at these widths.
-        ValueError: wrong shapes or dropout arguments.
+        ValueError: a tensor of the wrong shape, dtype, device or stride, or wrong dropout arguments; the argument is
+            named.
     """
-    if isinstance(program, str):
-        program = _parse(program)
-    if not isinstance(program, Expression):
-        raise ExpressionError(f"program must be expression text or an Expression, got {type(program).__name__}")
-    return ffn(
-        x, w1, b1, w2, b2, ln_weight, ln_bias, program,
-        policy=policy, p_drop=p_drop, seed=seed, eps=eps, return_ln=return_ln,
-    )  # fmt: skip
+    norms = ([], []) if not return_ln else ([_given(ln_weight, "ln_weight")], [_given(ln_bias, "ln_bias")])
+    return fused_ffn_stack(x, [w1], [b1], [w2], [b2], *norms, program, policy=policy, p_drop=p_drop, seed=seed, eps=eps)
+
+
+def fused_ffn_stack(
+    x: Tensor,
+    w1: Sequence[Tensor],
+    b1: Sequence[Tensor],
+    w2: Sequence[Tensor],
+    b2: Sequence[Tensor],
+    ln_weight: Sequence[Tensor],
+    ln_bias: Sequence[Tensor],
+    program: ProgramLike,
+    *,
+    policy: str = "truncate",
+    p_drop: float = 0.0,
+    seed: int | Tensor | None = None,
+    eps: float = 1e-12,
+) -> Tensor:
+    """n FFNs one after the other, in one call; a block of rows passes through all of them while it is in cache.
+
+    Args, errors and result are those of `fused_ffn`, with n tensors for each parameter. Empty `ln_weight` and `ln_bias`
+    give the bare expression n times. Layer l drops with stream l of the seed (`kernels.philox`).
+    """
+    code, flags = _program_of(program, policy)
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension, got a scalar")
+    dropout = p_drop != 0.0
+    drawn = _seed_tensor(x, seed) if dropout else None
+    parameters = (list(w1), list(b1), list(w2), list(b2), list(ln_weight), list(ln_bias))
+    save = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for group in parameters for t in group))
+    rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    out, _ = ffn_fwd(rows, *parameters, code, flags, float(p_drop), drawn, float(eps), save)
+    return out.view(x.shape) if x.dim() != 2 else out
+
+
+def _given(tensor: Tensor | None, name: str) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"{name} is needed unless return_ln=False")
+    return tensor
+
+
+def _seed_tensor(x: Tensor, seed: int | Tensor | None) -> Tensor:
+    """The dropout seed as int64 [1] on x's device."""
+    if seed is None:
+        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=x.device)
+    if isinstance(seed, Tensor):
+        return seed.reshape(1)
+    signed = (int(seed) + 2**63) % 2**64 - 2**63
+    return torch.full((1,), signed, dtype=torch.int64, device=x.device)
+
+
+def _program_of(program: ProgramLike, policy: str) -> tuple[Tensor, int]:
+    """(program tensor, flags)."""
+    if isinstance(program, Program):
+        return program.tensor, int(program.flags)
+    lowered = lower(program, policy)
+    return lowered.tensor, int(lowered.flags)

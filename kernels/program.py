@@ -147,6 +147,10 @@ class WidthRule(enum.IntEnum):
             return inner <= hidden
         return inner >= hidden if self is WidthRule.AT_LEAST_HIDDEN else inner == hidden
 
+    def describe(self) -> str:
+        """The rule as text: "any d", "d <= H", "d >= H" or "d == H"."""
+        return ("any d", "d <= H", "d >= H", "d == H")[self]
+
 
 class Flag(enum.IntFlag):
     """What a backend may take a shortcut on. `MID_*` speak of `pre2` in the parallel form."""
@@ -236,10 +240,9 @@ class Program:
     def check_widths(self, hidden: int, inner: int) -> None:
         """Raises `ExpressionError` unless the program may run with hidden width H and intermediate width d."""
         if not self.rule.allows(hidden, inner):
-            need = {1: "d <= H", 2: "d >= H", 3: "d == H"}[int(self.rule)]
             what = f"expression {self.expression}" if self.expression is not None else "the program"
             raise ExpressionError(
-                f"{what} needs {need} under policy {self.policy!r}, got hidden width H={hidden} and d={inner}"
+                f"{what} needs {self.rule.describe()} under policy {self.policy!r}, got H={hidden} and d={inner}"
             )
 
 

@@ -128,3 +128,18 @@ def _expected_outputs(form: int, k: Segment) -> tuple[bool | None, ...]:
     if place == 0 or (place == 1 and form == Form.PARALLEL):
         return value, True, False, False
     return value, None, True, place == 2 and form == Form.PARALLEL
+
+
+def checked_words(program: torch.Tensor) -> tuple[int, ...]:
+    """The words of a program tensor, validated at its first use and after every in-place change."""
+    known = getattr(program, "_ffnas_words", None)
+    if known is not None and known[0] == program._version:
+        return known[1]
+    words = validate_program(program)
+    mark_valid(program, words)
+    return words
+
+
+def mark_valid(program: torch.Tensor, words: tuple[int, ...]) -> None:
+    """Records that `program` holds the valid `words`; the mark lives and dies with the tensor."""
+    program._ffnas_words = (program._version, words)  # type: ignore[attr-defined]

@@ -8,6 +8,10 @@ or, with `has_ln` False, `z_{l+1} = expression(z_l; ...)` with neither dropout n
 
 The functions of a backend are pure: they write to no input, and what they return shares no memory with any input.
 
+A backend `name` lives in `kernels/backends/name.py`, which has a function `load() -> Backend`. `kernels.dispatch`
+imports the module and calls `load` once, at the first call that could use it; `load` raises `BackendUnavailable` (one
+line: what is missing, how to get it) where the backend cannot work on this machine.
+
 Chosen: plain objects with a `supports` that returns a reason. Rejected: raising from `forward` to signal "not served";
 by then the fallback is decided at a different place in forward, backward and fake tracing.
 """
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class BackendUnavailable(RuntimeError):
+    """A backend cannot be used on this machine; the message is one line saying why."""
+
+
 @dataclass(slots=True)
 class FFNCall:
     """The arguments of one call, checked: shapes, dtypes, devices and the program are valid.
@@ -35,12 +43,14 @@ class FFNCall:
         ln_weight, ln_bias: n tensors each, [H]; both empty for bare expressions.
         program: int32 CPU tensor (`kernels.program`), validated.
         flags: its `kernels.program.Flag` bits.
-        p_drop: probability of zeroing, 0 <= p < 1. 0 means no dropout (seed is then None).
-        seed: int64 [1] tensor on x.device; layer l of the stack uses stream l (`kernels.philox`).
+        p_drop: probability of zeroing, 0 <= p <= 1. 0 means no dropout (seed is then None); always 0 without LayerNorm.
+        seed: int64 [1] tensor on x.device; layer l of the stack uses stream l of that seed (`kernels.philox`).
         eps: LayerNorm's epsilon.
         compute_dtype: the dtype matrix-product operands are rounded to; accumulation and elementwise math are float32
-            (float64 for float64). Equals x.dtype unless autocast asked for a narrower one; then x, the parameters and
-            the output may be float32 with bfloat16 products.
+            (float64 for float64). Equals x.dtype, except under autocast, where x may be float32 and this bfloat16.
+            w1, b1, w2 and b2 are x.dtype, compute_dtype or float32 (all four groups alike), LayerNorm's parameters
+            x.dtype or float32: a backend rounds weights as it packs them, and gradients have their input's dtype, so
+            that those of float32 weights are never rounded to bfloat16.
     """
 
     x: torch.Tensor
