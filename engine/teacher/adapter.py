@@ -1,0 +1,194 @@
+"""A teacher: any bidirectional transformers encoder, seen through one forward pass.
+
+`Teacher.states` gives the embedding output, chosen layers' outputs and scaled queries and keys, and the logits. The
+model stays an ordinary transformers model: no patched code, and what `save` writes loads anywhere. Hidden states come
+from `output_hidden_states`, whose meaning (embedding output, then each layer's output) every family shares; only the
+wanted ones are kept.
+
+Rejected: hooks on layer modules. They would free unwanted layers' outputs a little earlier and need to know, for each
+family, which module is a layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.states import EncoderStates
+from engine.teacher.capture import CAPTURE, recording
+from engine.teacher.loading import load_model, load_tokenizer
+from engine.teacher.sources import TeacherSource, resolve
+
+if TYPE_CHECKING:
+    from engine.data import Batch, TaskSpec
+
+_PROBE_LENGTH = 3
+
+
+class Teacher:
+    """An encoder that teaches, with or without a task head; in eval mode, never trained here.
+
+    Args:
+        model: a transformers encoder or sequence-classification model.
+        tokenizer: its tokenizer.
+        name: what the user called it.
+        has_head: whether the task head was loaded rather than freshly initialized.
+
+    Raises:
+        UserError: the model is no bidirectional encoder whose attention goes through transformers' interface.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.has_head = has_head
+        self.metrics: dict[str, float] = {}
+        config = model.config
+        self.hidden_size = int(config.hidden_size)
+        self.num_layers = int(config.num_hidden_layers)
+        self.num_heads = int(config.num_attention_heads)
+        self._takes_types = _takes_token_types(self.encoder)
+        self._install_capture()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | TeacherSource,
+        task: TaskSpec | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Teacher:
+        """Load a teacher.
+
+        Args:
+            source: hub name, folder, `package:NAME`, or the name of an installed package.
+            task: load (or, where the source has none that fits, freshly initialize) a head for this task.
+            device: where the model goes.
+            seed: of a fresh head.
+
+        Raises:
+            UserError: not found, not loadable, or no suitable encoder.
+        """
+        found = source if isinstance(source, TeacherSource) else resolve(str(source))
+        model, has_head = load_model(found, task, seed=seed)
+        return cls(model.to(device), load_tokenizer(found), name=found.name, has_head=has_head)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The model without its task head."""
+        return self.model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model has positions for (RoBERTa's first position is after its padding id)."""
+        positions = int(self.model.config.max_position_embeddings)
+        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        offset = getattr(table, "padding_idx", None)
+        return positions if offset is None else positions - offset - 1
+
+    @torch.no_grad()
+    def states(self, batch: Batch, layers: Sequence[int], need_logits: bool = True) -> EncoderStates:
+        """What distillation compares, from one forward pass without gradients.
+
+        Args:
+            batch: on the model's device.
+            layers: 0-based layers to keep, in the order they are wanted.
+            need_logits: also run the task head, if there is one.
+
+        Returns:
+            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C] or None.
+
+        Raises:
+            UserError: a layer does not exist.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer < self.num_layers]
+        if wrong:
+            raise UserError(f"layers: the teacher has layers 0..{self.num_layers - 1}, asked for {wrong}")
+        with_head = need_logits and self.model is not self.encoder
+        with recording(layers) as recorder:
+            out = self._forward(self.model if with_head else self.encoder, batch, output_hidden_states=True)
+        hidden = out.hidden_states
+        return EncoderStates(
+            embeddings=hidden[0],
+            hidden=tuple(hidden[layer + 1] for layer in layers),
+            queries=tuple(recorder.queries[layer] for layer in layers),
+            keys=tuple(recorder.keys[layer] for layer in layers),
+            logits=out.logits if with_head else None,
+        )
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, C] answers of the task head.
+
+        Raises:
+            UserError: loaded without a task.
+        """
+        if self.model is self.encoder:
+            raise UserError(f"teacher {self.name!r} was loaded without a task and gives no logits: load it with one")
+        return self._forward(self.model, batch).logits
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Move the model in place."""
+        self.model.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write model (safetensors) and tokenizer as transformers does, loadable without ffnas."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Keyword arguments of the model's forward for `batch`."""
+        kwargs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._takes_types:
+            kwargs["token_type_ids"] = batch.token_type_ids
+        return kwargs
+
+    def _forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
+        if self.model.training:
+            self.model.eval()
+        return model(**self.inputs(batch), return_dict=True, **options)
+
+    def _install_capture(self) -> None:
+        """Route attention through the capture function and prove with a tiny pass that it is used everywhere."""
+        kind = type(self.model).__name__
+        self.model.set_attn_implementation(CAPTURE)
+        refused = (
+            f"teacher {self.name!r}: the attention of {kind} does not go through transformers' attention interface, "
+            "so its queries and keys cannot be seen: choose a BERT, RoBERTa, ELECTRA, MiniLM, DistilBERT or similar"
+        )
+        if self.encoder.config._attn_implementation != CAPTURE:
+            raise UserError(refused)
+        ids = torch.ones(1, _PROBE_LENGTH, dtype=torch.long, device=self.device)
+        with torch.no_grad(), recording(range(self.num_layers)) as recorder:
+            out = self.encoder(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, return_dict=True)
+        if recorder.calls != self.num_layers:
+            raise UserError(f"{refused} ({recorder.calls} attention calls seen, {self.num_layers} layers)")
+        states = out.hidden_states
+        if len(states) != self.num_layers + 1 or any(h.shape[-1] != self.hidden_size for h in states):
+            raise UserError(
+                f"teacher {self.name!r}: {kind} gives {len(states)} hidden states of widths "
+                f"{sorted({h.shape[-1] for h in states})}; {self.num_layers + 1} of width {self.hidden_size} are needed"
+            )
+        heads = {q.shape[1] for q in recorder.queries.values()}
+        if heads != {self.num_heads}:
+            raise UserError(f"teacher {self.name!r}: attention has {sorted(heads)} heads, its config {self.num_heads}")
+
+
+def _takes_token_types(encoder: nn.Module) -> bool:
+    """Whether segment ids mean anything to the model: DistilBERT takes none, RoBERTa knows one segment only."""
+    takes = "token_type_ids" in inspect.signature(encoder.forward).parameters
+    return takes and getattr(encoder.config, "type_vocab_size", 0) > 1

@@ -1,0 +1,102 @@
+"""Queries and keys of a transformers encoder, taken where its attention is dispatched.
+
+transformers' models hand queries, keys and values [B, heads, S, d] to a function chosen by name (`AttentionInterface`).
+Ours, `ffnas_capture`, notes queries and keys for the recorder that is active, then calls the library's own sdpa
+attention: no S×S is made here, outputs are those of sdpa. Its mask is sdpa's too, without the shortcut for batches
+without padding, which would wait for the device.
+
+Layers are counted in the order their attention runs. That needs no attribute of the attention module (DistilBERT's has
+no `layer_idx`) and is right where one module serves several layers (ALBERT). Rejected: forward hooks on the query and
+key projections, found by regular expressions over module names; every family names them differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from engine.errors import UserError
+
+CAPTURE = "ffnas_capture"
+"""Name of the attention function, as in `model.set_attn_implementation(CAPTURE)`."""
+
+
+@dataclass
+class Recorder:
+    """Queries and keys of the wanted attention calls of one forward pass.
+
+    Attributes:
+        wanted: 0-based layers.
+        calls: attention calls so far.
+        queries: layer -> [B, heads, S, d], multiplied by the softmax scale.
+        keys: layer -> [B, heads, S, d].
+    """
+
+    wanted: frozenset[int]
+    calls: int = 0
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+
+    def record(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None, extra: dict) -> None:
+        layer, self.calls = self.calls, self.calls + 1
+        if getattr(module, "is_causal", False):
+            raise UserError("teacher: its attention is causal: only bidirectional encoders can teach")
+        if query.shape != key.shape:
+            raise UserError(
+                f"teacher: queries {tuple(query.shape)} and keys {tuple(key.shape)} differ (grouped or cross "
+                "attention): only encoders with one key per query head can teach"
+            )
+        if extra.get("position_bias") is not None or extra.get("softcap") is not None:
+            raise UserError("teacher: its attention scores are more than queries times keys (position bias or cap)")
+        if layer in self.wanted:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self.queries[layer] = query * scale
+            self.keys[layer] = key
+
+
+_active: ContextVar[Recorder | None] = ContextVar("ffnas_capture_recorder", default=None)
+
+
+@contextmanager
+def recording(layers: Sequence[int]) -> Iterator[Recorder]:
+    """Record queries and keys of `layers` in the forward passes of this context (one pass per context)."""
+    recorder = Recorder(frozenset(layers))
+    token = _active.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _active.reset(token)
+
+
+def capture_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """sdpa attention that shows queries and keys to the active recorder; same arguments and result as sdpa's."""
+    recorder = _active.get()
+    if recorder is not None:
+        recorder.record(module, query, key, scaling, kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def capture_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """sdpa's mask, always made: deciding that nothing is padded would read the mask on the host."""
+    return sdpa_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+
+
+AttentionInterface.register(CAPTURE, capture_attention)
+AttentionMaskInterface.register(CAPTURE, capture_mask)

@@ -1,0 +1,150 @@
+"""A model folder to a transformers model: the right class, safetensors only, and a head that fits the task.
+
+A head is kept when the folder has one with as many outputs as the task; if its label names are the task's in another
+order, its rows are put into the task's order. Otherwise a fresh head is made, from a fixed seed. The head is always
+the family's standard one, so that a fine-tuned teacher loads anywhere (MiniLM's sentence vectors come from mean
+pooling, which the standard BERT head does not do; the loss of accuracy after fine-tuning is small).
+
+Rejected: our own head on top of the bare encoder; no other program could load the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from engine.errors import UserError
+from engine.teacher.sources import TeacherSource
+
+if TYPE_CHECKING:
+    from engine.data import TaskSpec
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
+"""What transformers raises for folders it cannot load (unknown model types, damaged files, missing libraries)."""
+
+
+def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -> tuple[nn.Module, bool]:
+    """The model in float32 on the CPU, and whether its head was loaded (False without a task).
+
+    Raises:
+        UserError: the folder cannot be loaded, or holds no encoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.folder)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"teacher {source.name!r}: its config.json cannot be used ({_first_line(error)})") from error
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise UserError(f"teacher {source.name!r} is no encoder ({config.model_type}): choose a bidirectional encoder")
+    auto, options = AutoModel, {}
+    own_names = dict(config.id2label)
+    if task is not None:
+        auto, options = AutoModelForSequenceClassification, _head_options(task)
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        try:
+            model, report = auto.from_pretrained(
+                source.folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=task is not None,
+                output_loading_info=True,
+                **options,
+            )
+        except _LOAD_ERRORS as error:
+            raise UserError(f"teacher {source.name!r} cannot be loaded ({_first_line(error)})") from error
+    fresh = _fresh_parameters(report)
+    _require_encoder_weights(model, fresh, source)
+    has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
+    if has_head:
+        _order_head(model, own_names, task)
+    model.config._name_or_path = source.name
+    return model, has_head
+
+
+def load_tokenizer(source: TeacherSource) -> Any:
+    """The folder's tokenizer, in Rust where there is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True)
+    except (*_LOAD_ERRORS, AttributeError) as error:
+        raise UserError(
+            f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "
+            "add its tokenizer files (`tokenizer.save_pretrained`)"
+        ) from error
+    if not len(tokenizer):
+        raise UserError(f"teacher {source.name!r}: no tokenizer files in {source.folder}: add them")
+    return tokenizer
+
+
+def _head_options(task: TaskSpec) -> dict[str, Any]:
+    if task.is_regression:
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(task.label_names))
+    return {
+        "id2label": names,
+        "label2id": {name: i for i, name in names.items()},
+        "num_labels": len(names),
+        "problem_type": "single_label_classification",
+    }
+
+
+def _fresh_parameters(report: dict[str, Any]) -> set[str]:
+    """Names of parameters that did not come from the file: missing there, or of another shape."""
+    mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
+    return set(report["missing_keys"]) | mismatched
+
+
+def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherSource) -> None:
+    """A pooler may be fresh (checkpoints of language models have none), the rest of the encoder may not."""
+    encoder = model.base_model
+    pooler = {id(p) for p in encoder.pooler.parameters()} if getattr(encoder, "pooler", None) is not None else set()
+    own = {id(p) for p in encoder.parameters()} - pooler
+    missing = sorted(name for name, p in model.named_parameters() if name in fresh and id(p) in own)
+    if missing:
+        raise UserError(
+            f"teacher {source.name!r}: {len(missing)} tensors of the encoder are missing or of another shape in the "
+            f"weights, first {missing[0]!r}: the folder's config.json and weights do not belong together"
+        )
+
+
+def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None:
+    """Put the rows of a loaded head into the task's order of classes, where its label names tell the order."""
+    have = [str(names[i]).casefold() for i in sorted(names)]
+    want = [name.casefold() for name in task.label_names]
+    if have == want or sorted(have) != sorted(want) or len(set(have)) != len(have):
+        return
+    order = torch.tensor([have.index(name) for name in want])
+    last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(want)][-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.copy_(parameter[order].clone())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' loading report and progress bar: fresh heads are expected here and reported by us."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,153 @@
+"""Where a teacher comes from: a local folder, an installed package, or the Hugging Face hub; in the end a folder.
+
+Only safetensors are read. Pickled weights (`pytorch_model.bin`) are refused with the line that converts them, even
+though transformers would load them with `weights_only=True`: safetensors cannot run code whatever the version, and
+their hash is the teacher's identity. Packages are located with `find_spec` and never imported.
+
+Rejected: giving the name to `from_pretrained` and letting it search. It asks the network first, reports failures in
+terms of its own options, and would leave us without the files to hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.files import file_hash
+
+PACKAGE_PREFIX = "package:"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_MODULE_NAME = re.compile(r"[A-Za-z_]\w*")
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_MAX_DEPTH = 4
+"""Folders below a package's root that are searched for a model."""
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A model folder and what the user called it.
+
+    Attributes:
+        name: as given.
+        folder: holds `config.json` and one or more `*.safetensors`.
+    """
+
+    name: str
+    folder: Path
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over names and contents of the weights, configuration and tokenizer files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file() and path.suffix in {".safetensors", ".json", ".txt", ".model"}:
+                digest.update(f"{path.name}={file_hash(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def resolve(source: str) -> TeacherSource:
+    """Find the model folder of `source`.
+
+    Args:
+        source: `package:NAME`, a folder, the name of an installed package that carries a model, or a hub name; tried
+            in this order.
+
+    Raises:
+        UserError: nothing found (the message names what was tried), or the weights are not safetensors.
+    """
+    source = str(source).strip()
+    if not source:
+        raise UserError("teacher: the name is empty: give a hub name, a folder, or package:NAME")
+    if source.startswith(PACKAGE_PREFIX):
+        name = source.removeprefix(PACKAGE_PREFIX)
+        folder = _package_folder(name)
+        if folder is None:
+            raise UserError(f"teacher {source!r} not found: {_package_problem(name)}")
+        return TeacherSource(source, folder)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return TeacherSource(source, _checked(path, source))
+    if path.exists():
+        raise UserError(f"teacher {source!r} is a file: give the folder that holds config.json and model.safetensors")
+    folder = _package_folder(source)
+    if folder is not None:
+        return TeacherSource(source, folder)
+    tried = f"no folder {source!r}, no installed package of that name with a model"
+    if not _HUB_NAME.fullmatch(source):
+        raise UserError(f"teacher {source!r} not found: {tried}, and not a possible hub name")
+    return TeacherSource(source, _checked(_hub_folder(source, tried), source))
+
+
+def _package_folder(name: str) -> Path | None:
+    """Folder with a model inside the installed top-level package (or distribution) `name`, without importing it."""
+    module = name.replace("-", "_")
+    if not _MODULE_NAME.fullmatch(module):
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a half-initialized module of that name
+        return None
+    roots = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
+    for root in roots:
+        for config in sorted(root.rglob("config.json"), key=lambda p: (len(p.parts), str(p))):
+            deep = len(config.relative_to(root).parts) - 1
+            if deep <= _MAX_DEPTH and any(config.parent.glob("*.safetensors")):
+                return config.parent
+    return None
+
+
+def _package_problem(name: str) -> str:
+    module = name.replace("-", "_")
+    if not _MODULE_NAME.fullmatch(module):
+        return f"{name!r} is not a package name"
+    if importlib.util.find_spec(module) is None:
+        return f"no installed package {module!r}; install it (`pip install {module.replace('_', '-')}`)"
+    return f"package {module!r} is installed but holds no folder with config.json and *.safetensors"
+
+
+def _checked(folder: Path, source: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"teacher {source!r}: {folder} holds no config.json: give a folder `save_pretrained` wrote")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"teacher {source!r} has only pickled weights ({pickles[0]}), which are not read: convert them once with "
+            f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{source}')"
+            ".save_pretrained('DIR')\", copy the tokenizer files to DIR, and give DIR"
+        )
+    raise UserError(f"teacher {source!r}: no *.safetensors in {folder}: give a folder `save_pretrained` wrote")
+
+
+def _hub_folder(name: str, tried: str) -> Path:
+    """Local snapshot of the hub model `name`, from the cache when the hub cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    transport_error = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, whichever the installed hub client uses
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]))
+    except HFValidationError as error:
+        raise UserError(f"teacher {name!r} not found: {tried}, and not a possible hub name") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"teacher {name!r} not found: {tried}, not in the hub's cache, and the hub cannot be reached: "
+            "give a folder, or go online once"
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"the hub answered {status}" if status else type(error).__name__
+        raise UserError(
+            f"teacher {name!r} not found: {tried}, and {reason}: check the name (a gated model needs `hf auth login`)"
+        ) from error
+    except (OSError, transport_error) as error:
+        raise UserError(
+            f"teacher {name!r} not found: {tried}, and the hub cannot be reached ({type(error).__name__}): "
+            "give a folder, or go online once"
+        ) from error
