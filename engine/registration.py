@@ -9,8 +9,8 @@ system that acts when one of three transformers modules has been imported (at on
     transformers.models.auto.modeling_auto           register the model classes
 
 The modules of `engine.student` must not import the Auto classes themselves, or the third action would find them half
-imported. Rejected: importing and registering eagerly (8 s added to every `import engine.x` on one core), and writing class names
-into transformers' private lazy tables.
+imported. Rejected: importing and registering eagerly (8 s more for every `import engine.x` on one core), and writing
+class names into transformers' private lazy tables.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils.generic import can_return_tuple
@@ -159,7 +158,7 @@ class FFNASForMultipleChoice(_Headed):
 
 
 class MaskedLMHead(nn.Module):
-    """LayerNorm(gelu(dense(x))) in the width of the token table, then a decoder tied to the table, with its own bias."""
+    """LayerNorm(gelu(dense(x))) in the token table's width, then a decoder tied to the table, with its own bias."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__()

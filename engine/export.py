@@ -1,0 +1,173 @@
+"""Exports a found model as an ordinary Hugging Face directory.
+
+    model.safetensors config.json      weights of the subnet alone, without `fit_dense`; labels in the config
+    tokenizer files                    its length limit lowered to the model's positions
+    README.md                          model card: layers, sizes, score, how it was found, how to load it
+    architecture.json                  the architecture file, if asked for
+
+The directory appears whole or not at all. Rejected: writing the supernet with an architecture beside it. The files
+would be several times larger, and every reader would have to slice them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from engine.architecture import Architecture
+from engine.files import atomic_directory
+from engine.params import count_parameters, ffn_parameters, inner_width
+from engine.student.configuration import FFNASConfig
+from engine.student.modeling import FFNASPreTrainedModel
+from engine.supernet import extract
+
+_PIPELINES = {
+    "FFNASForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "FFNASForQuestionAnswering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "FFNASForMultipleChoice": (None, "AutoModelForMultipleChoice"),
+    "FFNASForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
+    "FFNASModel": ("feature-extraction", "AutoModel"),
+}
+
+
+def export_model(
+    model: FFNASPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    out_dir: str | os.PathLike[str],
+    architecture: Architecture | None,
+    card: Mapping[str, Any],
+    *,
+    architecture_file: bool = False,
+    fit_dense: bool = False,
+) -> None:
+    """Writes `architecture` of `model` to the directory `out_dir`, replacing it if it exists.
+
+    Args:
+        model: a student or supernet; not changed.
+        tokenizer: saved beside the model; None writes none.
+        out_dir: the directory.
+        architecture: the subnet to write, None for everything stored.
+        card: for the model card, all optional: `name`; `task`; `teacher`; `license` (SPDX id); `metric`
+            {"name", "value", "split"}; `metrics` {name: value}; any other entry is listed under "How it was found".
+        architecture_file: also write `architecture.json`.
+        fit_dense: keep the distillation projection.
+
+    Raises:
+        UserError: `model` does not store the architecture.
+        OSError: the directory cannot be written.
+    """
+    exported = extract(model, architecture, fit_dense=fit_dense).eval()
+    with atomic_directory(out_dir) as folder:
+        exported.save_pretrained(folder)
+        if tokenizer is not None:
+            _limited(tokenizer, exported.config).save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(exported, card), encoding="utf-8")
+        if architecture_file:
+            config = exported.config
+            config.full_architecture.save(folder / "architecture.json", config.shape)
+
+
+def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any]) -> str:
+    """Text of the model card (Markdown with a YAML head); `card` as in `export_model`."""
+    task, auto_class = _PIPELINES[type(model).__name__]
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["ffnas", "neural-architecture-search"]}
+    if task:
+        head["pipeline_tag"] = task
+    if card.get("license"):
+        head["license"] = card["license"]
+    known = {"name", "task", "teacher", "license", "metric", "metrics"}
+    facts = {key: card[key] for key in ("task", "teacher") if card.get(key)}
+    facts |= {key: value for key, value in card.items() if key not in known}
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {card.get('name') or 'FFNAS model'}",
+        "A BERT-like encoder whose feed-forward networks were found by ffnas.",
+        _scores(card),
+        _architecture_section(model),
+        "## How it was found\n\n" + "\n".join(f"- {key}: {_plain(value)}" for key, value in facts.items())
+        if facts
+        else "",
+        _usage(task, auto_class),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def _scores(card: Mapping[str, Any]) -> str:
+    rows = []
+    metric = card.get("metric")
+    if metric:
+        rows.append((metric["name"], metric["value"], metric.get("split", "")))
+    split = metric.get("split", "") if metric else ""
+    rows += [(k, v, split) for k, v in card.get("metrics", {}).items() if not metric or k != metric["name"]]
+    if not rows:
+        return ""
+    lines = [f"| {name} | {value:.4f} | {where} |" for name, value, where in rows]
+    return "\n".join(["## Scores", "", "| metric | value | split |", "|---|---|---|", *lines])
+
+
+def _architecture_section(model: FFNASPreTrainedModel) -> str:
+    config = model.config
+    architecture = config.full_architecture
+    lines = []
+    for index, layer in enumerate(architecture.layers):
+        inner = inner_width(layer.ratio, config.intermediate_size)
+        params = ffn_parameters(config.hidden_size, inner, layer.stack)
+        lines.append(f"| {index} | `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
+    encoder = count_parameters(architecture, config.shape, fit_dense=False)
+    return "\n".join(
+        [
+            "## Architecture",
+            "",
+            f"Hidden size {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads,"
+            f" {config.embedding_type} embedding, width policy {config.width_policy}.",
+            f"{encoder:,} parameters in embeddings and encoder, {model.num_parameters():,} with pooler and head.",
+            "",
+            "| layer | expression | stack | ratio | inner width | FFN parameters |",
+            "|---|---|---|---|---|---|",
+            *lines,
+            "",
+            "Published form:",
+            "",
+            "```",
+            str(architecture),
+            "```",
+        ]
+    )
+
+
+def _usage(task: str | None, auto_class: str) -> str:
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        "import engine  # ffnas: makes transformers know the model",
+        f"from transformers import {auto_class}, AutoTokenizer{', pipeline' if task else ''}",
+        "",
+        f'model = {auto_class}.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+    ]
+    if task:
+        lines.append(f'run = pipeline("{task}", model=model, tokenizer=tokenizer)')
+    return "\n".join([*lines, "```"])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(inner) for inner in value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _limited(tokenizer: PreTrainedTokenizerBase, config: FFNASConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer with a length limit the model can take, so that truncation in pipelines works."""
+    if tokenizer.model_max_length <= config.max_position_embeddings:
+        return tokenizer
+    limited = copy.deepcopy(tokenizer)
+    limited.model_max_length = config.max_position_embeddings
+    return limited

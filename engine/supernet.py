@@ -1,0 +1,180 @@
+"""Building students, and moving weights between a supernet and models of its subnets.
+
+A supernet is a student whose layers are stored at the largest stack and ratio; `forward(architecture=...)` runs a
+subnet of it on views. `extract` copies such a subnet out into a model of its own, `inherit` copies it into a model
+that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` and the leading columns of `dense2`, and
+every other parameter is taken whole, so that the copy computes bit for bit what the views compute.
+
+Rejected: choosing which rows to keep by importance (norm pruning). The subnet that was trained is the leading slice.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.architecture import Architecture
+from engine.errors import UserError
+from engine.params import ModelShape
+from engine.student.configuration import FFNASConfig
+from engine.student.heads import FFNASForSequenceClassification
+from engine.student.modeling import FFNASPreTrainedModel
+
+if TYPE_CHECKING:
+    from engine.data import TaskSpec
+
+Student = TypeVar("Student", bound=FFNASPreTrainedModel)
+
+_SLICED = re.compile(r"encoder\.\d+\.all_ffn\.\d+\.dense(1\.weight|1\.bias|2\.weight)")
+
+
+def build_student(
+    shape: ModelShape,
+    architecture: Architecture | None,
+    heads: int,
+    task: TaskSpec | None = None,
+    *,
+    policy: str = "truncate",
+    model_class: type[Student] = FFNASForSequenceClassification,  # type: ignore[assignment]
+    seed: int | None = None,
+    **config: Any,
+) -> Student:
+    """A freshly initialised student (or supernet: its largest architecture).
+
+    Args:
+        shape: sizes; `teacher_hidden_size` gives the model its `fit_dense`.
+        architecture: what is stored; None is the plain GELU FFN, stack 1, ratio 1, in every layer.
+        heads: number of attention heads; divides the hidden size.
+        task: names the labels and the kind of problem.
+        policy: width policy of binary operators.
+        model_class: which head.
+        seed: initial weights as a function of it alone, torch's global generator left as it was; None uses and
+            advances that generator.
+        **config: other fields of `FFNASConfig`.
+
+    Raises:
+        UserError: the values do not fit together.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": shape.ffn_size,
+        "embedding_type": "full" if shape.embedding_size is None else "trigram",
+        "embedding_size": shape.hidden_size if shape.embedding_size is None else shape.embedding_size,
+        "layers": architecture,
+        "width_policy": policy,
+        "teacher_hidden_size": shape.teacher_hidden_size,
+        "max_position_embeddings": shape.max_positions,
+        "type_vocab_size": shape.type_vocab,
+    }
+    if task is not None:
+        settings |= _task_fields(task)
+    made = FFNASConfig(**settings | config)
+    if seed is None:
+        return model_class(made)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return model_class(made)
+
+
+def extract(model: Student, architecture: Architecture | None, *, fit_dense: bool = False) -> Student:
+    """The subnet `architecture` of `model` as a model of the same class with its own weights.
+
+    Args:
+        model: a student or supernet; not changed.
+        architecture: what to take, None for everything stored.
+        fit_dense: keep the distillation projection.
+
+    Returns:
+        A model whose outputs equal `model(..., architecture=architecture)`, on the same device, in the same dtype and
+        mode (training or evaluation).
+
+    Raises:
+        UserError: `model` does not store the architecture.
+    """
+    base = model.base_model
+    base.planner(architecture)
+    config = copy.deepcopy(model.config)
+    if architecture is not None:
+        config.layers = architecture.to_dict(config.shape)["layers"]
+    if not fit_dense:
+        config.teacher_hidden_size = None
+    with torch.device("meta"):
+        target = type(model)(config, **_constructor_options(model))
+    wanted = target.state_dict()
+    source = {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
+    sliced = {name: _leading(name, source[name], tensor.shape).clone() for name, tensor in wanted.items()}
+    target.load_state_dict(sliced, assign=True)
+    target.tie_weights()
+    return target.train(model.training)
+
+
+@torch.no_grad()
+def inherit(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[str]:
+    """Copies into `target`, in place, the weights it shares with the supernet `source`.
+
+    The two may have different heads: encoder weights go from encoder to encoder, head weights only where name and
+    shape agree. `fit_dense` and the pooler are copied where both have them.
+
+    Returns:
+        Names of target's parameters that `source` has no weights for, and that were left as they are.
+
+    Raises:
+        UserError: `target` is larger than `source`, or of other sizes.
+    """
+    given = {_encoder_name(source, name): tensor for name, tensor in source.state_dict().items()}
+    left: list[str] = []
+    copies: list[tuple[Tensor, Tensor]] = []
+    for name, tensor in target.state_dict().items():
+        inner = _encoder_name(target, name)
+        found = given.get(inner)
+        in_encoder = inner.startswith(("embeddings.", "encoder."))
+        if found is None and in_encoder:
+            raise UserError(
+                f"inherit: the supernet stores no {inner}; use a supernet with larger stacks or more layers"
+            )
+        if found is None or (not in_encoder and found.shape != tensor.shape):
+            left.append(name)
+            continue
+        copies.append((tensor, _leading(inner, found, tensor.shape)))
+    for tensor, value in copies:
+        tensor.copy_(value)
+    return left
+
+
+def _leading(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The leading part of `tensor` of this shape; only FFN inner widths may differ."""
+    if tensor.shape == shape:
+        return tensor
+    smaller = all(small <= large for small, large in zip(shape, tensor.shape, strict=True))
+    if not smaller or not _SLICED.search(name):
+        raise UserError(
+            f"inherit: {name} is {list(tensor.shape)} in the supernet and {list(shape)} in the model;"
+            " build both with the same sizes, the supernet with the larger ratios"
+        )
+    return tensor[tuple(slice(size) for size in shape)]
+
+
+def _encoder_name(model: FFNASPreTrainedModel, name: str) -> str:
+    """A parameter's name without the encoder's prefix; head parameters keep theirs."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
+    return {"add_pooling_layer": model.cls_pooler is not None} if model.base_model is model else {}
+
+
+def _task_fields(task: TaskSpec) -> dict[str, Any]:
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: index for index, name in enumerate(task.label_names)},
+        "problem_type": "single_label_classification",
+    }
