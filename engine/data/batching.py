@@ -71,8 +71,9 @@ def plan_batches(
         max_tokens: most tokens per batch, padding included (a longer single row makes a batch by itself).
         seed: together with `epoch` decides the order.
         epoch: see `seed`.
-        shuffle: rows in random order; False keeps their order (then `bucket` has no effect).
-        bucket: sort by length inside windows.
+        shuffle: random order, of rows and of batches.
+        bucket: sort by length: inside windows when shuffling, else all rows at once, shortest first (for evaluation:
+            least padding). With neither, rows come in the order they are stored.
         drop_last: leave out the batches that are not full (with `max_tokens`: the last one cut).
         pad_to_multiple: width that padding is rounded up to, counted by `max_tokens`.
 
@@ -92,6 +93,8 @@ def plan_batches(
         order = generator.permutation(order)
         if bucket:
             order = _sort_in_windows(order, lengths, WINDOW * (batch_size or _mean_rows(lengths, max_tokens)))
+    elif bucket:
+        order = np.argsort(lengths, kind="stable")
     if batch_size is not None:
         batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
         if drop_last and len(batches[-1]) < batch_size:
