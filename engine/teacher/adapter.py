@@ -54,6 +54,11 @@ class Teacher:
         self.hidden_size = int(config.hidden_size)
         self.num_layers = int(config.num_hidden_layers)
         self.num_heads = int(config.num_attention_heads)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"teacher {name!r}: its tokenizer knows {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
+                "put the tokenizer the model was trained with into its folder"
+            )
         self._takes_types = _takes_token_types(self.encoder)
         self._install_capture()
 

@@ -81,8 +81,13 @@ def load_tokenizer(source: TeacherSource) -> Any:
             f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "
             "add its tokenizer files (`tokenizer.save_pretrained`)"
         ) from error
-    if not len(tokenizer):
-        raise UserError(f"teacher {source.name!r}: no tokenizer files in {source.folder}: add them")
+    # Without its files transformers builds a tokenizer that knows the special tokens only.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((source.folder / name).is_file() for name in files):
+        raise UserError(
+            f"teacher {source.name!r}: no tokenizer in {source.folder} (none of {', '.join(sorted(files))}): "
+            "add its tokenizer files (`tokenizer.save_pretrained`)"
+        )
     return tokenizer
 
 
