@@ -1,0 +1,46 @@
+"""Samplers: who proposes candidates. One interface, one registry; `make_sampler` builds one by name."""
+
+from __future__ import annotations
+
+import inspect
+from types import MappingProxyType
+from typing import Any
+
+from engine.errors import UserError
+from search.samplers.base import Observation, Sampler, Space, SpaceExhausted
+from search.samplers.partition import PartitionSampler
+from search.samplers.random_search import RandomSampler
+
+__all__ = [
+    "SAMPLERS",
+    "Observation",
+    "PartitionSampler",
+    "RandomSampler",
+    "Sampler",
+    "Space",
+    "SpaceExhausted",
+    "make_sampler",
+]
+
+SAMPLERS = MappingProxyType({cls.name: cls for cls in (RandomSampler, PartitionSampler)})
+
+
+def make_sampler(name: str, space: Space, seed: int, **options: Any) -> Sampler:
+    """Builds a sampler by name.
+
+    Args:
+        name: a name in `SAMPLERS`.
+        space: where candidates come from.
+        seed: of every random choice.
+        options: `initial` and the sampler's own options.
+
+    Raises:
+        UserError: unknown name or option.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"sampler.name: {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
+    known = [p for p in inspect.signature(SAMPLERS[name]).parameters if p not in ("space", "seed")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"sampler.{option}: sampler {name!r} has no such option; it knows {', '.join(known)}")
+    return SAMPLERS[name](space, seed, **options)
