@@ -69,7 +69,7 @@ def _classification(spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> 
     return {
         "accuracy": float((predicted == gold).mean()),
         "f1": float(f1),
-        "mcc": float(matthews_corrcoef(gold, predicted)),
+        "mcc": 0.0 if np.ptp(gold) == 0 or np.ptp(predicted) == 0 else float(matthews_corrcoef(gold, predicted)),
     }
 
 
