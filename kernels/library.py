@@ -34,7 +34,7 @@ from kernels import dispatch
 from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
 from kernels.expression import ExpressionError
-from kernels.program import Flag, WidthRule
+from kernels.program import WidthRule
 from kernels.validation import checked_words
 
 _COMMON = (
@@ -60,7 +60,7 @@ def _make_call(
     if x.stride(-1) != 1:
         x = x.contiguous()
     dtype = x.dtype if compute_dtype is None else compute_dtype
-    call = FFNCall(x, w1, b1, w2, b2, ln_weight, ln_bias, program, Flag(flags), p_drop, seed, eps, dtype)
+    call = FFNCall(x, w1, b1, w2, b2, ln_weight, ln_bias, program, flags, p_drop, seed, eps, dtype)
     check_call(call)
     return call
 
@@ -68,8 +68,8 @@ def _make_call(
 def _check_program(call: FFNCall) -> None:
     words = checked_words(call.program)
     if words[6] != call.flags:
-        raise ExpressionError(f"flags={int(call.flags)} are not those of the program ({words[6]})")
-    if not WidthRule(words[5]).allows(call.hidden, call.inner):
+        raise ExpressionError(f"flags={call.flags} are not those of the program ({words[6]})")
+    if words[5] and not WidthRule(words[5]).allows(call.hidden, call.inner):
         rule = WidthRule(words[5]).describe()
         raise ExpressionError(f"the program needs {rule}, but x has H={call.hidden} and w1 has d={call.inner}")
 
@@ -129,16 +129,12 @@ def _check_backward(call: FFNCall, grad_out: Tensor, saved: Tensors, needs: Sequ
         )
     if len(needs) != 1 + len(call.parameters):
         raise ValueError(f"needs has {len(needs)} entries, expected {1 + len(call.parameters)}")
-    if not saved:
-        raise ValueError("saved is empty: the forward pass was called with save=False")
-    like = dispatch.by_number(saved[0].shape[0]).saved_like(call) if saved[0].shape[0] < len(dispatch.BACKENDS) else ()
-    given = [(t.shape, t.dtype, t.device) for t in saved[1:]]
-    if given != [(t.shape, t.dtype, t.device) for t in like]:
-        raise ValueError("saved does not belong to this call: its shapes, dtypes or devices are not those it saves")
+    if not saved or saved[0].numel() or saved[0].shape[0] >= len(dispatch.BACKENDS):
+        raise ValueError("saved must be what ffn_fwd returned with save=True")
 
 
 class _Constants(NamedTuple):
-    """What `_FFN` is given besides tensors."""
+    """What the autograd functions are given besides tensors."""
 
     layers: int
     flags: int
@@ -148,49 +144,92 @@ class _Constants(NamedTuple):
     compute_dtype: torch.dtype | None
 
 
+def _run_forward(
+    c: _Constants, x: Tensor, program: Tensor, seed: Tensor | None, parameters: Tensors
+) -> tuple[Tensor, ...]:
+    """(out, *saved) from flat parameters."""
+    groups = _groups(parameters, c.layers)
+    with torch._C._AutoDispatchBelowAutograd():
+        out, saved = ffn_fwd(x, *groups, program, c.flags, c.p_drop, seed, c.eps, c.save, c.compute_dtype)
+    return (out, *saved)
+
+
+def _remember(ctx: Any, c: _Constants, inputs: Sequence[Tensor | None], output: tuple[Tensor, ...]) -> None:
+    """Keeps what backward needs; `inputs` are x, program, seed and the parameters."""
+    ctx.constants, ctx.num_inputs = c, len(inputs)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _run_backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients for (constants, x, program, seed, *parameters)."""
+    c: _Constants = ctx.constants
+    if not c.save:
+        raise RuntimeError("backward through ffnas::ffn_fwd needs a forward pass with save=True")
+    needed = [ctx.needs_input_grad[1], *ctx.needs_input_grad[4:]]
+    if grad_out is None or not any(needed):
+        return (None,) * (1 + ctx.num_inputs)
+    tensors = ctx.saved_tensors
+    x, program, seed, *parameters = tensors[: ctx.num_inputs]
+    groups, saved = _groups(parameters, c.layers), list(tensors[ctx.num_inputs :])
+    args = (grad_out, x, *groups, program, c.flags, c.p_drop, seed, c.eps, c.compute_dtype, saved, needed)
+    gradients = iter(_OnceDifferentiable.apply(*_flatten_backward(args)) if _transforming() else ffn_bwd(*args))
+    dx, *dparameters = [next(gradients) if need else None for need in needed]
+    return None, dx, None, None, *dparameters
+
+
 class _FFN(torch.autograd.Function):
-    """Autograd over flat arguments: (constants, x, program, seed, *parameters) -> (out, *saved)."""
+    """(constants, x, program, seed, *parameters) -> (out, *saved)."""
+
+    @staticmethod
+    def forward(ctx: Any, c: _Constants, *inputs: Any) -> tuple[Tensor, ...]:
+        x, program, seed, *parameters = inputs
+        output = _run_forward(c, x, program, seed, parameters)
+        _remember(ctx, c, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        return _run_backward(ctx, grad_out)
+
+
+class _TransformableFFN(torch.autograd.Function):
+    """`_FFN` in the form `torch.func` needs; slower, since it binds its arguments by signature on every call."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(constants: _Constants, x: Tensor, program: Tensor, seed: Tensor | None, *parameters: Tensor) -> Any:
-        c = constants
-        with torch._C._AutoDispatchBelowAutograd():
-            out, saved = ffn_fwd(
-                x, *_groups(parameters, c.layers), program, c.flags, c.p_drop, seed, c.eps, c.save, c.compute_dtype
-            )
-        return (out, *saved)
+    def forward(c: _Constants, *inputs: Any) -> tuple[Tensor, ...]:
+        x, program, seed, *parameters = inputs
+        return _run_forward(c, x, program, seed, parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.constants, x, program, seed, *parameters = inputs
-        ctx.has_seed = seed is not None
-        ctx.num_parameters = len(parameters)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, program, *([seed] if ctx.has_seed else []), *parameters, *output[1:])
+        _remember(ctx, inputs[0], inputs[1:], output)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> Any:
-        c, head = ctx.constants, 2 + ctx.has_seed
-        if not c.save:
-            raise RuntimeError("backward through ffnas::ffn_fwd needs a forward pass with save=True")
-        needed = [ctx.needs_input_grad[1], *ctx.needs_input_grad[4:]]
-        if grad_out is None or not any(needed):
-            return (None,) * (4 + ctx.num_parameters)
-        x, program, *rest = ctx.saved_tensors
-        seed = rest.pop(0) if ctx.has_seed else None
-        parameters, saved = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
-        assert len(ctx.saved_tensors) == head + ctx.num_parameters + len(saved)
-        gradients = iter(
-            ffn_bwd(
-                grad_out, x, *_groups(parameters, c.layers), program, c.flags, c.p_drop, seed, c.eps,
-                c.compute_dtype, saved, needed,
-            )
-        )  # fmt: skip
-        dx, *dparameters = [next(gradients) if need else None for need in needed]
-        return None, dx, None, None, *dparameters
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        return _run_backward(ctx, grad_out)
+
+
+def call_forward(*args: Any) -> Tensor:
+    """`ffn_fwd(*args)[0]`, also under `torch.func` transforms, where the operator's autograd rule cannot be used."""
+    if _transforming():
+        constants, inputs = _flatten(_autocast_arguments(args[0].device.type, args))
+        return _TransformableFFN.apply(constants, *inputs)[0]
+    return ffn_fwd(*args)[0]
+
+
+def _transforming() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _flatten(args: Sequence[Any]) -> tuple[_Constants, list[Any]]:
+    x, *groups = args[:7]
+    program, flags, p_drop, seed, eps, save, compute_dtype = args[7:]
+    constants = _Constants(len(groups[0]), flags, p_drop, eps, save, compute_dtype)
+    return constants, [x, program, seed, *(t for group in groups for t in group)]
 
 
 def _groups(parameters: Tensors, layers: int) -> list[Tensors]:
@@ -204,34 +243,69 @@ def _forward_autograd(keyset: Any, *args: Any) -> tuple[Tensor, list[Tensor]]:
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
         with torch._C._AutoDispatchBelowAutograd():
             return ffn_fwd.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-    x, *groups = args[:7]
-    program, flags, p_drop, seed, eps, save, compute_dtype = args[7:]
-    constants = _Constants(len(groups[0]), flags, p_drop, eps, save, compute_dtype)
-    out, *saved = _FFN.apply(constants, x, program, seed, *(t for group in groups for t in group))
+    constants, inputs = _flatten(args)
+    out, *saved = _FFN.apply(constants, *inputs)
     return out, saved
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """`ffn_bwd` where a graph of it is asked for: runs, and refuses to be differentiated.
+
+    Takes (number of tensors per list or None, *flattened arguments): graphs of gradients are also built by `torch.func`
+    transforms, which never walk them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lengths: tuple[int | None, ...], *flat: Any) -> tuple[Tensor, ...]:
+        rest = iter(flat)
+        args = [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(ffn_bwd(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "ffnas::ffn_bwd has no second derivative: use kernels.reference.ffn where double backward is needed"
+        )
+
+
+def _flatten_backward(args: Sequence[Any]) -> list[Any]:
+    """Arguments of `_OnceDifferentiable`: list lengths, then everything flat."""
+    lengths = tuple(len(a) if isinstance(a, (list, tuple)) else None for a in args)
+    return [lengths, *(v for a in args for v in (a if isinstance(a, (list, tuple)) else (a,)))]
 
 
 def _backward_autograd(keyset: Any, *args: Any) -> list[Tensor]:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-        raise NotImplementedError(
-            "ffnas::ffn_bwd has no second derivative: use kernels.reference.ffn where double backward is needed"
-        )
+        return list(_OnceDifferentiable.apply(*_flatten_backward(args)))
     with torch._C._AutoDispatchBelowAutograd():
         return ffn_bwd.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _autocast_arguments(device: str, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments with autocast's dtype for the products, if autocast is on and none was given."""
+    *rest, compute_dtype = _with_default(args)
+    x = rest[0]
+    if compute_dtype is None and x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        compute_dtype = torch.get_autocast_dtype(device)
+        if x.dtype not in (torch.float32, compute_dtype):
+            rest[0] = x.to(compute_dtype)
+    return *rest, compute_dtype
 
 
 def _register_autocast(device: str) -> None:
     key = getattr(torch._C.DispatchKey, "Autocast" + torch._C._dispatch_key_for_device(device))
 
     def cast(*args: Any) -> tuple[Tensor, list[Tensor]]:
-        args = tuple(_with_default(args))
-        x, compute_dtype = args[0], args[-1]
-        if compute_dtype is None and x.dtype != torch.float64:
-            compute_dtype = torch.get_autocast_dtype(device)
-            if x.dtype not in (torch.float32, compute_dtype):
-                x = x.to(compute_dtype)
+        args = tuple(_autocast_arguments(device, args))
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return ffn_fwd(x, *args[1:-1], compute_dtype)
+            return ffn_fwd(*args)
 
     ffn_fwd.py_impl(key)(cast)
     _library.impl("ffn_fwd", lambda _, *args: cast(*args), key.name, with_keyset=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.expression import Expression
-from kernels.library import ffn_fwd
+from kernels.library import call_forward
 from kernels.lowering import lower
 from kernels.program import Program
 
@@ -95,7 +95,7 @@ def fused_ffn_stack(
     parameters = (list(w1), list(b1), list(w2), list(b2), list(ln_weight), list(ln_bias))
     save = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for group in parameters for t in group))
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-    out, _ = ffn_fwd(rows, *parameters, code, flags, float(p_drop), drawn, float(eps), save)
+    out = call_forward(rows, *parameters, code, flags, float(p_drop), drawn, float(eps), save)
     return out.view(x.shape) if x.dim() != 2 else out
 
 
@@ -116,8 +116,23 @@ def _seed_tensor(x: Tensor, seed: int | Tensor | None) -> Tensor:
 
 
 def _program_of(program: ProgramLike, policy: str) -> tuple[Tensor, int]:
-    """(program tensor, flags)."""
+    """(program tensor, flags). Under `torch.compile` a text is lowered while tracing, and becomes a constant."""
     if isinstance(program, Program):
-        return program.tensor, int(program.flags)
+        return program.tensor, program.flags
+    if torch.compiler.is_compiling():
+        return _lowered_tensor(str(program), policy), _lowered_flags(str(program), policy)
     lowered = lower(program, policy)
-    return lowered.tensor, int(lowered.flags)
+    return lowered.tensor, lowered.flags
+
+
+def _lowered_tensor(text: str, policy: str) -> Tensor:
+    return lower(text, policy).tensor
+
+
+def _lowered_flags(text: str, policy: str) -> int:
+    return int(lower(text, policy).flags)
+
+
+for _constant in (_lowered_tensor, _lowered_flags):
+    # what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes seconds
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]

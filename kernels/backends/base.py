@@ -21,8 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kernels.program import Flag
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,7 +40,7 @@ class FFNCall:
         w1, b1, w2, b2: n tensors each, [d, H], [d], [H, d], [H]; stride(-1) == 1, rows possibly strided.
         ln_weight, ln_bias: n tensors each, [H]; both empty for bare expressions.
         program: int32 CPU tensor (`kernels.program`), validated.
-        flags: its `kernels.program.Flag` bits.
+        flags: its `kernels.program.Flag` bits, as an int.
         p_drop: probability of zeroing, 0 <= p <= 1. 0 means no dropout (seed is then None); always 0 without LayerNorm.
         seed: int64 [1] tensor on x.device; layer l of the stack uses stream l of that seed (`kernels.philox`).
         eps: LayerNorm's epsilon.
@@ -61,7 +59,7 @@ class FFNCall:
     ln_weight: Sequence[torch.Tensor]
     ln_bias: Sequence[torch.Tensor]
     program: torch.Tensor
-    flags: Flag
+    flags: int
     p_drop: float
     seed: torch.Tensor | None
     eps: float
