@@ -52,7 +52,8 @@ def check_encoding(path: Path, encoding: str) -> str:
 def check_csv(path: Path, encoding: str, delimiter: str, quoting: int) -> tuple[tuple[str, ...], int]:
     """Column names and number of rows of a CSV file, each row checked against the header."""
     with open(path, encoding=encoding, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+        # strict: text after a closing quotation mark is refused, where a lenient reader joins lines without a word
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         rows, header = 0, None
         try:
             for fields in reader:
@@ -69,8 +70,8 @@ def check_csv(path: Path, encoding: str, delimiter: str, quoting: int) -> tuple[
                     )
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {reader.line_num}: {error}: look for an unclosed quotation mark, or set --data.quoting "
-                "none"
+                f"{path}, line {reader.line_num}: {error}: close the quotation mark, double those inside a quoted "
+                "field, or set --data.quoting none"
             ) from error
     if header is None:
         raise UserError(f"{path}: the file is empty: give a file with a header line and rows")
