@@ -10,12 +10,12 @@ the output is reduced to a hash that ignores last-bit differences (operand order
    give), and each row is projected on 3 fixed random directions with entries of either sign in [0.5, 1.5] / sqrt(H):
    24 statistics, each moved by every element of its row.
 3. Quantization. Each statistic is put in a cell of width 1e-6. Any map from numbers to cells splits some pair of close
-   numbers, so the point is how rarely. Measured rounding differences between equal forms are below 1e-12 (most are
-   exactly 0); a statistic lies that near a cell border with probability 2e-12 / 1e-6, so two forms of one function
-   are told apart with probability under 24 x 2e-6 = 5e-5 in the worst case, and about 1e-8 at typical differences
-   of 1e-16. Cells are offset by an irrational fraction, so that 0 and other round numbers, which clipped
-   functions do return exactly, lie inside a cell.
-   Distinct functions collide only if all 24 projections agree to 1e-6, that is if they agree on the probes.
+   numbers, so the point is how rarely. Over 4422 random expressions at H = 540, d = 270, statistics of equal functions
+   in unlike forms differed by at most 4.4e-15, those of distinct functions by at least 3.9e-5 somewhere: ten orders of
+   magnitude apart. A statistic lies within 4.4e-15 of a cell border with probability 9e-15 / 1e-6, so two forms of one
+   function are told apart with probability under 24 x 1e-8. Cells are offset by an irrational fraction, so that 0 and
+   other round numbers, which clipped functions do return exactly, lie inside a cell. Distinct functions collide only
+   if all 24 projections fall in the same cells, that is if they agree on the probes to about 1e-6.
 
 Values outside float64 become the tokens `nan`, `inf`, `-inf`, counted per row.
 
