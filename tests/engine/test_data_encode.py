@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_toys import bert_tokenizer, roberta_tokenizer, sentences
 
-from engine.data import Rows, TaskSpec, check_max_length, encode_task, encode_text, model_positions
+from engine.data import Rows, TaskSpec, check_max_length, encode, encode_task, encode_text, model_positions
 from engine.data.encode import BLOCK
 from engine.data.text import split_sentences
 from engine.errors import UserError
@@ -157,8 +157,8 @@ def test_sentences_end_at_marks_and_line_ends():
 # -- environment --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [None, "false"])  # with "true" the forked child does deadlock in the tokenizer
-def test_forking_after_encoding_is_quiet_and_the_users_choice_stays(given):
+def test_forking_after_encoding_is_quiet():
+    """Unset: no warning and no deadlock in the child (with parallelism left on, the child does hang)."""
     program = (
         "import os, sys; sys.path.insert(0, 'tests/engine')\n"
         "from data_toys import bert_tokenizer, sentences\n"
@@ -170,8 +170,15 @@ def test_forking_after_encoding_is_quiet_and_the_users_choice_stays(given):
         "print(os.environ['TOKENIZERS_PARALLELISM'])\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    env |= {} if given is None else {"TOKENIZERS_PARALLELISM": given}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == (given or "false")
+    assert done.stdout.strip() == "false"
     assert "parallelism" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize("given", ["true", "false"])
+def test_the_users_choice_of_parallelism_stays(monkeypatch, given):
+    monkeypatch.setattr(encode, "_USER_CHOICE", given)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", given)
+    encode_text(["the cat"], bert_tokenizer(), 16)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == given
