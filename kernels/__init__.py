@@ -10,11 +10,23 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
+    "BackendFallbackWarning": "kernels.dispatch",
     "Expression": "kernels.expression",
     "ExpressionError": "kernels.expression",
+    "FusedFFN": "kernels.modules",
+    "FusedFFNStack": "kernels.modules",
+    "Program": "kernels.program",
+    "available_backends": "kernels.dispatch",
+    "disassemble": "kernels.disassembly",
+    "fused_ffn": "kernels.ops",
+    "fused_ffn_stack": "kernels.ops",
+    "load_program": "kernels.lowering",
+    "lower": "kernels.lowering",
     "parse_expression": "kernels.expression",
     "parse_layers": "kernels.expression",
-    "fused_ffn": "kernels.ops",
+    "replace_ffn": "kernels.replace",
+    "use_backend": "kernels.dispatch",
+    "validate_program": "kernels.validation",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -219,7 +219,7 @@ class _Segment:
             outputs[1:] = [sums.get(r, NONE) for r in (X, A, B)]
         if value:
             outputs[0] = self._value(graph, self.tree)
-        return schedule(graph.operations, outputs, reorder=False)
+        return schedule(live_operations(graph.operations, outputs), outputs, reorder=False)
 
     def _value(self, graph: Graph, tree: Expression) -> int:
         register = self.leaves.get(tree)

@@ -1,0 +1,100 @@
+"""Random FFN bodies, tensors and error measures shared by the tests of programs and of the op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from kernels.expression import Expression, X, apply, linear
+from kernels.operators import BINARY, UNARY
+
+RELEASED = (
+    "tanh(linear(gelu(linear(x,wb1)),wb2))",
+    "elu(linear(gelu(linear(x,wb1)),wb2))",
+    "sigmoid(linear(relu(linear(x,wb1)),wb2))",
+    "linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)",
+    "linear(relu(mul(linear(x,wb1),x)),wb2)",
+    "leaky_relu(linear(gelu(linear(x,wb1)),wb2))",
+)
+"""The expressions of the released EfficientBERT."""
+
+
+@dataclass(frozen=True)
+class Case:
+    expression: Expression
+    policy: str
+    tokens: int
+    hidden: int
+    inner: int
+
+    def __str__(self) -> str:
+        return f"{self.expression} {self.policy} T={self.tokens} H={self.hidden} d={self.inner}"
+
+
+def random_tree(rng: Random, depth: int) -> Expression:
+    """A tree over x alone."""
+    if depth == 0 or rng.random() < 0.35:
+        return X
+    if rng.random() < 0.5:
+        return apply(rng.choice(UNARY), random_tree(rng, depth - 1))
+    return apply(rng.choice(BINARY), random_tree(rng, depth - 1), random_tree(rng, depth - 1))
+
+
+def wrap(rng: Random, core: Expression, times: int, with_x: bool) -> Expression:
+    """Operators around `core`, binary ones with trees over x where `with_x`."""
+    for _ in range(times):
+        if with_x and rng.random() < 0.5:
+            operands = [core, random_tree(rng, 2)]
+            rng.shuffle(operands)
+            core = apply(rng.choice(BINARY), *operands)
+        else:
+            core = apply(rng.choice(UNARY), core)
+    return core
+
+
+def random_case(rng: Random, sizes: tuple[int, ...], tokens: tuple[int, ...]) -> Case:
+    """A valid body at random odd sizes: serial or parallel, either policy, d below, equal to or above H."""
+    hidden, inner = rng.choice(sizes), rng.choice(sizes)
+    policy = rng.choice(("truncate", "pad"))
+    if rng.random() < 0.2:
+        left = wrap(rng, linear(random_tree(rng, 2), "wb1"), rng.randint(0, 2), True)
+        right = wrap(rng, linear(random_tree(rng, 2), "wb2"), rng.randint(0, 2), True)
+        body = wrap(rng, apply(rng.choice(BINARY), left, right), rng.randint(0, 1), True)
+        return Case(body, policy, rng.choice(tokens), hidden, hidden)
+    mixes = inner <= hidden if policy == "truncate" else inner >= hidden
+    mid = wrap(rng, linear(random_tree(rng, 2), "wb1"), rng.randint(0, 3), mixes)
+    body = wrap(rng, linear(mid, "wb2"), rng.randint(0, 2), True)
+    return Case(body, policy, rng.choice(tokens), hidden, inner)
+
+
+def tensors(case: Case, seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """x, w1, b1, w2, b2, ln_weight, ln_bias: leaves that require grad, values representable in `dtype`."""
+    g = torch.Generator().manual_seed(seed)
+    h, d = case.hidden, case.inner
+    shapes = [(case.tokens, h), (d, h), (d,), (h, d), (h,), (h,), (h,)]
+    scales = [1.0, h**-0.5, 0.5, d**-0.5, 0.5, 0.3, 0.3]
+    values = [torch.randn(s, generator=g, dtype=torch.float64) * k for s, k in zip(shapes, scales, strict=True)]
+    values[5] = values[5] + 1.0
+    return [v.to(dtype).requires_grad_() for v in values]
+
+
+def with_gradients(function, inputs, weight):
+    """(value, *gradients of sum(value * weight)) in float64; gradients of unused inputs are zeros."""
+    out = function(*inputs)
+    grads = torch.autograd.grad(out, inputs, weight.to(out.dtype), allow_unused=True)
+    grads = [torch.zeros_like(i) if g is None else g for g, i in zip(grads, inputs, strict=True)]
+    return [t.detach().double() for t in (out, *grads)]
+
+
+def error(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square error relative to the root mean square of `exact`.
+
+    Not the largest error: near a kink of relu or max a rounding decides on which side one element falls, and two
+    correct implementations differ there by the whole jump.
+    """
+    if exact.numel() == 0:
+        return 0.0
+    scale = exact.square().mean().sqrt()
+    return float((value - exact).square().mean().sqrt() / scale.clamp_min(1e-30))

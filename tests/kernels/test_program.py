@@ -1,0 +1,155 @@
+"""The program format: round trip, validation, listing, generated header."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from ffn_cases import RELEASED, random_case
+
+from kernels import generate_header
+from kernels.disassembly import disassemble
+from kernels.expression import ExpressionError, parse_expression
+from kernels.lowering import load_program, lower
+from kernels.program import (
+    FIRST_INSTRUCTION,
+    HEADER_WORDS,
+    MAX_TEMPORARIES,
+    Flag,
+    Segment,
+    WidthRule,
+    decode_segments,
+    destinations,
+    encode,
+    sources,
+)
+from kernels.validation import checked_words, validate_program
+
+
+def words_of(text: str, policy: str = "truncate") -> list[int]:
+    return list(lower(text, policy).words)
+
+
+def test_programs_decode_to_what_was_encoded():
+    for text in RELEASED:
+        program = lower(text)
+        again = encode(decode_segments(program.words), program.words[3], "truncate", program.rule, program.flags)
+        assert again == program.words
+        assert load_program(program.tensor.clone()) == program
+
+
+def test_random_programs_are_valid_and_keep_to_the_register_file():
+    rng = Random(0)
+    for _ in range(300):
+        case = random_case(rng, (3, 5), (1,))
+        program = lower(case.expression, case.policy)
+        assert validate_program(program.tensor) == program.words
+        for segment in decode_segments(program.words):
+            assert segment.temporaries <= MAX_TEMPORARIES
+            assert all(4 <= r < 20 for i in segment.instructions for r in destinations(i))
+            assert all(0 <= r < 20 for i in segment.instructions for r in sources(i))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (0, 1, "magic"),
+        (1, 99, "version"),
+        (2, 7, "length"),
+        (3, 2, "form"),
+        (4, 5, "policy"),
+        (5, 4, "width rule"),
+        (6, 1 << 20, "flags"),
+        (6, 0, "flags"),
+        (7, 15, "disagrees"),
+        (9, 1, "disagrees"),
+        (HEADER_WORDS + 8 * Segment.MID, 4, "outside"),
+        (HEADER_WORDS + 8 * Segment.MID, FIRST_INSTRUCTION + 2, "outside"),
+        (HEADER_WORDS + 8 * Segment.MID + 1, 5000, "limit"),
+        (HEADER_WORDS + 8 * Segment.MID + 1, 500, "outside"),
+        (HEADER_WORDS + 8 * Segment.MID + 1, -1, "limit"),
+        (HEADER_WORDS + 8 * Segment.MID + 4, 9, "holds nothing"),
+        (HEADER_WORDS + 8 * Segment.MID + 4, -1, "holds nothing"),
+        (HEADER_WORDS + 8 * Segment.MID + 5, 0, "no output dx"),
+        (FIRST_INSTRUCTION, 15, "unknown opcode"),
+        (FIRST_INSTRUCTION, -16, "opcode"),
+        (FIRST_INSTRUCTION + 1, 2, "cannot be written"),
+        (FIRST_INSTRUCTION + 1, 20, "cannot be written"),
+        (FIRST_INSTRUCTION + 2, 7, "before it is written"),
+        (FIRST_INSTRUCTION + 2, -5, "before it is written"),
+        (FIRST_INSTRUCTION + 2, 3, "before it is written"),
+    ],
+)
+def test_damaged_programs_are_refused(at, value, message):
+    words = words_of("tanh(linear(relu(mul(linear(x,wb1),x)),wb2))")
+    words[at] = value
+    with pytest.raises(ExpressionError, match=message):
+        validate_program(torch.tensor(words, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(88), torch.zeros(2, 88, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)],
+    ids=["float", "2d", "short"],
+)
+def test_wrong_tensors_are_refused(tensor):
+    with pytest.raises(ExpressionError, match="program"):
+        validate_program(tensor)
+
+
+def test_every_single_word_change_is_refused_or_still_a_valid_program():
+    """A fuzzed program either is refused with an `ExpressionError` or decodes to in-range registers."""
+    rng = Random(1)
+    original = words_of("linear(max(gelu(linear(x,wb1)),x),wb2)")
+    for _ in range(600):
+        words = list(original)
+        words[rng.randrange(len(words))] = rng.choice((-1, 0, 1, 2, 3, 4, 17, 49, 81, 145, 177, 2**31 - 1, -(2**31)))
+        try:
+            valid = validate_program(torch.tensor(words, dtype=torch.int32))
+        except ExpressionError:
+            continue
+        for segment in decode_segments(valid):
+            assert all(0 <= r < 20 for i in segment.instructions for r in (*sources(i), *destinations(i)))
+
+
+def test_a_changed_tensor_is_validated_again():
+    tensor = lower(RELEASED[0]).tensor.clone()
+    checked_words(tensor)
+    tensor[0] = 5
+    with pytest.raises(ExpressionError, match="magic"):
+        checked_words(tensor)
+
+
+def test_flags_and_width_rules():
+    plain = lower("linear(gelu(linear(x,wb1)),wb2)")
+    assert plain.flags & Flag.PRE_IDENTITY
+    assert plain.flags & Flag.POST_IDENTITY
+    assert plain.flags & Flag.MID_SINGLE
+    assert not plain.flags & (Flag.MID_USES_X | Flag.POST_USES_X | Flag.POST_BWD_USES_Y)
+    assert plain.rule is WidthRule.ANY
+    mixed = "linear(relu(mul(linear(x,wb1),x)),wb2)"
+    assert lower(mixed).rule is WidthRule.AT_MOST_HIDDEN
+    assert lower(mixed, "pad").rule is WidthRule.AT_LEAST_HIDDEN
+    assert lower(mixed, "pad").flags & Flag.MID_SELECT
+    parallel = lower("max(linear(x,wb1),linear(x,wb2))")
+    assert parallel.flags & Flag.PARALLEL
+    assert parallel.rule is WidthRule.EQUAL_HIDDEN
+    with pytest.raises(ExpressionError, match=r"d == H.*H=6 and d=5"):
+        parallel.check_widths(6, 5)
+
+
+def test_listing_names_inputs_and_operators():
+    listing = disassemble(lower("tanh(linear(relu(mul(linear(x,wb1),x)),wb2))").tensor)
+    assert "r4 = mul(x, h)" in listing
+    assert "tanh'(y) * g" in listing
+
+
+def test_committed_header_is_up_to_date():
+    assert generate_header.PATH.read_text() == generate_header.render()
+    assert generate_header.main(["--check"]) == 0
+
+
+def test_canonically_equal_expressions_share_one_program():
+    a = lower(parse_expression("linear(mul(x,linear(x,wb1)),wb2)"))
+    assert lower("linear( mul(linear(x,wb1), x), wb2)") is a
