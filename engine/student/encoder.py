@@ -1,6 +1,6 @@
 """Encoder layers, and how an architecture becomes a plan for them.
 
-A layer is an attention block and a stack of FFNs. A plan says per layer which expression runs, in how many FFNs of the
+A layer is an attention block and a stack of FFNs. A plan says per layer which program runs, in how many FFNs of the
 stack, at which inner width; it is made and checked once per architecture, so a forward pass only follows it.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +17,8 @@ from engine.errors import UserError
 from engine.params import inner_width
 from engine.student.attention import FFNASAttention
 from engine.student.configuration import FFNASConfig, check_architecture
-from engine.student.ffn import FFN, FFNPlan
+from engine.student.ffn import FFNPlan, FFNStack
+from kernels.lowering import lower
 
 _CACHED_PLANS = 1024
 """Plans kept per model: a population step visits few architectures at a time."""
@@ -30,16 +30,14 @@ class FFNASLayer(nn.Module):
     def __init__(self, config: FFNASConfig, layer_idx: int, plan: FFNPlan) -> None:
         super().__init__()
         self.attention = FFNASAttention(config, layer_idx)
-        self.all_ffn = nn.ModuleList(FFN(config, plan.inner) for _ in range(plan.stack))
+        self.all_ffn = FFNStack(config, plan)
 
     def forward(
         self, x: Tensor, attention_mask: Any, plan: FFNPlan, **kwargs: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Output [B, S, H], queries and keys [B, heads, S, d] (unscaled), attention probabilities or None."""
         x, query, key, probabilities = self.attention(x, attention_mask, **kwargs)
-        for ffn in islice(self.all_ffn, plan.stack):
-            x = ffn(x, plan.expression, plan.inner)
-        return x, query, key, probabilities
+        return self.all_ffn(x, plan), query, key, probabilities
 
 
 class Planner:
@@ -71,8 +69,10 @@ class Planner:
 
     def _plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
         check_architecture(self.config, architecture)
-        size = self.config.intermediate_size
-        return tuple(FFNPlan(v.expression, v.stack, inner_width(v.ratio, size)) for v in architecture.layers)
+        policy, size = self.config.width_policy, self.config.intermediate_size
+        return tuple(
+            FFNPlan(lower(v.expression, policy), v.stack, inner_width(v.ratio, size)) for v in architecture.layers
+        )
 
     def _checked_plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
         plans = self._plan(architecture)

@@ -7,27 +7,28 @@ modules per candidate, which costs memory and a second gradient buffer for every
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from engine.student.configuration import FFNASConfig
-from kernels.expression import Expression
-from kernels.ops import fused_ffn
+from kernels.ops import fused_ffn_stack
+from kernels.program import Program
 
 
 class FFNPlan(NamedTuple):
-    """How one layer runs its FFNs: the expression, how many of the stack, and their inner width."""
+    """How one layer runs its FFNs: the lowered expression, how many of the stack, and their inner width."""
 
-    expression: Expression
+    program: Program
     stack: int
     inner: int
 
 
 class FFN(nn.Module):
-    """`LayerNorm(x + dropout(expression(x)))` with weights of inner width d_max.
+    """Weights of one FFN, `LayerNorm(x + dropout(expression(x)))`: `dense1` [d, H], `dense2` [H, d], `layernorm`.
 
-    `dense1` is [d_max, H], `dense2` [H, d_max]; both are read as weights, never called.
+    The two linear layers are read as weights by `FFNStack` and never called.
     """
 
     def __init__(self, config: FFNASConfig, inner: int) -> None:
@@ -35,24 +36,34 @@ class FFN(nn.Module):
         self.dense1 = nn.Linear(config.hidden_size, inner)
         self.dense2 = nn.Linear(inner, config.hidden_size)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.policy = config.width_policy
-        self.p_drop = float(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, expression: Expression, inner: int) -> Tensor:
-        """[B, S, H] to [B, S, H] with the first `inner` of the stored inner width."""
-        w1, b1, w2 = self.dense1.weight, self.dense1.bias, self.dense2.weight
-        if inner != w1.shape[0]:
-            w1, b1, w2 = w1[:inner], b1[:inner], w2[:, :inner]
-        return fused_ffn(
+
+class FFNStack(nn.ModuleList):
+    """The FFNs of one layer, one after the other, in one call of the fused op.
+
+    Args:
+        config: sizes, dropout and LayerNorm epsilon.
+        plan: the stack and inner width to store.
+    """
+
+    def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
+        super().__init__(FFN(config, plan.inner) for _ in range(plan.stack))
+        self.p_drop = float(config.hidden_dropout_prob)
+        self.eps = config.layer_norm_eps
+
+    def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
+        """[B, S, H] to [B, S, H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
+        used = list(islice(self, plan.stack))
+        inner = plan.inner
+        return fused_ffn_stack(
             x,
-            w1,
-            b1,
-            w2,
-            self.dense2.bias,
-            self.layernorm.weight,
-            self.layernorm.bias,
-            expression,
-            policy=self.policy,
+            [ffn.dense1.weight[:inner] for ffn in used],
+            [ffn.dense1.bias[:inner] for ffn in used],
+            [ffn.dense2.weight[:, :inner] for ffn in used],
+            [ffn.dense2.bias for ffn in used],
+            [ffn.layernorm.weight for ffn in used],
+            [ffn.layernorm.bias for ffn in used],
+            plan.program,
             p_drop=self.p_drop if self.training else 0.0,
-            eps=self.layernorm.eps,
+            eps=self.eps,
         )
