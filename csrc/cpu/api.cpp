@@ -1,0 +1,253 @@
+// Entry points: a plain C interface, called through ctypes (kernels/backends/cpu.py). No PyTorch header is needed, so
+// one build serves every PyTorch version; threads are PyTorch's own (`torch_parallel_for` of its stable C interface,
+// handed over as a function pointer).
+//
+// Rejected: a torch.library registration here. Its boxed call with six tensor lists costs more than this interface,
+// ties the build to PyTorch's headers, and the op is registered once for all backends in Python.
+#include <cstdlib>
+#include <initializer_list>
+
+#include "ffn.h"
+
+namespace ffnas {
+namespace generic { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
+
+namespace {
+
+// Keep in step with kernels/backends/cpu.py: the layout of a call's words, status codes, instruction sets.
+constexpr int64_t kAbiVersion = 1;
+enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
+enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
+
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
+using GetNumThreads = int32_t (*)(uint32_t*);
+ParallelFor parallel_for = nullptr;
+GetNumThreads get_num_threads = nullptr;
+
+struct ThreadScratch {
+  void* base[kArenas] = {};
+  size_t size[kArenas] = {};
+  ~ThreadScratch() {
+    for (void* p : base) std::free(p);
+  }
+};
+thread_local ThreadScratch thread_scratch;
+
+struct Work {
+  TaskFn fn;
+  void* ctx;
+  int64_t tasks, next;
+};
+
+void work(int64_t, int64_t, void* ctx) {
+  Work& w = *static_cast<Work*>(ctx);
+  for (;;) {
+    const int64_t task = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED);
+    if (task >= w.tasks) return;
+    w.fn(w.ctx, task);
+  }
+}
+
+bool known_opcode(int32_t op) {
+  switch (op) {
+    case kOpAdd:
+    case kOpMul:
+    case kOpMax:
+    case kOpSelect:
+    case kOpMaxGrad: return true;
+#define FFNAS_KNOWN(NAME, CODE)      \
+  case CODE:                         \
+  case CODE + kGradientOffset:       \
+  case CODE + kDualOffset:           \
+  case CODE + kPairOffset: return true;
+      FFNAS_UNARY_OPERATORS(FFNAS_KNOWN)
+#undef FFNAS_KNOWN
+    default: return false;
+  }
+}
+
+bool known_register(int32_t reg) { return reg >= 0 && reg < kNumRegisters; }
+
+// Whether every output a kernel will use names a register.
+bool outputs_present(const Program& p) {
+  const auto ok = [&](Segment k, bool value, bool dx, bool da, bool db) {
+    const SegmentCode& s = p.segment[k];
+    return (!value || s.value != kNone) && (!dx || s.dx != kNone) && (!da || s.da != kNone) && (!db || s.db != kNone);
+  };
+  const bool parallel = p.parallel;
+  return ok(kPre, true, false, false, false) && ok(kMid, true, false, false, false) &&
+         ok(kPost, true, false, false, false) && ok(kPreBwd, false, true, false, false) &&
+         ok(kPreBwdv, true, true, false, false) && ok(kMidBwd, false, parallel, !parallel, false) &&
+         ok(kMidBwdv, true, parallel, !parallel, false) && ok(kPostBwd, false, false, true, parallel);
+}
+
+// The caller has validated the program; what protects memory is checked here again.
+bool decode(const int32_t* words, int64_t length, Program& program) {
+  if (length < kFirstInstruction || words[kHeaderMagic] != kMagic || words[kHeaderVersion] != kVersion) return false;
+  auto* room = static_cast<Instruction*>(scratch(kDecoded, static_cast<size_t>(length) * sizeof(Instruction)));
+  if (room == nullptr) return false;
+  program.parallel = words[kHeaderForm] == kParallel;
+  int64_t used = 0;
+  for (int k = 0; k < kNumSegments; ++k) {
+    const int32_t* entry = words + kHeaderWords + k * kSegmentWords;
+    SegmentCode& s = program.segment[k];
+    const int64_t offset = entry[kSegmentOffset], count = entry[kSegmentCount];
+    if (count < 0 || count > kMaxInstructions || offset < kFirstInstruction) return false;
+    if (offset + count * kInstructionWords > length || used + count > length) return false;
+    s = {room + used, static_cast<int32_t>(count), static_cast<uint32_t>(entry[kSegmentInputs]), entry[kSegmentValue],
+         entry[kSegmentDx], entry[kSegmentDa], entry[kSegmentDb]};
+    for (int32_t reg : {s.value, s.dx, s.da, s.db})
+      if (reg != kNone && !known_register(reg)) return false;
+    for (int64_t n = 0; n < count; ++n) {
+      const int32_t* w = words + offset + n * kInstructionWords;
+      const Instruction in{w[0] & 0xFF, w[1], w[2], w[3], w[0] >> 8};
+      if (!known_opcode(in.opcode) || in.dst < kNumInputs || (in.opcode >= kDualOffset && in.c < kNumInputs)) return false;
+      if (!known_register(in.dst) || !known_register(in.a) || !known_register(in.b) || !known_register(in.c)) return false;
+      room[used++] = in;
+    }
+  }
+  return outputs_present(program);
+}
+
+const Kernels* kernels_of(int64_t isa) {
+  switch (isa) {
+    case kGeneric: return &generic::kernels;
+#ifdef FFNAS_WITH_AVX2
+    case kAvx2: return &avx2::kernels;
+#endif
+#ifdef FFNAS_WITH_AVX512
+    case kAvx512: return &avx512::kernels;
+#endif
+#ifdef FFNAS_WITH_AVX512BF16
+    case kAvx512Bf16: return &avx512bf16::kernels;
+#endif
+#ifdef FFNAS_WITH_AMX
+    case kAmx: return &amx::kernels;
+#endif
+    default: return nullptr;
+  }
+}
+
+// Reads the words of a call in order.
+struct Reader {
+  const int64_t* at;
+  int64_t next() { return *at++; }
+  View view() {
+    View v;
+    v.data = reinterpret_cast<void*>(static_cast<intptr_t>(at[0]));
+    v.stride = at[1];
+    v.dtype = static_cast<int32_t>(at[2]);
+    at += 3;
+    return v;
+  }
+};
+
+constexpr int64_t kScalarWords = 11;
+constexpr int64_t kViewWords = 3;
+
+int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool backward) {
+  Reader in{words};
+  if (count < kScalarWords || in.next() != kAbiVersion) return kBadCall;
+  Call call = {};
+  const Kernels* kernels = kernels_of(in.next());
+  call.tokens = in.next();
+  call.hidden = in.next();
+  call.inner = in.next();
+  call.layers = in.next();
+  call.has_ln = in.next() != 0;
+  call.seed = static_cast<uint64_t>(in.next());
+  call.drop_threshold = static_cast<uint64_t>(in.next());
+  const auto* program = reinterpret_cast<const int32_t*>(static_cast<intptr_t>(in.next()));
+  const int64_t program_words = in.next();
+  call.eps = static_cast<float>(eps);
+  call.drop_scale = static_cast<float>(drop_scale);
+  if (kernels == nullptr || call.tokens < 0 || call.hidden < 1 || call.inner < 1 || call.layers < 1) return kBadCall;
+  const int64_t views = backward ? 3 + 15 * call.layers : 2 + 9 * call.layers;
+  if (count != kScalarWords + kViewWords * views) return kBadCall;
+  if (!decode(program, program_words, call.program)) return kBadProgram;
+  if (call.program.parallel && call.hidden != call.inner) return kBadProgram;
+  if (backward) {
+    call.grad_out = in.view();
+    call.x = in.view();
+    call.grad_x = in.view();
+  } else {
+    call.x = in.view();
+    call.out = in.view();
+  }
+  call.layer = static_cast<Layer*>(scratch(kLayers, static_cast<size_t>(call.layers) * sizeof(Layer)));
+  if (call.layer == nullptr) return kOutOfMemory;
+  for (int64_t l = 0; l < call.layers; ++l) {
+    Layer& layer = call.layer[l];
+    layer = {};
+    for (View* v : {&layer.w1, &layer.b1, &layer.w2, &layer.b2, &layer.ln_weight, &layer.ln_bias, &layer.z, &layer.h, &layer.y})
+      *v = in.view();
+    if (!backward) continue;
+    for (View* v : {&layer.grad_w1, &layer.grad_b1, &layer.grad_w2, &layer.grad_b2, &layer.grad_ln_weight, &layer.grad_ln_bias})
+      *v = in.view();
+  }
+  const int failed = backward ? kernels->backward(call) : kernels->forward(call);
+  return failed ? kOutOfMemory : kOk;
+}
+
+}  // namespace
+
+void* scratch(Arena arena, size_t bytes) {
+  ThreadScratch& s = thread_scratch;
+  if (s.size[arena] < bytes) {
+    std::free(s.base[arena]);
+    s.size[arena] = (bytes + 4095) / 4096 * 4096;
+    s.base[arena] = std::aligned_alloc(4096, s.size[arena]);
+    if (s.base[arena] == nullptr) s.size[arena] = 0;
+  }
+  return s.base[arena];
+}
+
+int num_threads() {
+  uint32_t n = 1;
+  if (parallel_for == nullptr || get_num_threads == nullptr || get_num_threads(&n) != 0) return 1;
+  return n < 1 ? 1 : static_cast<int>(n);
+}
+
+void run_tasks(int64_t tasks, TaskFn fn, void* ctx) {
+  Work w{fn, ctx, tasks, 0};
+  const int64_t threads = num_threads() < tasks ? num_threads() : tasks;
+  if (threads <= 1 || parallel_for(0, threads, 1, work, &w) != 0) work(0, 1, &w);
+}
+
+}  // namespace ffnas
+
+#define FFNAS_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Both may be null: then everything runs on the calling thread.
+FFNAS_EXPORT void ffnas_set_threads(void* parallel_for, void* get_num_threads) {
+  ffnas::parallel_for = reinterpret_cast<ffnas::ParallelFor>(parallel_for);
+  ffnas::get_num_threads = reinterpret_cast<ffnas::GetNumThreads>(get_num_threads);
+}
+#ifndef FFNAS_BUILD_KEY
+#define FFNAS_BUILD_KEY "none"
+#endif
+// Names the sources this library was built from; kernels/build.py looks for it in the file.
+FFNAS_EXPORT const char* ffnas_build_key() { return FFNAS_BUILD_KEY; }
+FFNAS_EXPORT int64_t ffnas_abi_version() { return ffnas::kAbiVersion; }
+// Whether the kernels of instruction set `isa` are in this build.
+FFNAS_EXPORT int ffnas_built(int isa) { return ffnas::kernels_of(isa) != nullptr; }
+// Whether this machine can run them.
+FFNAS_EXPORT int ffnas_runs(int isa) { return ffnas::cpu_runs(isa) ? 1 : 0; }
+
+FFNAS_EXPORT int ffnas_forward(const int64_t* words, int64_t count, double eps, double drop_scale) {
+  return ffnas::run(words, count, eps, drop_scale, false);
+}
+FFNAS_EXPORT int ffnas_backward(const int64_t* words, int64_t count, double eps, double drop_scale) {
+  return ffnas::run(words, count, eps, drop_scale, true);
+}
+// Test hook; mode 0 value, 1 derivative, 2 and 3 derivative and value of the pair instruction.
+FFNAS_EXPORT int ffnas_unary(int isa, int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
+  const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
+  if (kernels == nullptr || mode < 0 || mode > 3) return ffnas::kBadCall;
+  kernels->unary(opcode, mode, in, out, n);
+  return ffnas::kOk;
+}

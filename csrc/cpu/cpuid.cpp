@@ -1,0 +1,46 @@
+// Which instruction sets this machine runs, asked once.
+#include "ffn.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
+namespace ffnas {
+namespace {
+
+#if defined(__x86_64__)
+// Linux hands out the AMX tile registers (state component 18) only to processes that ask.
+bool amx_granted() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
+
+bool cpu_runs(int isa) {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  static const bool amx = avx512bf16 && amx_granted();
+  const bool runs[] = {true, avx2, avx512, avx512bf16, amx};
+  return isa >= 0 && isa < 5 && runs[isa];
+#else
+  return isa == 0;
+#endif
+}
+
+}  // namespace ffnas

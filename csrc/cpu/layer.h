@@ -1,0 +1,137 @@
+// What forward and backward share: packed weights, registers of the interpreter, and the flow of tiles between the
+// caller's matrices and a product. Included inside an ISA namespace.
+
+constexpr int64_t kBlockRows = 96;  // rows that pass through a layer while they stay in L2; a multiple of kTileRows
+
+template <class Fn>
+inline void parallel_tasks(int64_t tasks, Fn& fn) {
+  run_tasks(tasks, [](void* ctx, int64_t task) { (*static_cast<Fn*>(ctx))(task); }, &fn);
+}
+
+// Bump allocator over one scratch arena; sizes first (base == nullptr), pointers on the second pass.
+struct Carver {
+  char* base = nullptr;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return base == nullptr ? nullptr : p;
+  }
+};
+
+// Carves `T` twice: once to learn its size, once to place it. False when out of memory.
+template <class T, class... Args>
+inline bool carve(Arena arena, T& out, const Args&... args) {
+  Carver carver;
+  out.carve(carver, args...);
+  carver.base = static_cast<char*>(scratch(arena, carver.used + 64));
+  if (carver.base == nullptr) return false;
+  carver.used = 0;
+  out.carve(carver, args...);
+  return true;
+}
+
+inline int64_t panels(int64_t width) { return (width + kTileColumns - 1) / kTileColumns; }
+inline int64_t padded_width(int64_t width) { return panels(width) * kTileColumns; }
+
+// Widths of the two products, forward: h = p [., in1] @ w1.T, y = m [., in2] @ w2.T.
+struct Widths {
+  int64_t in1, out1, in2, out2;
+};
+inline Widths widths_of(const Call& call) {
+  return {call.hidden, call.inner, call.inner, call.hidden};  // in the parallel form hidden == inner
+}
+
+// Both weights of one layer in panels, vectors as zero-padded floats.
+struct PackedLayer {
+  Element *w1, *w2;
+  float *b1, *b2, *ln_weight, *ln_bias;
+
+  // transposed: panels over the outputs, for forward; otherwise panels over the inputs, for gradients of operands.
+  void carve(Carver& c, const Widths& w, bool transposed) {
+    w1 = c.take<Element>(transposed ? panels(w.out1) * panel_elements(w.in1) : panels(w.in1) * panel_elements(w.out1));
+    w2 = c.take<Element>(transposed ? panels(w.out2) * panel_elements(w.in2) : panels(w.in2) * panel_elements(w.out2));
+    b1 = c.take<float>(padded_width(w.out1));
+    b2 = c.take<float>(padded_width(w.out2));
+    ln_weight = c.take<float>(padded_width(w.out2));
+    ln_bias = c.take<float>(padded_width(w.out2));
+  }
+};
+
+inline void pack_weight_panel(const View& w, int64_t outputs, int64_t inputs, int64_t p, bool transposed, Element* packed) {
+  const int64_t depth = transposed ? inputs : outputs, width = transposed ? outputs : inputs;
+  const int64_t first = p * kTileColumns;
+  Element* to = packed + p * panel_elements(depth);
+  if (w.dtype == kFloat32)
+    pack_panel(static_cast<const float*>(w.data), w.stride, depth, first, width - first, transposed, to);
+  else
+    pack_panel(static_cast<const bf16*>(w.data), w.stride, depth, first, width - first, transposed, to);
+}
+
+// Packs every layer, in parallel over panels.
+inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed) {
+  const Widths w = widths_of(call);
+  const int64_t first = panels(transposed ? w.out1 : w.in1), second = panels(transposed ? w.out2 : w.in2);
+  const int64_t per_layer = first + second + 1;
+  auto task = [&](int64_t t) {
+    const Layer& layer = call.layer[t / per_layer];
+    PackedLayer& to = packed[t / per_layer];
+    const int64_t p = t % per_layer;
+    if (p < first) {
+      pack_weight_panel(layer.w1, w.out1, w.in1, p, transposed, to.w1);
+    } else if (p < first + second) {
+      pack_weight_panel(layer.w2, w.out2, w.in2, p - first, transposed, to.w2);
+    } else {
+      load_vector(layer.b1, w.out1, padded_width(w.out1), to.b1);
+      load_vector(layer.b2, w.out2, padded_width(w.out2), to.b2);
+      load_vector(layer.ln_weight, w.out2, padded_width(w.out2), to.ln_weight);
+      load_vector(layer.ln_bias, w.out2, padded_width(w.out2), to.ln_bias);
+    }
+  };
+  parallel_tasks(per_layer * call.layers, task);
+}
+
+// The interpreter's registers: one tile each.
+struct Registers {
+  float* tile[kNumRegisters];
+
+  void carve(Carver& c) {
+    for (float*& t : tile) t = c.take<float>(kTileFloats);
+  }
+  float* operator[](int32_t r) const { return tile[r]; }
+  void run(const SegmentCode& s, int rows, int64_t column, int64_t hidden) {
+    run_segment(s, tile, rows * kTileColumns, static_cast<int>(column), static_cast<int>(hidden));
+  }
+};
+
+inline bool reads(const SegmentCode& s, int32_t reg) { return (s.inputs >> reg) & 1u; }
+
+// Calls fn(row, rows) for the row groups of a block: one tile high each.
+template <class Fn>
+inline void for_row_groups(int64_t rows, Fn&& fn) {
+  for (int64_t r = 0; r < rows; r += kTileRows) fn(r, static_cast<int>(least(kTileRows, rows - r)));
+}
+
+// Rows [first, first + rows) of `v` as a view of their own.
+inline View rows_of(const View& v, int64_t first) {
+  const int64_t size = v.dtype == kFloat32 ? 4 : 2;
+  return {v.data == nullptr ? nullptr : static_cast<char*>(v.data) + first * v.stride * size, v.stride, v.dtype};
+}
+
+// Operand rows of an element-wise segment of x alone: value(x), the input of a product.
+inline void fill_operand(const SegmentCode& s, Registers& reg, const View& x, int64_t rows, int64_t width, Element* a,
+                         int64_t stride) {
+  for (int64_t c = 0; c < width; c += kTileColumns)
+    for_row_groups(rows, [&](int64_t r, int n) {
+      load_tile(x, r, c, n, width, reg[kRegisterX]);
+      reg.run(s, n, c, width);
+      store_operand(reg[s.value], n, width - c, a + r * stride + c, stride);
+    });
+}
+
+// Rows a block should have so that all threads get work and blocks stay within kBlockRows.
+inline int64_t block_rows(int64_t tokens) {
+  const int64_t share = (tokens + num_threads() - 1) / num_threads();
+  return least(kBlockRows, round_up(share, kBlockUnit));
+}

@@ -1,0 +1,98 @@
+// Tiles: rows x kTileColumns floats, contiguous, at most kTileRows rows. Moves between tiles and the caller's
+// matrices, which have any row stride, float32 or bfloat16 elements, and edges. Included inside an ISA namespace.
+// `columns` counts the columns that exist in the matrix (may be <= 0); the others read as 0 and are not written.
+
+constexpr int kTileFloats = kTileRows * kTileColumns;
+
+template <class T>
+inline void load_rows(const T* p, int64_t stride, int rows, int64_t columns, float* tile) {
+  for (int r = 0; r < rows; ++r, p += stride, tile += kTileColumns)
+    for (int j = 0; j < kTileColumns; j += kLanes) {
+      const int64_t left = columns - j;
+      if (left >= kLanes)
+        store(tile + j, load(p + j));
+      else
+        store(tile + j, left > 0 ? loadn(p + j, static_cast<int>(left)) : zero());
+    }
+}
+
+template <class T>
+inline void store_rows(T* p, int64_t stride, int rows, int64_t columns, const float* tile) {
+  for (int r = 0; r < rows; ++r, p += stride, tile += kTileColumns)
+    for (int j = 0; j < kTileColumns; j += kLanes) {
+      const int64_t left = columns - j;
+      if (left >= kLanes)
+        store(p + j, load(tile + j));
+      else if (left > 0)
+        storen(p + j, load(tile + j), static_cast<int>(left));
+    }
+}
+
+inline void load_tile(const View& v, int64_t row, int64_t column, int rows, int64_t width, float* tile) {
+  const int64_t at = row * v.stride + column;
+  if (v.dtype == kFloat32)
+    load_rows(static_cast<const float*>(v.data) + at, v.stride, rows, width - column, tile);
+  else
+    load_rows(static_cast<const bf16*>(v.data) + at, v.stride, rows, width - column, tile);
+}
+
+inline void store_tile(const View& v, int64_t row, int64_t column, int rows, int64_t width, const float* tile) {
+  const int64_t at = row * v.stride + column;
+  if (v.dtype == kFloat32)
+    store_rows(static_cast<float*>(v.data) + at, v.stride, rows, width - column, tile);
+  else
+    store_rows(static_cast<bf16*>(v.data) + at, v.stride, rows, width - column, tile);
+}
+
+// A tile of a float matrix whose stride is a multiple of kTileColumns: no edges.
+inline void load_block(const float* p, int64_t stride, int rows, float* tile) {
+  load_rows(p, stride, rows, kTileColumns, tile);
+}
+inline void store_block(float* p, int64_t stride, int rows, const float* tile) {
+  store_rows(p, stride, rows, kTileColumns, tile);
+}
+
+inline void add_tile(float* tile, const float* other, int rows) {
+  for (int i = 0; i < rows * kTileColumns; i += kLanes) store(tile + i, load(tile + i) + load(other + i));
+}
+
+inline void add_bias(float* tile, const float* bias, int rows) {
+  F b[kTileColumns / kLanes];
+  for (int j = 0; j < kTileColumns / kLanes; ++j) b[j] = load(bias + j * kLanes);
+  for (int r = 0; r < rows; ++r, tile += kTileColumns)
+    for (int j = 0; j < kTileColumns / kLanes; ++j) store(tile + j * kLanes, load(tile + j * kLanes) + b[j]);
+}
+
+// total[j] += sum over rows of tile[., j]
+inline void add_column_sums(const float* tile, int rows, float* total) {
+  for (int j = 0; j < kTileColumns; j += kLanes) {
+    F s = load(total + j);
+    for (int r = 0; r < rows; ++r) s = s + load(tile + r * kTileColumns + j);
+    store(total + j, s);
+  }
+}
+
+// Vector of the caller to floats, zero-padded to `padded` (a multiple of kLanes); absent: all zeros.
+inline void load_vector(const View& v, int64_t width, int64_t padded, float* out) {
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const int64_t left = v.data == nullptr ? 0 : width - j;
+    const int n = static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
+    if (v.dtype == kFloat32)
+      store(out + j, loadn(static_cast<const float*>(v.data) + j, n));
+    else
+      store(out + j, loadn(static_cast<const bf16*>(v.data) + j, n));
+  }
+}
+inline void store_vector(const View& v, int64_t width, const float* in) {
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const int n = static_cast<int>(width - j < kLanes ? width - j : kLanes);
+    if (v.dtype == kFloat32)
+      storen(static_cast<float*>(v.data) + j, load(in + j), n);
+    else
+      storen(static_cast<bf16*>(v.data) + j, load(in + j), n);
+  }
+}
+
+inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }

@@ -1,0 +1,216 @@
+"""The CPU backend: csrc/cpu, loaded through ctypes.
+
+Serves float32 and bfloat16 tensors with float32 or bfloat16 products on any CPU. At the first call the compiled library
+is found or built (`kernels.build`), and the best instruction set of this machine chosen:
+
+    generic -> avx2 -> avx512 (float32 products);   avx512bf16 or amx where bfloat16 products were asked for
+
+`FFNAS_CPU_ISA` names the highest one that may be used. Where bfloat16 products were asked for on a machine without
+them, float32 products are used: more exact, only slower. float64 and float16 go to the next backend.
+
+Saved for backward, per layer: the layer's input (but not x itself), h and y in the compute dtype; y (y1 and y2 in the
+parallel form) only with LayerNorm or where its gradient reads it. Everything else is computed again.
+
+Chosen: a plain C interface with pointers in one int64 array, about 3 us a call. Rejected: a torch.library operator in
+C++; its boxed call with six tensor lists costs more and ties the library to one PyTorch version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.backends.base import BackendUnavailable, FFNCall
+from kernels.build import BuildError, library_path
+from kernels.philox import drop_threshold
+from kernels.program import Flag
+
+ENVIRONMENT = "FFNAS_CPU_ISA"
+ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
+"""Instruction sets in rising order; the position is the number the library knows."""
+
+_ABI_VERSION = 1
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
+_NO_VIEW = (0, 0, 0)
+
+
+def load() -> CpuBackend:
+    """Finds or builds the library. Raises `BackendUnavailable` where it cannot be had."""
+    try:
+        return CpuBackend(library_path())
+    except BuildError as error:
+        raise BackendUnavailable(str(error)) from error
+
+
+class CpuBackend:
+    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+
+    name = "cpu"
+
+    def __init__(self, path: Path) -> None:
+        self._library = _open(path)
+        best = usable_isas(self._library)
+        self._isa = {
+            torch.float32: max(i for i in best if i <= ISAS.index("avx512")),
+            torch.bfloat16: _bfloat16_isa(best),
+        }
+
+    def isa(self, dtype: torch.dtype) -> str:
+        """The instruction set that serves products in `dtype`."""
+        return ISAS[self._isa[dtype]]
+
+    def supports(self, call: FFNCall) -> str | None:
+        if call.x.device.type != "cpu":
+            return f"it serves CPU tensors, x is on {call.x.device}"
+        if call.compute_dtype not in self._isa:
+            return f"it has float32 and bfloat16 products, not {call.compute_dtype}"
+        if call.x.dtype not in _DTYPE_CODES:
+            return f"it serves float32 and bfloat16, x is {call.x.dtype}"
+        return None
+
+    def forward(self, call: FFNCall, save: bool) -> tuple[Tensor, list[Tensor]]:
+        out = torch.empty((call.tokens, call.hidden), dtype=call.x.dtype)
+        saved = self.saved_like(call) if save else []
+        if call.tokens:
+            words = self._words(call, call.x, out)
+            parameters = _parameter_views(call)
+            for own, kept in zip(parameters, _saved_views(call, saved), strict=True):
+                words += array("q", (*own, *kept))
+            self._run(self._library.ffnas_forward, call, words)
+        return out, saved
+
+    def saved_like(self, call: FFNCall) -> list[Tensor]:
+        x, tokens, dtype = call.x, call.tokens, call.compute_dtype
+        first, second = _saves(call)
+        like = []
+        for layer in range(call.layers):
+            if layer > 0:
+                like.append(x.new_empty((tokens, call.hidden)))
+            if first:
+                like.append(x.new_empty((tokens, call.inner), dtype=dtype))
+            if second:
+                like.append(x.new_empty((tokens, call.hidden), dtype=dtype))
+        return like
+
+    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+        inputs = [call.x, *call.parameters]
+        make = torch.empty if call.tokens else torch.zeros
+        gradients = [make(t.shape, dtype=t.dtype) if n else None for t, n in zip(inputs, needs, strict=True)]
+        if call.tokens and any(needs):
+            dx, *rest = gradients
+            words = self._words(call, grad_out, call.x)
+            words += array("q", _NO_VIEW if dx is None else _view(dx))
+            groups = [rest[k : k + call.layers] for k in range(0, len(rest), call.layers)]
+            groups += [[None] * call.layers] * (6 - len(groups))
+            parameters = _parameter_views(call)
+            for layer, (own, kept) in enumerate(zip(parameters, _saved_views(call, saved), strict=True)):
+                wanted = [v for group in groups for v in _optional_view(group[layer])]
+                words += array("q", (*own, *kept, *wanted))
+            self._run(self._library.ffnas_backward, call, words)
+        return [g for g in gradients if g is not None]
+
+    def _words(self, call: FFNCall, first: Tensor, second: Tensor) -> array[int]:
+        """The call's scalars and two leading matrices."""
+        seed = 0 if call.seed is None else int(call.seed)
+        threshold = drop_threshold(call.p_drop)
+        program = call.program
+        return array(
+            "q",
+            (
+                _ABI_VERSION, self._isa[call.compute_dtype], call.tokens, call.hidden, call.inner, call.layers,
+                call.has_ln, seed, threshold, program.data_ptr(), program.numel(), *_view(first), *_view(second),
+            ),
+        )  # fmt: skip
+
+    def _run(self, function: ctypes._NamedFuncPointer, call: FFNCall, words: array[int]) -> None:
+        address, count = words.buffer_info()
+        scale = 0.0 if call.p_drop >= 1.0 else 1.0 / (1.0 - call.p_drop)
+        status = function(address, count, call.eps, scale)
+        if status:
+            raise RuntimeError(f"ffnas cpu backend: {_ERRORS.get(status, f'status {status}')}")
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.ffnas_abi_version.restype = ctypes.c_int64
+    found = library.ffnas_abi_version()
+    if found != _ABI_VERSION:
+        raise BackendUnavailable(f"{path} has interface {found}, expected {_ABI_VERSION}: reinstall ffnas")
+    for function in (library.ffnas_forward, library.ffnas_backward):
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_double]
+        function.restype = ctypes.c_int
+    library.ffnas_set_threads.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.ffnas_set_threads.restype = None
+    library.ffnas_set_threads(*_torch_threads())
+    return library
+
+
+def _torch_threads() -> tuple[int | None, int | None]:
+    """Addresses of PyTorch's `torch_parallel_for` and `torch_get_num_threads`, so that its thread pool is used."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    torch_cpu = ctypes.CDLL(str(path))
+    functions = (torch_cpu.torch_parallel_for, torch_cpu.torch_get_num_threads)
+    return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)  # type: ignore[return-value]
+
+
+def usable_isas(library: ctypes.CDLL) -> list[int]:
+    """Instruction sets this build has, this machine runs and `FFNAS_CPU_ISA` allows; generic always.
+
+    Raises:
+        BackendUnavailable: `FFNAS_CPU_ISA` names no instruction set.
+    """
+    limit = os.environ.get(ENVIRONMENT, ISAS[-1])
+    if limit not in ISAS:
+        raise BackendUnavailable(f"{ENVIRONMENT}={limit!r} is none of {', '.join(ISAS)}")
+    allowed = range(ISAS.index(limit) + 1)
+    return [i for i in allowed if library.ffnas_built(i) and library.ffnas_runs(i)]
+
+
+def _bfloat16_isa(usable: Sequence[int]) -> int:
+    """AMX, or AVX-512's bfloat16 dot products where they are fast.
+
+    On Intel machines with AMX those run at half the rate of float32 multiply-adds (measured), elsewhere at twice.
+    """
+    return max(usable)
+
+
+def _saves(call: FFNCall) -> tuple[bool, bool]:
+    """Whether h and y (y1 and y2 in the parallel form) are saved."""
+    reads_y = call.has_ln or bool(call.flags & Flag.POST_BWD_USES_Y)
+    return (reads_y if call.flags & Flag.PARALLEL else True), reads_y
+
+
+def _view(t: Tensor) -> tuple[int, int, int]:
+    return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
+
+
+def _optional_view(t: Tensor | None) -> tuple[int, int, int]:
+    return _NO_VIEW if t is None else _view(t)
+
+
+def _parameter_views(call: FFNCall) -> list[list[int]]:
+    """Per layer the views of w1, b1, w2, b2, ln_weight, ln_bias."""
+    groups = [call.w1, call.b1, call.w2, call.b2]
+    groups += [call.ln_weight, call.ln_bias] if call.has_ln else [[None] * call.layers] * 2
+    return [[v for group in groups for v in _optional_view(group[layer])] for layer in range(call.layers)]
+
+
+def _saved_views(call: FFNCall, saved: Sequence[Tensor]) -> list[list[int]]:
+    """Per layer the views of the saved layer input, h and y; nothing where they are not saved."""
+    rest = iter(saved)
+    present = len(saved) > 0
+    first, second = _saves(call)
+    views = []
+    for layer in range(call.layers):
+        row: list[int] = []
+        for kept in (layer > 0, first, second):
+            row += _view(next(rest)) if present and kept else _NO_VIEW
+        views.append(row)
+    return views
