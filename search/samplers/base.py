@@ -21,6 +21,7 @@ import numpy as np
 from engine.architecture import Architecture
 from engine.errors import UserError
 from search.ledger import Trial
+from search.space import NoNeighbour
 
 FORMAT = 1
 MAX_TRIES = 20_000
@@ -198,6 +199,12 @@ class Sampler(ABC):
     def _sample(self) -> Architecture:
         return self.space.sample(self._rng)
 
+    def _mutation(self, architecture: Architecture) -> Architecture:
+        try:
+            return self.space.mutate(architecture, self._rng)
+        except NoNeighbour:
+            return self._sample()
+
     def _anything(self) -> Architecture:
         """A draw or a mutation of anything known: the last way to something new where a space repeats itself."""
         known = len(self.observed) + len(self._pending)
@@ -205,9 +212,8 @@ class Sampler(ABC):
             return self._sample()
         index = int(self._rng.integers(known))
         if index < len(self.observed):
-            return self.space.mutate(self.observed[index].architecture, self._rng)
-        pending = list(self._pending.values())
-        return self.space.mutate(pending[index - len(self.observed)], self._rng)
+            return self._mutation(self.observed[index].architecture)
+        return self._mutation(list(self._pending.values())[index - len(self.observed)])
 
 
 def _score(value: Any) -> float | None:

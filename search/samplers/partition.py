@@ -31,9 +31,9 @@ from search.samplers.tree import Node, agreement, build, count, descend, ranks
 
 MIN_LEAF = 10
 MAX_DEPTH = 8
-CHUNK = 16
+CHUNK = 4
 """Candidates drawn and encoded at once."""
-CHUNKS = 8
+CHUNKS = 32
 """Chunks drawn before the candidate nearest to the leaf is taken."""
 MUTATION = 0.5
 """Share of mutations of the leaf's best members among the draws."""
@@ -129,7 +129,7 @@ class PartitionSampler(Sampler):
 
     def _near(self, elite: list[Architecture]) -> Architecture:
         if self._rng.random() < MUTATION:
-            return self.space.mutate(elite[self._rng.integers(len(elite))], self._rng)
+            return self._mutation(elite[int(self._rng.integers(len(elite)))])
         return self._sample()
 
     def _encode(self, architecture: Architecture) -> np.ndarray:
