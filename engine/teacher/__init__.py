@@ -1,6 +1,29 @@
-"""Teachers: found, loaded, watched, fine-tuned on the task and cached."""
+"""Teachers: found, loaded, watched, fine-tuned on the task and cached.
 
-from engine.teacher.adapter import Teacher
-from engine.teacher.sources import TeacherSource, resolve
+Names are resolved on first use (PEP 562), so that a configuration can hold `FinetuneSettings` without loading torch.
+"""
 
-__all__ = ["Teacher", "TeacherSource", "resolve"]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "FinetuneSettings": "engine.teacher.settings",
+    "Teacher": "engine.teacher.adapter",
+    "TeacherSource": "engine.teacher.sources",
+    "resolve": "engine.teacher.sources",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'engine.teacher' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine.data.encode import model_positions
 from engine.errors import UserError
 from engine.states import EncoderStates
 from engine.teacher.capture import CAPTURE, recording
-from engine.teacher.loading import load_model, load_tokenizer
+from engine.teacher.loading import load_model, load_tokenizer, quiet
 from engine.teacher.sources import TeacherSource, resolve
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Teacher:
         self.name = name
         self.has_head = has_head
         self.metrics: dict[str, float] = {}
+        self.folder: Path | None = None
         config = model.config
         self.hidden_size = int(config.hidden_size)
         self.num_layers = int(config.num_hidden_layers)
@@ -97,12 +99,9 @@ class Teacher:
         return next(self.model.parameters()).device
 
     @property
-    def max_positions(self) -> int:
-        """Longest sequence the model has positions for (RoBERTa's first position is after its padding id)."""
-        positions = int(self.model.config.max_position_embeddings)
-        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
-        offset = getattr(table, "padding_idx", None)
-        return positions if offset is None else positions - offset - 1
+    def max_positions(self) -> int | None:
+        """Longest sequence the model has positions for; None when its config does not say."""
+        return model_positions(self.model.config)
 
     @torch.no_grad()
     def states(self, batch: Batch, layers: Sequence[int], need_logits: bool = True) -> EncoderStates:
@@ -152,7 +151,8 @@ class Teacher:
 
     def save(self, folder: Path) -> None:
         """Write model (safetensors) and tokenizer as transformers does, loadable without ffnas."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     own_names = dict(config.id2label)
     if task is not None:
         auto, options = AutoModelForSequenceClassification, _head_options(task)
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
             model, report = auto.from_pretrained(
@@ -136,7 +136,7 @@ def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' loading report and progress bar: fresh heads are expected here and reported by us."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -1,0 +1,257 @@
+"""Fine-tuning of a tiny teacher on a task it can learn: the result, the cache, determinism, resumption."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizer
+
+from engine.data import EncodedTask, Rows, TaskSpec, encode_task, encode_text
+from engine.errors import UserError
+from engine.evaluation import evaluate
+from engine.optim import build_optimizer, linear_schedule
+from engine.teacher import FinetuneSettings, Teacher
+from engine.teacher.finetune import finetune, task_loss
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+CLASSES = TaskSpec("letters", "classification", ("text",), "label", ("low", "middle", "high"))
+NUMBERS = TaskSpec("letters", "regression", ("text",), "label", metric="pearson")
+QUICK = FinetuneSettings(epochs=8, lr=3e-3, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A tiny BERT without a head, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=24,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(source):
+    return make_task(source, CLASSES)
+
+
+def make_task(source, spec, seed=0):
+    """The label is the third of the alphabet that the first letter comes from (regression: its place)."""
+    generator = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+
+    def rows(count):
+        drawn = generator.integers(0, 26, (count, 6))
+        texts = [" ".join(letters[row[: generator.integers(1, 7)]]) for row in drawn]
+        place = drawn[:, 0]
+        labels = (place / 25).astype(np.float32) if spec.is_regression else (place * 3 // 26).astype(np.int64)
+        return Rows((texts,), labels)
+
+    tokenizer = Teacher.load(source).tokenizer
+    splits = {
+        name: encode_task(rows(n), spec, tokenizer, 16)
+        for name, n in (("train", 160), ("score", 16), ("select", 48), ("dev", 16))
+    }
+    return EncodedTask(spec, text=encode_text(["a b c"], tokenizer, 16), **splits)
+
+
+def weights_of(teacher):
+    return {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_learns_reports_and_is_loadable_by_transformers_alone(source, task, tmp_path):
+    seen = []
+    teacher = finetune(source, task, QUICK, tmp_path, progress=lambda d, t, **m: seen.append((d, t, m)))
+    assert teacher.metrics["accuracy"] > 0.8  # chance: a third
+    assert teacher.metrics == pytest.approx(evaluate(teacher.model, task.select, CLASSES))
+    assert not teacher.model.training
+    assert {t for _, t, _ in seen} == {80}
+    assert [d for d, _, m in seen if "loss" in m] == list(range(10, 90, 10))
+    evaluations = {d: m["accuracy"] for d, _, m in seen if "accuracy" in m}
+    assert list(evaluations) == list(range(10, 90, 10))
+    assert teacher.metrics["accuracy"] == max(evaluations.values())  # the best, not the last
+    plain = AutoModelForSequenceClassification.from_pretrained(teacher.folder).eval()
+    assert plain.config.id2label == {0: "low", 1: "middle", 2: "high"}
+    metrics = evaluate(plain, task.select, CLASSES)
+    assert metrics == pytest.approx(teacher.metrics)
+
+
+def test_second_call_reads_the_cache_and_trains_nothing(source, task, tmp_path):
+    first = finetune(source, task, QUICK, tmp_path)
+    calls = []
+    again = finetune(source, task, QUICK, tmp_path, progress=lambda *a, **m: calls.append(a))
+    assert calls == [(1, 1)]
+    assert again.folder == first.folder
+    assert again.metrics == first.metrics
+    assert again.has_head
+    assert_same_weights(weights_of(first), weights_of(again))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [first.folder.name]
+
+
+def test_same_seed_same_weights_other_seed_others(source, task, tmp_path):
+    short = FinetuneSettings(max_steps=6, batch_size=16)
+    torch.manual_seed(1)
+    first = weights_of(finetune(source, task, short, tmp_path / "1"))
+    torch.manual_seed(2)
+    expected = torch.rand(1)
+    torch.manual_seed(2)
+    assert_same_weights(first, weights_of(finetune(source, task, short, tmp_path / "2")))
+    assert torch.equal(torch.rand(1), expected)  # the caller's generator is as it was
+    other = weights_of(finetune(source, task, FinetuneSettings(max_steps=6, batch_size=16, seed=1), tmp_path / "3"))
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_one_step_equals_plain_pytorch(source, task, tmp_path):
+    """Against a loop written out: no dropout, so nothing random but the order of rows."""
+    config_path = source / "config.json"
+    config = json.loads(config_path.read_text())
+    still = tmp_path / "still"
+    still.mkdir()
+    for file in source.iterdir():
+        (still / file.name).write_bytes(file.read_bytes())
+    (still / "config.json").write_text(
+        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    settings = FinetuneSettings(max_steps=3, lr=1e-2, batch_size=16, weight_decay=0.1, warmup_ratio=0.34)
+    tuned = finetune(still, task, settings, tmp_path / "cache")
+    model = Teacher.load(still, CLASSES).model.train()
+    optimizer = build_optimizer(model, 1e-2, 0.1)
+    schedule = linear_schedule(optimizer, 1, 3)
+    batches = task.train.batches(16, seed=0, epoch=0)
+    for _ in range(3):
+        batch = next(batches)
+        logits = model(batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids).logits
+        F.cross_entropy(logits, batch.labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tuned.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_killed_run_continues_from_its_checkpoint_to_the_same_weights(source, task, tmp_path):
+    settings = FinetuneSettings(epochs=3, lr=3e-3, batch_size=16)
+    whole = finetune(source, task, settings, tmp_path / "whole", checkpoint_every=7)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, total, **metrics):
+        if done == 20 and "loss" in metrics:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(source, task, settings, tmp_path / "cut", progress=kill, checkpoint_every=7)
+    assert [p.suffix for p in (tmp_path / "cut").iterdir()] == [".checkpoint"]
+    steps = []
+    resumed = finetune(
+        source, task, settings, tmp_path / "cut", progress=lambda d, *_, **m: steps.append(d), checkpoint_every=7
+    )
+    assert min(steps) == 20  # from step 14, the next report at 20
+    assert_same_weights(weights_of(whole), weights_of(resumed))
+    assert resumed.metrics == whole.metrics
+    assert not list((tmp_path / "cut").glob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("harm", ["weights", "config", "record", "missing", "key"])
+def test_damaged_entry_is_noticed_and_made_again_with_one_line(source, task, tmp_path, caplog, harm):
+    short = FinetuneSettings(max_steps=4, batch_size=16)
+    first = finetune(source, task, short, tmp_path)
+    folder, expected = first.folder, weights_of(first)
+    if harm == "weights":
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[-5] ^= 1
+        (folder / "model.safetensors").write_bytes(data)
+    elif harm == "config":
+        (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    elif harm == "record":
+        (folder / "teacher.json").write_text("{")
+    elif harm == "missing":
+        (folder / "tokenizer.json").unlink()
+    else:
+        record = json.loads((folder / "teacher.json").read_text())
+        (folder / "teacher.json").write_text(json.dumps({**record, "key": "0"}))
+    with caplog.at_level(logging.WARNING, logger="ffnas"):
+        again = finetune(source, task, short, tmp_path)
+    assert len(caplog.records) == 1
+    assert f"{folder} is damaged (" in caplog.text
+    assert_same_weights(expected, weights_of(again))
+    caplog.clear()
+    finetune(source, task, short, tmp_path)
+    assert not caplog.records
+
+
+def test_anything_that_changes_the_result_changes_the_key(source, task, tmp_path):
+    short = FinetuneSettings(max_steps=2, batch_size=16)
+    folders = {
+        finetune(source, task, short, tmp_path).folder,
+        finetune(source, task, FinetuneSettings(max_steps=2, batch_size=16, lr=1e-5), tmp_path).folder,
+        finetune(source, task, short, tmp_path, precision="bf16").folder,
+        finetune(source, make_task(source, CLASSES, seed=1), short, tmp_path).folder,
+    }
+    assert len(folders) == 4
+    copied = tmp_path / "elsewhere"
+    copied.mkdir()
+    for file in source.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    assert finetune(copied, task, short, tmp_path).folder in folders  # content, not place
+
+
+def test_regression_learns(source, tmp_path):
+    task = make_task(source, NUMBERS)
+    teacher = finetune(source, task, FinetuneSettings(epochs=8, lr=3e-3, batch_size=16), tmp_path)
+    assert teacher.metrics["pearson"] > 0.8
+    assert teacher.model.config.problem_type == "regression"
+
+
+def test_bf16_learns_and_keeps_float32_weights(source, task, tmp_path):
+    teacher = finetune(source, task, QUICK, tmp_path, precision="bf16")
+    assert teacher.metrics["accuracy"] > 0.8
+    assert {p.dtype for p in teacher.model.parameters()} == {torch.float32}
+
+
+def test_no_steps_takes_the_head_as_it_is(source, task, tmp_path):
+    nothing = FinetuneSettings(max_steps=0)
+    with pytest.raises(UserError, match="max_steps is 0, but teacher"):
+        finetune(source, task, nothing, tmp_path)
+    tuned = finetune(source, task, QUICK, tmp_path)
+    taken = finetune(tuned.folder, task, nothing, tmp_path)
+    assert_same_weights(weights_of(tuned), weights_of(taken))
+    assert taken.metrics == tuned.metrics
+
+
+def test_what_goes_wrong_ends_in_one_line(source, task, tmp_path):
+    with pytest.raises(UserError, match=r"choose a smaller finetune\.lr"):
+        finetune(source, task, FinetuneSettings(lr=1e38, max_steps=20, batch_size=16), tmp_path / "d")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be created"):
+        finetune(source, task, QUICK, tmp_path / "file" / "cache")
+    for change, words in [
+        ({"lr": 0.0}, "finetune.lr is 0.0"),
+        ({"batch_size": 0}, "finetune.batch_size"),
+        ({"warmup_ratio": 2.0}, "between 0 and 1"),
+        ({"max_steps": -1}, "finetune.max_steps"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            FinetuneSettings(**change)
+
+
+def test_task_loss_regression_does_not_broadcast():
+    logits, labels = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])
+    assert task_loss(logits, labels, regression=True).item() == pytest.approx(1 / 3)
