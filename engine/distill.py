@@ -115,7 +115,7 @@ class Distiller:
             states,
             targets,
             batch.attention_mask,
-            fit_dense=student.fit_dense,
+            fit_dense=student.base_model.fit_dense,
             weights=self.weights,
             labels=batch.labels,
             regression=self.spec.kind == "regression",

@@ -58,7 +58,9 @@ def hand_designed(space: SearchSpace, params: int) -> Architecture:
 def derive_baseline(ctx: Context, name: str, supernet: nn.Module, architecture: Architecture) -> Derived:
     """Derives a baseline from the GELU supernet, with the text steps the found model's source had on top."""
     extra = text_steps(ctx, ctx.config.stage3.text, "stage3 text")
-    return derive(ctx, name, supernet, architecture, ctx.rundir.baseline(name), extra_text_steps=extra)
+    folder = ctx.rundir.baseline(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return derive(ctx, name, supernet, architecture, folder, extra_text_steps=extra)
 
 
 def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
@@ -67,5 +69,6 @@ def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
     proxy = ProxyTrainer(ctx, "random", ctx.config.stage1, supernet)
     with ctx.timed("random candidates"):
         log = run_trials("random", trials, sampler, ctx.space, proxy, ctx.ledger, ctx.reporter)
+    ctx.rundir.baseline("random").mkdir(parents=True, exist_ok=True)
     write_candidates(ctx.rundir.baseline("random") / "candidates.csv", log.trials)
     return log

@@ -15,7 +15,7 @@ from fractions import Fraction
 from engine.data.config import DataConfig
 from engine.errors import UserError
 from engine.teacher.settings import FinetuneSettings
-from engine.training import PhaseSettings
+from engine.settings import PhaseSettings
 
 
 @dataclass
@@ -104,8 +104,8 @@ class StageConfig:
 
     trials: int = 200
     startup: int = 80
-    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=1, batch_size=128, lr=1e-4, fraction=0.02))
-    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=3, batch_size=128, lr=4e-4, fraction=0.1))
+    text: PhaseSettings = field(default_factory=PhaseSettings)
+    task: PhaseSettings = field(default_factory=PhaseSettings)
 
 
 @dataclass
@@ -121,8 +121,8 @@ class SharedStageConfig:
 
     trials: int = 500
     startup: int = 80
-    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
-    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=128, lr=4e-4))
+    text: PhaseSettings = field(default_factory=PhaseSettings)
+    task: PhaseSettings = field(default_factory=PhaseSettings)
 
 
 @dataclass
@@ -137,8 +137,8 @@ class DeriveConfig:
             'supernet' from the task-distilled one (its EfficientBERT+).
     """
 
-    text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
-    task: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=32, lr=5e-5))
+    text: PhaseSettings = field(default_factory=PhaseSettings)
+    task: PhaseSettings = field(default_factory=PhaseSettings)
     evaluations: int = 10
     start: str = "warmup"
 
@@ -216,7 +216,7 @@ class SearchConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     kd: KDConfig = field(default_factory=KDConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    warmup: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
+    warmup: PhaseSettings = field(default_factory=PhaseSettings)
     stage1: StageConfig = field(default_factory=StageConfig)
     stage2: StageConfig = field(default_factory=StageConfig)
     stage3: SharedStageConfig = field(default_factory=SharedStageConfig)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,7 @@ from search.ledger import Ledger
 from search.progress import Reporter
 from search.rundir import RunDir
 from search.space import SearchSpace
+from search.tracking import Scalars
 
 
 @dataclass
@@ -56,6 +58,16 @@ class Prepared:
     shape: ModelShape
     space: SearchSpace
 
+    @property
+    def spec(self) -> TaskSpec:
+        """The task's specification."""
+        return self.task.spec
+
+    @property
+    def precision(self) -> str:
+        """`"fp32"` or `"bf16"`."""
+        return self.config.precision
+
 
 def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
     """Loads teacher and data and builds the space.
@@ -70,7 +82,7 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
     task = load_task(config.data, seed=config.seed)
     for note in task.notes:
         reporter.info(f"data: {note}")
-    teacher = Teacher.load(config.teacher, task=task.spec)
+    teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed)
     student = config.student
     check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
     layer_map(student.num_layers, teacher.num_layers)
@@ -79,7 +91,7 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         hidden_size=student.hidden_size,
         num_layers=student.num_layers,
         ffn_size=student.ffn_size or student.hidden_size,
-        vocab_size=teacher.vocab_size,
+        vocab_size=teacher.model.config.vocab_size,
         embedding_size=student.embedding_size if student.embedding == "trigram" else None,
         teacher_hidden_size=teacher.hidden_size,
     )
@@ -91,9 +103,9 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         heights=tuple(config.space.heights),
         policy=config.space.policy,
     )
-    precision = choose_precision(config.precision, device, teacher.hidden_size)
+    precision = choose_precision(config.precision, device, shape.hidden_size, shape.ffn_size)
     config = replace(config, device=str(device), precision=precision)
-    return Prepared(config, device, teacher.to(device), task, data, shape, space)
+    return Prepared(config, device, teacher, task, data, shape, space)
 
 
 @dataclass
@@ -102,13 +114,14 @@ class Context(Prepared):
 
     Attributes:
         rundir, ledger, reporter: where results go.
+        scalars: TensorBoard, where wanted.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
     """
 
     rundir: RunDir
     ledger: Ledger
     reporter: Reporter
-    scalars: Callable[[PhaseLog], None] | None = None
+    scalars: Scalars | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,18 +129,8 @@ class Context(Prepared):
             self.seconds = json.loads(self._phases.read_text())
 
     @property
-    def _phases(self) -> object:
+    def _phases(self) -> Path:
         return self.rundir.path / "phases.json"
-
-    @property
-    def spec(self) -> TaskSpec:
-        """The task's specification."""
-        return self.task.spec
-
-    @property
-    def precision(self) -> str:
-        """`"fp32"` or `"bf16"`."""
-        return self.config.precision
 
     def seed(self, *names: object) -> int:
         """The seed of a phase or trial, by name."""
@@ -155,8 +158,9 @@ class Context(Prepared):
             student.num_heads or self.teacher.num_heads,
             self.spec,
             policy=self.space.policy,
-            dropout=student.dropout,
-            tokenizer=self.teacher.tokenizer,
+            hidden_dropout_prob=student.dropout,
+            attention_probs_dropout_prob=student.dropout,
+            pad_token_id=self.teacher.tokenizer.pad_token_id,
         )
         if student.init == "teacher":
             init_from_teacher(model, self.teacher.model)
@@ -166,7 +170,7 @@ class Context(Prepared):
         """Appends one line of mean losses to log.jsonl and, where wanted, to TensorBoard."""
         self.rundir.log({"phase": line.phase, "step": line.step, "seconds": line.seconds, **line.losses})
         if self.scalars is not None:
-            self.scalars(line)
+            self.scalars.phase(line)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

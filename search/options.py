@@ -33,6 +33,9 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
     """Keeps the examples' line breaks."""
 
 
+_EITHER = {"steps": "epochs", "epochs": "steps"}
+
+
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
     folder = resources.files("search") / "presets"
@@ -46,11 +49,11 @@ def preset_path(name: str) -> Path:
     return Path(str(resources.files("search") / "presets" / f"{name}.yaml"))
 
 
-def build_parser() -> ArgumentParser:
+def build_parser(prog: str = "ffnas search") -> ArgumentParser:
     """The parser of `ffnas search` (equal to `python -m search.run`)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="ffnas search",
+        prog=prog,
         description="Search an FFN architecture for a small BERT-like encoder and derive it from a teacher.",
         epilog=EXAMPLES,
         exit_on_error=False,
@@ -62,14 +65,14 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def parse(argv: list[str]) -> tuple[SearchConfig, Path | None]:
+def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Path | None]:
     """Reads the command line; returns the checked configuration and the run directory to resume, if any.
 
     Raises:
         UserError: an option, a file or a value is wrong.
     """
     argv = normalise(argv)
-    parser = build_parser()
+    parser = build_parser(prog)
     resume = _value_of(argv, "--resume")
     if resume is not None:
         folder = Path(resume)
@@ -94,14 +97,19 @@ def parse(argv: list[str]) -> tuple[SearchConfig, Path | None]:
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """Dashes in option names become underscores, and `--budget.params LOW HIGH` one bracketed value."""
+    """Dashes in option names become underscores, `--budget.params LOW HIGH` one bracketed value, and of `steps` and
+    `epochs` of a phase the one that is given unsets the other, whatever the preset says."""
     result: list[str] = []
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
+            name = name[2:].replace("-", "_")
+            argument = f"--{name}{equals}{value}"
+            phase, _, last = name.rpartition(".")
+            if phase and last in _EITHER:
+                result += [f"--{phase}.{_EITHER[last]}", "null"]
         result.append(argument)
         if argument == "--budget.params" and len(rest) > 1 and all(map(_is_number, rest[:2])):
             result.append(f"[{rest.pop(0)},{rest.pop(0)}]")

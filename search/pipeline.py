@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from engine.architecture import Architecture
 from engine.checkpoint import load_weights
 from engine.evaluation import evaluate
 from engine.export import export_model
 from engine.files import write_json_atomic
 from engine.metrics import primary
-from engine.supernet import build_student
 from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
+from kernels.cache import cache_dir
 from search.baselines import derive_baseline, hand_designed, random_search
-from search.context import Context
+from search.context import Context, Prepared
 from search.derive import Derived, derive
+from search.progress import Reporter
 from search.report import build_report
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
@@ -29,7 +28,8 @@ def run(ctx: Context) -> dict[str, Any]:
     interruption continues the run.
     """
     config = ctx.config
-    teach(ctx)
+    with ctx.timed("teacher"):
+        ctx.teacher = teach(ctx, ctx.reporter)
     with ctx.timed("teacher evaluation"):
         teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=ctx.precision)
     ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
@@ -65,15 +65,36 @@ def run(ctx: Context) -> dict[str, Any]:
     return summary
 
 
-def teach(ctx: Context) -> None:
-    """Stage 0: the teacher, fine-tuned on the task (from the cache where it was fine-tuned before)."""
-    settings = ctx.config.finetune
-    with ctx.timed("teacher"), ctx.reporter.phase("teacher", 1) as bar:
-        ctx.teacher = finetune(...)
+def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
+    """Stage 0: the teacher fine-tuned on the task, or found in the cache."""
+    config = prepared.config
+    with reporter.phase("teacher", 1) as bar:
+        return finetune(
+            config.teacher,
+            prepared.data,
+            config.finetune,
+            cache_dir=cache_dir() / "teachers",
+            device=prepared.device,
+            precision=config.precision,
+            progress=lambda done, total, **metrics: bar.update(done, "", total=total),
+        )
 
 
 def export(ctx: Context, best: Derived) -> None:
     """Writes best/architecture.json and best/model/."""
+    best.architecture.save(ctx.rundir.architecture, ctx.shape)
+    name, value = primary(ctx.spec, best.dev)
+    card = {
+        "name": ctx.rundir.path.name,
+        "task": ctx.spec.name,
+        "teacher": ctx.config.teacher,
+        "metric": {"name": name, "value": value, "split": "dev"},
+        "metrics": best.dev,
+        "sampler": ctx.config.sampler.name,
+        "seed": ctx.config.seed,
+        "trials": f"{ctx.config.stage1.trials} + {ctx.config.stage2.trials} + {ctx.config.stage3.trials}",
+    }
+    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card)
 
 
 def _score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:

@@ -22,8 +22,8 @@ QUIET_SECONDS = 20.0
 class Bar(Protocol):
     """One running phase."""
 
-    def update(self, done: int, note: str = "") -> None:
-        """Reports `done` units finished, with a short note such as the best score so far."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Reports `done` units finished, with a short note such as the best score so far; `total` if it changed."""
         ...
 
 
@@ -33,11 +33,11 @@ class _RichBar:
         self.task = progress.add_task(name, total=total, note="", rate="")
         self.began, self.first = time.monotonic(), None
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
         if self.first is None:
             self.first = done - 1
         rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
-        self.progress.update(self.task, completed=done, note=note, rate=_rate(rate))
+        self.progress.update(self.task, completed=done, total=total, note=note, rate=_rate(rate))
 
 
 class _LineBar:
@@ -46,9 +46,10 @@ class _LineBar:
         self.began = self.last = time.monotonic()
         self.done, self.first, self.note = 0, None, ""
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
         if self.first is None:
             self.first = done - 1
+        self.total = total or self.total
         self.done, self.note = done, note
         now = time.monotonic()
         if now - self.last >= QUIET_SECONDS and done < self.total:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 
 def command(argv: list[str]) -> None:
@@ -11,32 +13,32 @@ def command(argv: list[str]) -> None:
 
     config, resume = parse(argv)
 
-    import engine
-    from engine.training import PhaseLog
     from search.context import Context, prepare
     from search.ledger import Ledger
+    from search.libraries import quiet
     from search.options import save_config
     from search.pipeline import run
     from search.progress import Reporter
     from search.rundir import RunDir, default_name
+    from search.tracking import Scalars
 
-    engine.compat.quiet_libraries()
+    quiet()
     reporter = Reporter()
     prepared = prepare(config, reporter)
-    if resume is None:
-        config = prepared.config
-        name = config.name or default_name(config.preset)
-        rundir = RunDir.create(config.runs, name)
-        save_config(config, rundir.config)
-    else:
-        rundir = RunDir.open(resume)
-    with rundir:
+    config = prepared.config
+    path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))
+    with contextlib.ExitStack() as stack:
+        rundir = stack.enter_context(RunDir(path).open(resume=resume is not None))
+        if resume is None:
+            save_config(config, rundir.config)
+        ledger = stack.enter_context(Ledger(rundir.ledger))
+        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard else None
+        if scalars is not None:
+            stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
-        context = Context(**vars(prepared), rundir=rundir, ledger=Ledger(rundir.ledger), reporter=reporter)
-        with _scalars(context):
-            run(context)
-    reporter.info(f"model:  {rundir.path / 'best' / 'model'}")
-    reporter.info(f"report: {rundir.path / 'report.html'}")
+        run(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, scalars=scalars))
+    reporter.info(f"model:  {rundir.model}")
+    reporter.info(f"report: {rundir.report}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
-    import engine
+    from search.libraries import quiet
     from engine.evaluation import evaluate
     from engine.metrics import primary
     from search.context import prepare
@@ -14,7 +14,7 @@ def command(argv: list[str]) -> None:
     from search.progress import Reporter
 
     config, _ = parse(argv, prog="ffnas teacher")
-    engine.compat.quiet_libraries()
+    quiet()
     reporter = Reporter()
     prepared = prepare(config, reporter)
     teacher = teach(prepared, reporter)

@@ -19,7 +19,6 @@ import torch
 from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.training import Diverged
-from kernels.fingerprint import fingerprint
 from search.ledger import Ledger, Trial
 from search.progress import Reporter
 from search.samplers import Sampler, SpaceExhausted
@@ -34,16 +33,12 @@ class TrialLog:
 
     Attributes:
         trials: finished trials in order.
-        duplicates: proposals that were the same function as an earlier one and were not evaluated.
-        seconds: training and scoring time of the trials, resumed ones included.
+        duplicates: candidates drawn that were the same as an earlier one, by canonical form (dropped by the sampler)
+            or by numeric fingerprint, and were not evaluated.
     """
 
     trials: list[Trial] = field(default_factory=list)
     duplicates: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return sum(t.seconds for t in self.trials)
 
     def best(self) -> Trial:
         """The best complete trial; ties go to fewer parameters, then to the earlier trial.
@@ -56,26 +51,6 @@ class TrialLog:
             reasons = sorted({t.reason or "unknown" for t in self.trials})
             raise UserError(f"no candidate finished training ({'; '.join(reasons)}): lower the learning rates")
         return min(complete, key=lambda t: (-t.score, t.params, t.number))
-
-
-class FunctionKeys:
-    """Keys under which two architectures that compute the same function are equal (numeric fingerprints)."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-        self._cache: dict[tuple[str, int], str] = {}
-
-    def __call__(self, architecture: Architecture) -> tuple[object, ...]:
-        return tuple(
-            (self._layer(layer.expression, self.space.inner_width(layer.ratio)), layer.stack, layer.ratio)
-            for layer in architecture.layers
-        )
-
-    def _layer(self, expression: object, inner: int) -> str:
-        key = (str(expression), inner)
-        if key not in self._cache:
-            self._cache[key] = fingerprint(expression, self.space.shape.hidden_size, inner, self.space.policy)
-        return self._cache[key]
 
 
 def run_trials(
@@ -103,9 +78,8 @@ def run_trials(
         on_trial: called after every trial, replayed ones included.
     """
     log = TrialLog()
-    function_key = FunctionKeys(space)
     recorded = {t.number: t for t in ledger.trials(stage)}
-    seen: dict[tuple[object, ...], Trial] = {}
+    seen: set[str] = set()
     in_a_row = 0
     with reporter.phase(f"{stage}: candidates", total) as bar:
         while len(log.trials) < total and in_a_row < MAX_DUPLICATES_IN_A_ROW:
@@ -113,7 +87,7 @@ def run_trials(
                 architecture = sampler.propose(1)[0]
             except SpaceExhausted:
                 break
-            function = function_key(architecture)
+            function = space.function_key(architecture)
             if function in seen:
                 log.duplicates += 1
                 in_a_row += 1
@@ -129,7 +103,7 @@ def run_trials(
                     f"ledger: trial {number} of {stage} is another candidate than this configuration and seed propose:"
                     " resume with the run's own config.yaml, or start a new run"
                 )
-            seen[function] = trial
+            seen.add(function)
             log.trials.append(trial)
             sampler.observe([trial])
             if on_trial is not None:
@@ -138,6 +112,7 @@ def run_trials(
             failed = len(log.trials) - len(scores)
             note = f"best {max(scores):.4f}" if scores else ""
             bar.update(len(log.trials), note + (f", {failed} failed" if failed else ""))
+    log.duplicates += sampler.duplicates
     return log
 
 

@@ -1,0 +1,252 @@
+"""The command `python -m search.run`, end to end: results, reproducibility, resumption after a kill, wrong input.
+
+The runs use a tiny random BERT as teacher and a generated task whose classes differ by the words in them, so that
+nothing outside this folder is needed and a run takes seconds.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+WORDS = {
+    "bad": "awful broken poor sad terrible worst hate useless".split(),
+    "good": "great lovely superb happy excellent best love useful".split(),
+}
+FILLER = "the a phone film movie battery story was is and it very really quite today".split()
+
+
+def write_task(path: Path, rows: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence", "label"])
+        for _ in range(rows):
+            label = rng.choice(sorted(WORDS))
+            words = rng.choices(FILLER, k=rng.randint(3, 12)) + rng.choices(WORDS[label], k=2)
+            rng.shuffle(words)
+            writer.writerow([" ".join(words), label])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv, dev.csv and teacher/ (random weights, its own vocabulary)."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("workspace")
+    write_task(folder / "train.csv", 400, seed=1)
+    write_task(folder / "dev.csv", 100, seed=2)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLER, *WORDS["bad"], *WORDS["good"]]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    return folder
+
+
+def options(workspace: Path, name: str) -> list[str]:
+    return [
+        *("--preset", "smoke", "--runs", str(workspace / "runs"), "--name", name),
+        *("--teacher", str(workspace / "teacher"), "--student.hidden_size", "24", "--student.embedding_size", "16"),
+        *("--data.train", str(workspace / "train.csv"), "--data.dev", str(workspace / "dev.csv")),
+        *("--data.max_length", "24", "--data.min_held_out", "40", "--derive.task.steps", "40", "--threads", "1"),
+    ]
+
+
+def command(workspace: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    environment = {**os.environ, "FFNAS_CACHE": str(workspace / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return [sys.executable, "-m", "search.run", *arguments], environment
+
+
+def run(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line, environment = command(workspace, *arguments)
+    return subprocess.run(line, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Path) -> Path:
+    """The run directory of one undisturbed run."""
+    result = run(workspace, *options(workspace, "undisturbed"))
+    assert result.returncode == 0, result.stderr
+    folder = workspace / "runs" / "undisturbed"
+    assert str(folder / "best" / "model") in result.stdout
+    assert str(folder / "report.html") in result.stdout
+    return folder
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def outcome(folder: Path) -> dict:
+    """What must not depend on interruptions or on when the run happened."""
+    values = summary(folder)
+    return {key: values[key] for key in ("best", "baselines", "teacher", "trials", "task", "seed")}
+
+
+def test_run_directory_is_complete(finished: Path):
+    expected = [
+        *("config.yaml", "study.db", "log.jsonl", "report.html", "summary.json"),
+        *("best/architecture.json", "best/model/config.json", "best/model/model.safetensors"),
+        *(f"stage{n}/{name}" for n in (1, 2, 3) for name in ("candidates.csv", "best.json")),
+    ]
+    missing = [name for name in expected if not (finished / name).is_file()]
+    assert not missing
+    assert not list((finished / "checkpoints").iterdir())
+    values = summary(finished)
+    assert values["trials"]["1"] == 3
+    assert values["trials"]["2"] == 3
+    assert values["trials"]["3"] == 4
+    assert values["trials"]["random"] == 10
+    low, high = values["budget"]["params"]
+    assert low <= values["best"]["params"] <= high
+    assert values["best"]["metric"]["split"] == "dev"
+
+
+def test_reported_accuracy_is_that_of_the_exported_model(workspace: Path, finished: Path):
+    """An independent script: transformers' own pipeline over the rows of dev.csv."""
+    script = """
+import csv, sys
+import engine
+from transformers import pipeline
+rows = list(csv.DictReader(open(sys.argv[2])))
+classify = pipeline("text-classification", model=sys.argv[1])
+answers = classify([r["sentence"] for r in rows])
+print(sum(a["label"] == r["label"] for a, r in zip(answers, rows)) / len(rows))
+"""
+    model, dev = str(finished / "best" / "model"), str(workspace / "dev.csv")
+    result = subprocess.run(
+        [sys.executable, "-c", script, model, dev], cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    accuracy = float(result.stdout.split()[-1])
+    assert accuracy == pytest.approx(summary(finished)["best"]["metrics"]["dev"]["accuracy"], abs=1e-9)
+
+
+def test_parameters_are_those_of_the_exported_model(finished: Path):
+    from safetensors import safe_open
+
+    with safe_open(finished / "best" / "model" / "model.safetensors", "pt") as file:
+        sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
+    heads = sum(size for name, size in sizes.items() if name.startswith(("classifier", "cls_pooler")))
+    assert sum(sizes.values()) - heads == summary(finished)["best"]["params_without_fit_dense"]
+
+
+def test_same_seed_gives_the_same_result(workspace: Path, finished: Path):
+    result = run(workspace, *options(workspace, "again"))
+    assert result.returncode == 0, result.stderr
+    assert outcome(workspace / "runs" / "again") == outcome(finished)
+
+
+def kill_when(workspace: Path, name: str, reached: str) -> bool:
+    """Starts a run and kills it as soon as the path `reached` exists in its directory; whether it was killed."""
+    line, environment = command(workspace, *options(workspace, name))
+    process = subprocess.Popen(line, cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    target = workspace / "runs" / name / reached
+    deadline = time.monotonic() + 200
+    while not target.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "reached",
+    ["study.db", "stage1/best.json", "stage2/best.json", "stage3/best.json", "best/text.safetensors"],
+    ids=["stage 1", "stage 2", "stage 3", "derive", "derive task"],
+)
+def test_killed_run_resumes_to_the_same_end(workspace: Path, finished: Path, reached: str):
+    name = "killed-" + reached.replace("/", "-")
+    assert kill_when(workspace, name, reached), "the run ended before it could be killed"
+    folder = workspace / "runs" / name
+    result = run(workspace, "--resume", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert outcome(folder) == outcome(finished)
+
+
+def test_terminated_run_exits_143_and_resumes(workspace: Path, finished: Path):
+    line, environment = command(workspace, *options(workspace, "terminated"))
+    process = subprocess.Popen(line, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    target = workspace / "runs" / "terminated" / "stage1" / "supernet.safetensors"
+    while not target.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors.decode()
+    result = run(workspace, "--resume", str(workspace / "runs" / "terminated"))
+    assert result.returncode == 0, result.stderr
+    assert outcome(workspace / "runs" / "terminated") == outcome(finished)
+
+
+WRONG = {
+    "unknown column": (["--data.label_column", "stars"], "stars"),
+    "teacher not found": (["--teacher", "no/such-teacher"], "no/such-teacher"),
+    "budget nothing fits": (["--budget.params", "1e9", "2e9"], "budget.params"),
+    "heads do not divide": (["--student.hidden_size", "25"], "25"),
+    "unknown preset": (["--preset", "huge"], "huge"),
+    "unknown option": (["--student.depth", "3"], "depth"),
+    "wrong type": (["--stage1.trials", "many"], "many"),
+    "unknown sampler": (["--sampler.name", "magic"], "magic"),
+    "missing file": (["--data.train", "nowhere.csv"], "nowhere.csv"),
+    "text too long": (["--data.max_length", "100"], "100"),
+    "too many student layers": (["--student.num_layers", "7"], "7"),
+    "ratio": (["--space.ratios", "[3/2]"], "3/2"),
+    "no such run": (["--resume", "runs/none"], "runs/none"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_in_one_line(workspace: Path, case: str):
+    arguments, mentioned = WRONG[case]
+    name = "wrong-" + case.replace(" ", "-")
+    base = [] if case == "no such run" else options(workspace, name)
+    result = run(workspace, *base, *arguments)
+    assert result.returncode == 2, result.stderr
+    message = result.stderr.strip()
+    assert len(message.splitlines()) == 1, message
+    assert message.startswith("ffnas: error: ")
+    assert mentioned in message
+    assert not (workspace / "runs" / name).exists()
+
+
+@pytest.mark.parametrize("content", ["", "sentence,label\n"], ids=["empty", "header only"])
+def test_empty_file_ends_in_one_line(workspace: Path, tmp_path: Path, content: str):
+    (tmp_path / "empty.csv").write_text(content)
+    result = run(workspace, *options(workspace, "empty"), "--data.train", str(tmp_path / "empty.csv"))
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "empty.csv" in result.stderr
+
+
+def test_dev_without_labels_ends_in_one_line(workspace: Path, tmp_path: Path):
+    (tmp_path / "dev.csv").write_text("sentence\nthe phone\n")
+    result = run(workspace, *options(workspace, "unlabelled"), "--data.dev", str(tmp_path / "dev.csv"))
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "label" in result.stderr
+
+
+def test_help_teaches(workspace: Path):
+    result = run(workspace, "--help")
+    assert result.returncode == 0
+    for word in ("--data.train", "--budget.params", "--resume", "examples:"):
+        assert word in result.stdout
