@@ -7,11 +7,13 @@ The table counts the trees of every class exactly, the rule of distinct operands
 only where a valid tree exists, and the number of valid expressions of each height is known.
 
 Distribution. `sample` draws the height uniformly from the space's (those that have expressions), then grows a tree of
-exactly that height from the root down. At each node the kind is drawn among those possible (activation 1, linear 2,
-binary 1 in weight), then the operator uniformly; of a binary node's operands one has the full remaining height and the
-other's height h is drawn with weight 2^-h, so side branches are small ("grow"). With probability 1/5 the tree is a
-"full" one instead, all of whose leaves lie at the same depth. Every production has positive weight: each valid
-expression can be drawn, and at a given height the odds between two expressions follow from their sizes.
+exactly that height from the root down. At each node the kind is drawn among those possible, with weight (activation 1,
+linear 2, binary 1) times 1 + log2 of the number of trees behind it; then the operator uniformly. Of a binary node's
+operands one has the full remaining height and the other a height h drawn with weight 2^-h, again times 1 + log2 of the
+number of pairs, so side branches are small but do occur ("grow"). With probability 1/5 the tree is a "full" one
+instead, all of whose leaves lie at the same depth. Every production has positive weight: each valid expression can be
+drawn. The logarithm lets rich classes come more often than poor ones without drowning them: without it a fifth of all
+draws of height 4 in a two-operator space are one expression.
 
 Rejected: drawing uniformly from all valid expressions (the counts would allow it). Nearly all trees of height 7 are
 bushy with dozens of operators; the search would see no small ones. Also rejected: drawing freely and rejecting
@@ -22,6 +24,7 @@ Source: grow and full trees, Koza 1992 (ramped half-and-half).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -44,10 +47,14 @@ _Class = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Production:
-    """One way to make a tree of a class: the kind of its root and the classes of its operands."""
+    """One way to make a tree of a class: kind of the root, number of trees, classes of the operands.
+
+    `side` is 2^-h of the lower operand of a binary root; `name` the weight of a linear root.
+    """
 
     kind: int
-    weight: float
+    count: int
+    side: float = 1.0
     operands: tuple[_Class, ...] = ()
     name: str = ""
 
@@ -81,23 +88,23 @@ class _Grammar:
 
     def _fill(self, cls: _Class) -> None:
         found = [*self._leaf(cls), *self._activations(cls), *self._linears(cls), *self._binaries(cls)]
-        self._table[cls] = [production for production, _ in found]
-        for production, count in found:
+        self._table[cls] = found
+        for production in found:
             key = (cls, production.kind)
-            self._counts[key] = self._counts.get(key, 0) + count
+            self._counts[key] = self._counts.get(key, 0) + production.count
 
-    def _leaf(self, cls: _Class) -> list[tuple[_Production, int]]:
-        return [(_Production(LEAF_KIND, 1.0), 1)] if cls == (0, 0, self.hidden) else []
+    def _leaf(self, cls: _Class) -> list[_Production]:
+        return [_Production(LEAF_KIND, 1)] if cls == (0, 0, self.hidden) else []
 
-    def _activations(self, cls: _Class) -> list[tuple[_Production, int]]:
+    def _activations(self, cls: _Class) -> list[_Production]:
         height, weights, width = cls
         if height == 0 or not self.rules.activations:
             return []
         below = (height - 1, weights, width)
         count = self.count(below, without=ACTIVATION) * len(self.rules.activations)
-        return [(_Production(ACTIVATION, 1.0, (below,)), count)] if count else []
+        return [_Production(ACTIVATION, count, operands=(below,))] if count else []
 
-    def _linears(self, cls: _Class) -> list[tuple[_Production, int]]:
+    def _linears(self, cls: _Class) -> list[_Production]:
         height, weights, width = cls
         if height == 0:
             return []
@@ -108,9 +115,11 @@ class _Grammar:
         if weights & WB2 and width == self.hidden:
             found.append(((height - 1, weights - WB2, self.inner), "wb2"))
         counted = [(below, name, self.count(below, without=LINEAR_KIND)) for below, name in found]
-        return [(_Production(LINEAR_KIND, 1.0, (below,), name), count) for below, name, count in counted if count]
+        return [
+            _Production(LINEAR_KIND, count, operands=(below,), name=name) for below, name, count in counted if count
+        ]
 
-    def _binaries(self, cls: _Class) -> list[tuple[_Production, int]]:
+    def _binaries(self, cls: _Class) -> list[_Production]:
         height, weights, width = cls
         if height == 0 or not self.rules.binaries:
             return []
@@ -127,7 +136,7 @@ class _Grammar:
                     left, right = (left_height, left_weights, a), (right_height, right_weights, b)
                     pairs = self.count(left) * self.count(right) - (self.count(left) if left == right else 0)
                     if pairs:
-                        found.append((_Production(BINARY, side, (left, right)), pairs * len(self.rules.binaries)))
+                        found.append(_Production(BINARY, pairs * len(self.rules.binaries), side, (left, right)))
         return found
 
     def _heights(self, height: int) -> list[tuple[int, int]]:
@@ -140,9 +149,12 @@ class _Grammar:
     def _choices(self, cls: _Class, without: int | None) -> tuple[list[_Production], list[float]]:
         """Productions of a class with their cumulative probabilities: kind first, then within the kind."""
         usable = [p for p in self._table[cls] if p.kind != without]
-        kinds = {p.kind for p in usable}
-        total = {kind: sum(p.weight for p in usable if p.kind == kind) for kind in kinds}
-        weights = [_KIND_WEIGHT[p.kind] * p.weight / total[p.kind] for p in usable]
+        inside = [p.side * _richness(p.count) for p in usable]
+        total: dict[int, float] = {}
+        for production, weight in zip(usable, inside, strict=True):
+            total[production.kind] = total.get(production.kind, 0.0) + weight
+        kinds = {kind: _KIND_WEIGHT[kind] * _richness(self._counts[cls, kind]) for kind in total}
+        weights = (kinds[p.kind] * weight / total[p.kind] for p, weight in zip(usable, inside, strict=True))
         return usable, list(accumulate(weights))
 
     def tree(self, rng: np.random.Generator, cls: _Class, without: int | None = None) -> Expression:
@@ -188,11 +200,14 @@ class ExpressionGenerator:
         return self._grow.count((height, BOTH, self._grow.hidden))
 
     def sample(self, rng: np.random.Generator, height: int | None = None) -> Expression:
-        """A random valid expression, of the given height if one is given (it must have expressions).
+        """A random valid expression, of the given height if one is given; the distribution is in the module's text.
 
-        Distribution: see the module's text.
+        Raises:
+            ValueError: no valid expression has this height.
         """
         chosen = self.heights[int(rng.integers(len(self.heights)))] if height is None else height
+        if chosen not in self.heights:
+            raise ValueError(f"no valid expression of height {chosen}: there are some of {self.heights}")
         cls = (chosen, BOTH, self._grow.hidden)
         full = rng.random() < _FULL_PROBABILITY and self._full.count(cls) > 0
         return (self._full if full else self._grow).tree(rng, cls)
@@ -213,6 +228,10 @@ class ExpressionGenerator:
         cumulative = list(accumulate(weight for _, weight in options))
         index = min(bisect_right(cumulative, rng.random() * cumulative[-1]), len(options) - 1)
         return self._grow.tree(rng, options[index][0])
+
+
+def _richness(count: int) -> float:
+    return 1.0 + math.log2(count)
 
 
 def _pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
