@@ -35,7 +35,7 @@ _KEEPS_NON_NEGATIVE = frozenset({"leaky_relu", "elu", "tanh", "gelu", "gelu_erf"
 _UNDER_RELU = frozenset({"leaky_relu", "elu"})
 
 
-@lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=1 << 14)
 def canonicalize(expr: Expression) -> Expression:
     """Canonical form of `expr`: same value at every width and policy, equal for expressions the rules identify.
 

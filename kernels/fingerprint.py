@@ -61,7 +61,7 @@ def fingerprint(expr: Expression, hidden: int, inner: int, policy: str = "trunca
     return _fingerprint(canonicalize(expr), hidden, inner, policy)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _fingerprint(expr: Expression, hidden: int, inner: int, policy: str) -> str:
     cells = [_token(v) for v in statistics(expr, hidden, inner, policy).flatten().tolist()]
     return hashlib.sha256(",".join(cells).encode()).hexdigest()[:16]
