@@ -113,6 +113,7 @@ class Ledger:
         self._name = str(path) if path is not None else _without_password(text)
         self._choices = {"stacks": [int(s) for s in stacks], "ratios": [str(Fraction(r)) for r in ratios]}
         self._studies: dict[str, Study] = {}
+        self._categories: dict[str, dict[str, list[Any]]] = {}
         self._keys: dict[str, dict[int, str]] = {}
         if path is not None:
             _check_file(path, timeout)
@@ -153,8 +154,8 @@ class Ledger:
                     " candidate: resume with the run's own configuration and seed, or start a new run"
                 )
             return
-        study = self._study(trial.stage)
-        frozen = _to_optuna(trial, study.user_attrs.get("choices", self._choices))
+        study, choices = self._make(trial.stage)
+        frozen = _to_optuna(trial, choices)
         with self._errors():
             study.add_trial(frozen)
         keys[trial.number] = trial.key
@@ -184,21 +185,37 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _study(self, stage: str) -> Study:
+    def _load(self, stage: str) -> Study | None:
+        """The stage's study, None if nothing was recorded in it yet."""
         if stage not in self._studies:
             import optuna
 
             with self._errors():
-                study = optuna.create_study(
-                    storage=self._storage, study_name=stage, direction="maximize", load_if_exists=True
-                )
-                if "choices" not in study.user_attrs:
-                    study.set_user_attr("choices", self._choices)
-            self._studies[stage] = study
+                if stage not in self.stages():
+                    return None
+                self._studies[stage] = optuna.load_study(storage=self._storage, study_name=stage)
         return self._studies[stage]
 
+    def _make(self, stage: str) -> tuple[Study, dict[str, list[Any]]]:
+        """The stage's study, made if missing, and the categories of its parameters."""
+        study = self._load(stage)
+        if stage not in self._categories:
+            import optuna
+
+            with self._errors():
+                if study is None:
+                    study = optuna.create_study(
+                        storage=self._storage, study_name=stage, direction="maximize", load_if_exists=True
+                    )
+                if "choices" not in study.user_attrs:
+                    study.set_user_attr("choices", self._choices)
+                self._studies[stage], self._categories[stage] = study, study.user_attrs["choices"]
+        return self._studies[stage], self._categories[stage]
+
     def _frozen(self, stage: str) -> list[FrozenTrial]:
-        study = self._study(stage)
+        study = self._load(stage)
+        if study is None:
+            return []
         with self._errors():
             return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
 

@@ -118,9 +118,7 @@ class RunDir:
             self._acquire()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(
-                f"run directory {self.path}: cannot be written ({reason}): choose another --runs"
-            ) from error
+            raise UserError(f"run directory {self.path}: cannot be written ({reason}): choose another place") from error
         try:
             if not resume:
                 self._refuse_used()  # somebody may have been faster between the check and the lock
@@ -164,7 +162,8 @@ class RunDir:
     def _refuse_used(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run directory {self.path}: a file of that name exists: choose another --name")
-        if self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        # a run killed before its first file leaves the lock and empty folders: nothing to lose there
+        if self.path.is_dir() and any(e.name != LOCK and not _is_folder(e) for e in self.path.rglob("*")):
             raise UserError(
                 f"run directory {self.path}: is not empty: continue it with --resume {self.path},"
                 " or choose another --name"
@@ -212,6 +211,10 @@ def drop_torn_line(path: Path) -> None:
             keep = tail.rfind(b"\n", 0, keep - 1) + 1
         if keep < len(tail):
             file.truncate(start + keep)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_json_line(line: bytes) -> bool:
