@@ -109,6 +109,8 @@ def _set_tokens(base: FFNASModel, words: Tensor, mean: Tensor, directions: Tenso
         return
     width, hidden = table.shape[1], dense.weight.shape[0]
     _set_leading(table, (words - mean) @ directions[:, :width])
+    if base.config.pad_token_id is not None:
+        table[base.config.pad_token_id] = 0  # see `engine.student.embeddings`
     generator = torch.Generator().manual_seed(_SEED)
     noise = torch.empty(dense.weight.shape).normal_(0.0, NEIGHBOUR_STD, generator=generator)
     noise[:, width : 2 * width] = torch.eye(hidden, width)

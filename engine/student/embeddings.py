@@ -3,9 +3,13 @@
     trigram   dense([t(i+1), t(i), t(i-1)]) with t the V x E token table and zeros past both ends of the sequence
     full      t(i) with t the V x H token table
 
-The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3; `MobileBertEmbeddings`). Padding
-tokens are neighbours like any others, as there. Rejected: a 1-d convolution of width 3, the same map with weights in
-another layout than every published checkpoint.
+The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3; `MobileBertEmbeddings`). A padding
+token is a neighbour like any other, as there; its row of the table starts at zero and is not trained (`padding_idx`),
+so that the last real token sees the same zeros with padding behind it as without, and predictions do not depend on how
+texts were batched. (Training a masked LM moves the row through the tied decoder.)
+
+Rejected: a 1-d convolution of width 3, the same map with weights in another layout than every published checkpoint;
+and masking neighbours by the attention mask, which changes the arithmetic of published checkpoints.
 """
 
 from __future__ import annotations

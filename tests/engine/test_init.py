@@ -69,7 +69,7 @@ def svd_error(table, rank):
 
 @pytest.mark.parametrize(("hidden", "width"), [(15, 7), (20, 20), (33, 9), (9, 15)])
 def test_token_embeddings_are_the_best_approximation_of_their_rank(hidden, width):
-    teacher, student = make_teacher(), make_student(hidden=hidden, width=width)
+    teacher, student = make_teacher(), make_student(hidden=hidden, width=width, pad_token_id=None)
     init_from_teacher(student, teacher)
     table = teacher.embeddings.word_embeddings.weight.detach().double()
     directions = principal_directions(table - table.mean(0))[:, :hidden]
@@ -85,6 +85,13 @@ def test_token_embeddings_are_the_best_approximation_of_their_rank(hidden, width
     best = svd_error(table, min(hidden, width))
     # tables are stored in float32: squared error of 1e-7 relative per entry of order 1
     assert error == pytest.approx(best, rel=1e-4, abs=1e-10)
+
+
+def test_the_padding_tokens_embedding_stays_zero_for_a_trigram():
+    student = make_student()
+    init_from_teacher(student, make_teacher())
+    assert (student.get_input_embeddings().weight[0] == 0).all()
+    assert (student.get_input_embeddings().weight[1:] != 0).any(dim=1).all()
 
 
 def test_full_embedding_of_the_teachers_width_keeps_every_distance():

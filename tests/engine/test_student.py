@@ -74,13 +74,22 @@ def test_encoder_equals_reference_in_values_and_gradients(name):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=parameter: f"{name}: {text}")
 
 
-def test_padding_changes_no_real_token_without_trigram():
-    model = make(embedding_type="full")
+@pytest.mark.parametrize("embedding_type", ["full", "trigram"])
+def test_padding_changes_no_real_token(embedding_type):
+    model = make(embedding_type=embedding_type)
+    model.get_input_embeddings().weight.data[0] = 0  # where it starts, and stays: the next test
     ids, mask, types = batch(seed=2, rows=2)
     length = int(mask[1].sum())
     whole = model(ids[1:], mask[1:], types[1:]).last_hidden_state[:, :length]
     alone = model(ids[1:, :length], None, types[1:, :length]).last_hidden_state
     torch.testing.assert_close(whole, alone, **EXACT)
+
+
+def test_the_padding_tokens_embedding_starts_at_zero_and_is_not_trained():
+    model = FFNASModel(small_config())
+    model(*batch()).last_hidden_state.square().sum().backward()
+    assert (model.get_input_embeddings().weight[0] == 0).all()
+    assert (model.get_input_embeddings().weight.grad[0] == 0).all()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
