@@ -94,5 +94,5 @@ def load_training_state(
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         return int(state["step"]), state["extra"]
     except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), "") or "it ends too early"
         raise UserError(f"checkpoint {path} cannot be used ({reason}): delete it and resume") from error
