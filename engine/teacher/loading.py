@@ -1,4 +1,4 @@
-"""A model folder to a transformers model: the right class, safetensors only, and a head that fits the task.
+"""A model folder to a transformers model: the right class, safetensors only, no code from the folder, a fitting head.
 
 A head is kept when the folder has one with as many outputs as the task; if its label names are the task's in another
 order, its rows are put into the task's order. Otherwise a fresh head is made, from a fixed seed. The head is always
@@ -37,7 +37,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
         UserError: the folder cannot be loaded, or holds no encoder.
     """
     try:
-        config = AutoConfig.from_pretrained(source.folder)
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         raise UserError(f"teacher {source.name!r}: its config.json cannot be used ({_first_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
@@ -52,6 +52,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
             model, report = auto.from_pretrained(
                 source.folder,
                 use_safetensors=True,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=task is not None,
                 output_loading_info=True,
@@ -75,7 +76,7 @@ def load_tokenizer(source: TeacherSource) -> Any:
         UserError: there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False)
     except (*_LOAD_ERRORS, AttributeError) as error:
         raise UserError(
             f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "

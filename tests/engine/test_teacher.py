@@ -328,6 +328,18 @@ def test_damaged_folders_end_in_one_line(folders, tmp_path):
         Teacher.load(tmp_path / "m")
 
 
+def test_code_in_the_folder_is_never_run(folders, tmp_path):
+    shutil.copytree(folders / "bert", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModel"), "evil.Evil")
+    changed = {**config, "model_type": "evil", "auto_map": auto_map}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(changed))
+    (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match=r"config\.json cannot be used"):
+        Teacher.load(tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_of_another_size_or_depth_are_refused(folders, tmp_path):
     shutil.copytree(folders / "bert", tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
