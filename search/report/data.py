@@ -1,0 +1,304 @@
+"""What a report shows, read from a run directory: every file is checked, a missing one leaves its part empty.
+
+    summary.json            result, baselines, teacher, counts, seconds, versions
+    stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
+    baselines/random/candidates.csv   trials of the random search
+    best/architecture.json  the found architecture
+    log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
+    config.yaml             shown as it is
+
+Rejected: taking a finished run's objects from memory. The same report must be buildable later, elsewhere, and of a
+run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.architecture import Architecture
+from engine.errors import UserError
+from search.report.tables import Candidate, read_candidates
+
+TERMS = ("total", "hidden", "attention", "prediction")
+_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d[\d.]*(?:e[-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    value: float
+    split: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished model of summary.json: the found one, a baseline or the teacher.
+
+    Attributes:
+        name: for people.
+        kind: "best", "baseline" or "teacher".
+        params: parameter count, fit_dense included for students.
+        deployed: without fit_dense, which only distillation needs; `params` where not given.
+        metric: primary metric, None if not evaluated.
+        metrics: all metrics on the reported split, by name.
+        layers, hidden_size: of the teacher, None where not given.
+    """
+
+    name: str
+    kind: str
+    params: int
+    deployed: int
+    metric: Metric | None
+    metrics: dict[str, float]
+    layers: int | None = None
+    hidden_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The trials of one stage, by number, and the number of its winner."""
+
+    key: str
+    title: str
+    trials: list[Candidate]
+    best: int | None
+
+    @property
+    def scored(self) -> list[Candidate]:
+        return [t for t in self.trials if t.score is not None]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Reasons of failed trials, numbers in them replaced by #, with how often each occurred."""
+        return Counter(_NUMBER.sub("#", t.reason or "unknown") for t in self.trials if t.state == "failed")
+
+
+@dataclass
+class Curve:
+    """Losses of one phase: value of each term at each step; a step logged again after a resumption counts once."""
+
+    points: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def term(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one term, in order, where it was finite."""
+        pairs = [(s, p[name]) for s, p in sorted(self.points.items()) if name in p]
+        return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+@dataclass
+class RunData:
+    """Everything a report shows; see the module's text."""
+
+    path: Path
+    summary: dict[str, Any]
+    models: list[Model]
+    stages: list[Stage]
+    architecture: Architecture | None
+    hidden_size: int | None
+    params: int | None
+    curves: dict[str, Curve]
+    config: str
+
+    @property
+    def best(self) -> Model | None:
+        return next((m for m in self.models if m.kind == "best"), None)
+
+    @property
+    def teacher(self) -> Model | None:
+        return next((m for m in self.models if m.kind == "teacher"), None)
+
+    @property
+    def baselines(self) -> list[Model]:
+        return [m for m in self.models if m.kind == "baseline"]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time per phase, in order; a sum named "total" is left out."""
+        return {k: v for k, v in self.summary.get("seconds", {}).items() if k != "total"}
+
+
+_BASELINES = {"gelu": "Hand-designed GELU", "random": "Random search"}
+_STAGES = {
+    "1": "Stage 1: expressions, stacks, ratios",
+    "2": "Stage 2: expressions",
+    "3": "Stage 3: stacks, ratios",
+}
+
+
+def read_run(path: Path) -> RunData:
+    """Reads a run directory.
+
+    Raises:
+        UserError: there is no run in it, or a file is damaged (named, with what is wrong).
+    """
+    if not path.is_dir():
+        raise UserError(f"run directory {path}: does not exist: check the path")
+    summary = _object(path / "summary.json") or {}
+    stages = [s for s in (_stage(path / f"stage{n}", n, title) for n, title in _STAGES.items()) if s is not None]
+    random = _stage(path / "baselines" / "random", "random", "Baseline: random search")
+    if random is not None:
+        stages.append(random)
+    curves = _curves(path / "log.jsonl")
+    if not summary and not stages and not curves:
+        raise UserError(f"run directory {path}: holds no results yet: check the path or let the run go on")
+    _check_summary(path / "summary.json", summary)
+    architecture, raw = None, _object(path / "best" / "architecture.json")
+    if raw is not None:
+        architecture = Architecture.load(path / "best" / "architecture.json")
+    return RunData(
+        path=path,
+        summary=summary,
+        models=_models(path / "summary.json", summary),
+        stages=stages,
+        architecture=architecture,
+        hidden_size=raw["hidden_size"] if raw is not None else None,
+        params=raw["params"] if raw is not None else None,
+        curves=curves,
+        config=_text(path / "config.yaml") or "",
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): restore it or resume the run") from error
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    text = _text(path)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error}): restore it or resume the run") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged, not a JSON object: restore it or resume the run")
+    return value
+
+
+def _stage(folder: Path, key: str, title: str) -> Stage | None:
+    if not (folder / "candidates.csv").is_file():
+        return None
+    trials = sorted(read_candidates(folder / "candidates.csv"), key=lambda t: t.number)
+    record = _object(folder / "best.json") or {}
+    scored = [t for t in trials if t.score is not None]
+    if "number" in record:
+        best = _field(folder / "best.json", record, "number", int)
+    else:
+        best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
+    return Stage(key, title, trials, best)
+
+
+def _curves(path: Path) -> dict[str, Curve]:
+    text = _text(path) or ""
+    whole, _, _ = text.rpartition("\n")  # a last line without its end is still being written
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            phase, step = entry["phase"], entry["step"]
+            losses = {t: entry.get(t) for t in TERMS}
+            losses["total"] = entry.get("total", entry.get("loss"))
+            point = {t: float(v) for t, v in losses.items() if v is not None and math.isfinite(v)}
+            if not isinstance(phase, str) or not isinstance(step, int):
+                raise TypeError("phase must be text, step an integer")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}): delete that line") from error
+        curves.setdefault(phase, Curve()).points[step] = point
+    return curves
+
+
+def _check_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Shapes of the parts that are shown as they are."""
+    for name in ("baselines", "trials", "seconds", "versions", "task", "student", "budget"):
+        if name in summary:
+            _field(path, summary, name, dict)
+    for name, kind in (("trials", int), ("seconds", float)):
+        for key in summary.get(name, {}):
+            _field(path, summary[name], key, kind, f"{name}.")
+    if "params" in summary.get("budget", {}):
+        window = _field(path, summary["budget"], "params", list, "budget.")
+        if len(window) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in window):
+            raise UserError(f"{path}: budget.params: must be two numbers, got {window!r:.60}")
+    if "notes" in summary:
+        _field(path, summary, "notes", list)
+
+
+def _models(path: Path, summary: dict[str, Any]) -> list[Model]:
+    models = []
+    if summary.get("best") is not None:
+        models.append(_model(path, summary, "best", "Found architecture", "best"))
+    baselines = summary.get("baselines", {})
+    models += [
+        _model(path, baselines, key, _BASELINES.get(key, key), "baseline")
+        for key in baselines
+        if baselines[key] is not None
+    ]
+    if summary.get("teacher") is not None:
+        source = summary["teacher"].get("source") if isinstance(summary["teacher"], dict) else None
+        models.append(
+            _model(path, summary, "teacher", f"Teacher: {_short(source)}" if source else "Teacher", "teacher")
+        )
+    return models
+
+
+def _model(path: Path, parent: Mapping[str, Any], key: str, name: str, kind: str) -> Model:
+    entry = _field(path, parent, key, dict)
+
+    def optional(field_name: str, default: Any, field_kind: type = int) -> Any:
+        if entry.get(field_name) is None:
+            return default
+        return _field(path, entry, field_name, field_kind, f"{key}.")
+
+    params = _field(path, entry, "params", int, f"{key}.")
+    metric, metrics = None, {}
+    raw = optional("metric", None, dict)
+    if raw is not None:
+        prefix = f"{key}.metric."
+        metric = Metric(
+            _field(path, raw, "name", str, prefix),
+            _field(path, raw, "value", float, prefix),
+            _field(path, raw, "split", str, prefix),
+        )
+        given = optional("metrics", {}, dict).get(metric.split) or {}
+        metrics = {n: _field(path, given, n, float, f"{key}.metrics.{metric.split}.") for n in given}
+        metrics = {metric.name: metric.value, **metrics}
+    return Model(
+        name=name,
+        kind=kind,
+        params=params,
+        deployed=optional("params_without_fit_dense", params),
+        metric=metric,
+        metrics=metrics,
+        layers=optional("layers", None),
+        hidden_size=optional("hidden_size", None),
+    )
+
+
+def _field(path: Path, parent: Any, name: str, kind: type, prefix: str = "") -> Any:
+    """`parent[name]` if it is of `kind` (a float may be written as an integer and must be finite)."""
+    value = parent.get(name) if isinstance(parent, Mapping) else None
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not fits or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{path}: {prefix}{name}: must be {_KINDS[kind]}, got {value!r:.60}")
+    return value
+
+
+_KINDS = {int: "an integer", float: "a number", str: "text", dict: "an object", list: "a list"}
+
+
+def _short(source: Any) -> str:
+    """The last part of a teacher's name or folder."""
+    text = str(source).rstrip("/\\")
+    return re.split(r"[/\\:]", text)[-1] or text
