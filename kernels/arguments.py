@@ -51,19 +51,22 @@ def _check_group(
 ) -> None:
     if len(tensors) != n:
         raise ValueError(f"{name} has {len(tensors)} tensors, expected {n}, one per FFN of the stack")
+    device = x.device
     for k, t in enumerate(tensors):
-        label = name if n == 1 else f"{name}[{k}]"
-        if t.shape != shape:
-            raise ValueError(
-                f"{label} has shape {_shape(t)}, expected {tuple(shape)} (x has hidden width {x.shape[1]})"
-            )
-        if t.dtype not in dtypes:
-            allowed = " or ".join(dict.fromkeys(str(d) for d in dtypes))
-            raise ValueError(f"{label} is {t.dtype}, but with x in {x.dtype} it must be {allowed}")
-        if t.device != x.device:
-            raise ValueError(f"{label} is on {t.device}, but x is on {x.device}")
-        if t.stride(-1) != 1 and t.shape[-1] > 1:
-            raise ValueError(f"{label} has strides {tuple(t.stride())}: the last dimension must have stride 1")
+        if t.shape != shape or t.dtype not in dtypes or t.device != device or (t.stride(-1) != 1 and t.shape[-1] > 1):
+            raise ValueError(_complaint(name if n == 1 else f"{name}[{k}]", t, shape, x, dtypes))
+
+
+def _complaint(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor, dtypes: Sequence[torch.dtype]) -> str:
+    """What is wrong with a tensor that failed a check of its group."""
+    if t.shape != shape:
+        return f"{name} has shape {_shape(t)}, expected {tuple(shape)} (x has hidden width {x.shape[1]})"
+    if t.dtype not in dtypes:
+        allowed = " or ".join(dict.fromkeys(str(d) for d in dtypes))
+        return f"{name} is {t.dtype}, but with x in {x.dtype} it must be {allowed}"
+    if t.device != x.device:
+        return f"{name} is on {t.device}, but x is on {x.device}"
+    return f"{name} has strides {tuple(t.stride())}: the last dimension must have stride 1"
 
 
 def _check_dropout(call: FFNCall) -> None:
