@@ -26,13 +26,17 @@ from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.supernet import extract
 
-_PIPELINES = {
+_TASKS = {
     "FFNASForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
     "FFNASForQuestionAnswering": ("question-answering", "AutoModelForQuestionAnswering"),
-    "FFNASForMultipleChoice": (None, "AutoModelForMultipleChoice"),
+    "FFNASForMultipleChoice": ("multiple-choice", "AutoModelForMultipleChoice"),
     "FFNASForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
     "FFNASModel": ("feature-extraction", "AutoModel"),
 }
+"""Per class the hub's task tag, and the Auto class that loads it."""
+
+_PIPELINES = {"text-classification", "fill-mask", "feature-extraction"}
+"""Tasks every supported version of transformers has a pipeline for (question answering was removed from 5.x)."""
 
 
 def export_model(
@@ -74,10 +78,12 @@ def export_model(
 
 def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any]) -> str:
     """Text of the model card (Markdown with a YAML head); `card` as in `export_model`."""
-    task, auto_class = _PIPELINES[type(model).__name__]
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["ffnas", "neural-architecture-search"]}
-    if task:
-        head["pipeline_tag"] = task
+    task, auto_class = _TASKS[type(model).__name__]
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["ffnas", "neural-architecture-search"],
+    }
     if card.get("license"):
         head["license"] = card["license"]
     known = {"name", "task", "teacher", "license", "metric", "metrics"}
@@ -140,18 +146,19 @@ def _architecture_section(model: FFNASPreTrainedModel) -> str:
     )
 
 
-def _usage(task: str | None, auto_class: str) -> str:
+def _usage(task: str, auto_class: str) -> str:
+    runnable = task in _PIPELINES
     lines = [
         "## Use",
         "",
         "```python",
         "import engine  # ffnas: makes transformers know the model",
-        f"from transformers import {auto_class}, AutoTokenizer{', pipeline' if task else ''}",
+        f"from transformers import {auto_class}, AutoTokenizer{', pipeline' if runnable else ''}",
         "",
         f'model = {auto_class}.from_pretrained("path/to/this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
     ]
-    if task:
+    if runnable:
         lines.append(f'run = pipeline("{task}", model=model, tokenizer=tokenizer)')
     return "\n".join([*lines, "```"])
 

@@ -48,18 +48,22 @@ class FFNStack(nn.ModuleList):
 
     def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
         super().__init__(FFN(config, plan.inner) for _ in range(plan.stack))
+        self.inner = plan.inner
         self.p_drop = float(config.hidden_dropout_prob)
         self.eps = config.layer_norm_eps
 
     def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
         """[B, S, H] to [B, S, H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
         used = list(islice(self, plan.stack))
-        inner = plan.inner
+        w1, b1 = [ffn.dense1.weight for ffn in used], [ffn.dense1.bias for ffn in used]
+        w2 = [ffn.dense2.weight for ffn in used]
+        if plan.inner != self.inner:  # slicing to the full width would still cost a copy of the gradient
+            w1, b1, w2 = [w[: plan.inner] for w in w1], [b[: plan.inner] for b in b1], [w[:, : plan.inner] for w in w2]
         return fused_ffn_stack(
             x,
-            [ffn.dense1.weight[:inner] for ffn in used],
-            [ffn.dense1.bias[:inner] for ffn in used],
-            [ffn.dense2.weight[:, :inner] for ffn in used],
+            w1,
+            b1,
+            w2,
             [ffn.dense2.bias for ffn in used],
             [ffn.layernorm.weight for ffn in used],
             [ffn.layernorm.bias for ffn in used],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from encoder_reference import batch, encode, gelu, layer_norm, linear, parameters, randomize, small_config
@@ -15,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from engine.errors import UserError
 from engine.student import (
     FFNASForMaskedLM,
     FFNASForMultipleChoice,
@@ -131,6 +134,15 @@ def test_save_and_load_round_trip(auto, tmp_path):
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_damaged_config_is_named_by_from_pretrained(tmp_path):
+    FFNASModel(small_config()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+    for auto in (AutoConfig, AutoModel, AutoModelForSequenceClassification):
+        with pytest.raises(UserError, match="num_attention_heads: 4 does not divide hidden_size 15; use 3 heads"):
+            auto.from_pretrained(tmp_path)
 
 
 def test_an_encoder_loads_into_a_head_and_back(tmp_path):
