@@ -50,6 +50,8 @@ ffn_fwd = torch.ops.ffnas.ffn_fwd.default
 ffn_bwd = torch.ops.ffnas.ffn_bwd.default
 
 Tensors = Sequence[Tensor]
+_SAVE = 12
+"""Position of `save` among the arguments of `ffn_fwd`."""
 
 
 def _make_call(
@@ -218,13 +220,15 @@ def call_forward(*args: Any) -> Tensor:
     """`ffn_fwd(*args)[0]`: the same by a shorter way in eager mode, and the only way under `torch.func` transforms."""
     if torch.compiler.is_compiling():
         return ffn_fwd(*args)[0]
-    constants, inputs = _flatten(_autocast_arguments(args[0].device.type, args))
+    args = tuple(_autocast_arguments(args[0].device.type, args))
     if torch._C._are_functorch_transforms_active():
+        constants, inputs = _flatten(args)
         return _TransformableFFN.apply(constants, *inputs)[0]
-    if constants.save:
+    if args[_SAVE]:
+        constants, inputs = _flatten(args)
         return _FFN.apply(constants, *inputs)[0]
-    x, program, seed, *parameters = inputs
-    return _run_forward(constants, x, program, seed, parameters)[0]
+    with torch._C._AutoDispatchBelowAutograd():
+        return ffn_fwd(*args)[0]
 
 
 def _flatten(args: Sequence[Any]) -> tuple[_Constants, list[Any]]:
