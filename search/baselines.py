@@ -58,9 +58,7 @@ def hand_designed(space: SearchSpace, params: int) -> Architecture:
 def derive_baseline(ctx: Context, name: str, supernet: nn.Module, architecture: Architecture) -> Derived:
     """Derives a baseline from the GELU supernet, with the text steps the found model's source had on top."""
     extra = text_steps(ctx, ctx.config.stage3.text, "stage3 text")
-    folder = ctx.rundir.baseline(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return derive(ctx, name, supernet, architecture, folder, extra_text_steps=extra)
+    return derive(ctx, name, supernet, architecture, extra_text_steps=extra)
 
 
 def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:

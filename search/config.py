@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from engine.data.config import DataConfig
 from engine.errors import UserError
-from engine.teacher.settings import FinetuneSettings
 from engine.settings import PhaseSettings
+from engine.teacher.settings import FinetuneSettings
 
 
 @dataclass

@@ -7,7 +7,6 @@ is evaluated once, at the end, and never chosen on. The baselines go through the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,7 @@ class BestWeights:
 
 
 def derive(
-    ctx: Context, name: str, source: nn.Module, architecture: Architecture, folder: Path, *, extra_text_steps: int = 0
+    ctx: Context, name: str, source: nn.Module, architecture: Architecture, *, extra_text_steps: int = 0
 ) -> Derived:
     """Distils `architecture` from `source`'s sliced weights and evaluates it.
 
@@ -86,11 +85,12 @@ def derive(
         name: of the derivation, for logs and seeds.
         source: the warmed-up supernet that gives the first weights.
         architecture: what to derive.
-        folder: where the finished weights are kept for resumption.
         extra_text_steps: further text steps, for models whose source had fewer than the found one's.
     """
     distiller = ctx.distiller()
     settings = ctx.config.derive
+    folder = ctx.rundir.checkpoints / name
+    folder.mkdir(exist_ok=True)
     model = extract(source, architecture, fit_dense=True)
     text = settings.text
     if extra_text_steps:

@@ -44,7 +44,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     if config.derive.start == "warmup":
         load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared)
-    best = derive(ctx, "derive", shared, found, ctx.rundir.best)
+    best = derive(ctx, "derive", shared, found)
     export(ctx, best)
     ctx.reporter.info(_score_line("found model", ctx, best.dev))
 

@@ -90,7 +90,7 @@ def _expression_stage(
 def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
     """The weight-shared supernet of stage 3, distilled on text and then on the task, and its space.
 
-    Its text-distilled weights stay in stage3/warmup.safetensors, its task-distilled ones in stage3/supernet.safetensors.
+    Text-distilled weights stay in stage3/warmup.safetensors, task-distilled ones in stage3/supernet.safetensors.
     """
     expressions = tuple(layer.expression for layer in winner.layers)
     space = ctx.space.with_expressions(expressions)
@@ -167,4 +167,3 @@ def _search(
         },
     )
     return log
-

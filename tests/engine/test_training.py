@@ -192,6 +192,8 @@ def test_seeds_differ_by_name_and_are_stable():
     assert len({derive_seed(s, n) for s in range(20) for n in ("a", "b", "ab")}) == 60
 
 
-@pytest.mark.parametrize(("settings", "batches", "steps"), [((5, None), 100, 5), ((None, 1.5), 7, 11), ((0, None), 7, 0)])
+@pytest.mark.parametrize(
+    ("settings", "batches", "steps"), [((5, None), 100, 5), ((None, 1.5), 7, 11), ((0, None), 7, 0)]
+)
 def test_total_steps(settings, batches, steps):
     assert PhaseSettings(steps=settings[0], epochs=settings[1]).total_steps(batches) == steps

@@ -18,10 +18,26 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 WORDS = {
-    "bad": "awful broken poor sad terrible worst hate useless".split(),
-    "good": "great lovely superb happy excellent best love useful".split(),
+    "bad": ["awful", "broken", "poor", "sad", "terrible", "worst", "hate", "useless"],
+    "good": ["great", "lovely", "superb", "happy", "excellent", "best", "love", "useful"],
 }
-FILLER = "the a phone film movie battery story was is and it very really quite today".split()
+FILLER = [
+    "the",
+    "a",
+    "phone",
+    "film",
+    "movie",
+    "battery",
+    "story",
+    "was",
+    "is",
+    "and",
+    "it",
+    "very",
+    "really",
+    "quite",
+    "today",
+]
 
 
 def write_task(path: Path, rows: int, seed: int) -> None:
@@ -110,7 +126,7 @@ def test_run_directory_is_complete(finished: Path):
     ]
     missing = [name for name in expected if not (finished / name).is_file()]
     assert not missing
-    assert not list((finished / "checkpoints").iterdir())
+    assert not list((finished / "checkpoints").glob("*.pt")), "a finished phase left its inner checkpoint"
     values = summary(finished)
     assert values["trials"]["1"] == 3
     assert values["trials"]["2"] == 3
@@ -170,7 +186,7 @@ def kill_when(workspace: Path, name: str, reached: str) -> bool:
 
 @pytest.mark.parametrize(
     "reached",
-    ["study.db", "stage1/best.json", "stage2/best.json", "stage3/best.json", "best/text.safetensors"],
+    ["study.db", "stage1/best.json", "stage2/best.json", "stage3/best.json", "checkpoints/derive/text.safetensors"],
     ids=["stage 1", "stage 2", "stage 3", "derive", "derive task"],
 )
 def test_killed_run_resumes_to_the_same_end(workspace: Path, finished: Path, reached: str):
