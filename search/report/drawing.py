@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.architecture import Architecture, LayerSpec
-from search.report.theme import FAINT, INK, MUTED, TEACHER, figure, millions, shorten
+from search.report.theme import FAINT, INK, MUTED, TEACHER, WIDTH, figure, millions, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,8 @@ MAX_BOXES = 6
 _TEACHER_X, _TEACHER_W = 0.0, 1.9
 _ATTENTION_X, _ATTENTION_W = 3.5, 1.35
 _FFN_X, _FFN_W, _FFN_GAP = 5.1, 0.52, 0.1
-_TEXT_CHARS, _TEXT_LINES = 56, 4
+_TEXT_FITS = ((56, 2, 8.6), (64, 3, 7.6), (74, 4, 6.6))
+"""(characters a line, lines, font size) an expression may take, largest first."""
 
 
 def draw_architecture(
@@ -51,7 +52,7 @@ def draw_architecture(
     boxes = max(1 if s.stack > MAX_BOXES else s.stack for s in layers)
     text_x = _FFN_X + boxes * (_FFN_W + _FFN_GAP) + 0.15
     width = text_x + 5.9
-    made = figure(11.2, 0.62 * (len(layers) + 2) + 0.1)
+    made = figure(WIDTH, 0.62 * (len(layers) + 2) + 0.1)
     panel = made.subplots()
     panel.set_axis_off()
     panel.set_xlim(-0.1 if teacher_layers else _ATTENTION_X - 0.9, width)
@@ -81,19 +82,19 @@ def _student_layer(panel: Axes, index: int, spec: LayerSpec, text_x: float, coun
     panel.plot([_ATTENTION_X + _ATTENTION_W, _FFN_X], [y, y], color=MUTED, lw=1, zorder=1)
     if shown > 1:
         panel.plot([_FFN_X, _FFN_X + shown * (_FFN_W + _FFN_GAP) - _FFN_GAP], [y, y], color=MUTED, lw=1, zorder=1)
-    lines = textwrap.wrap(str(spec.expression).replace(",", ", "), _TEXT_CHARS, break_long_words=True)
-    if len(lines) > _TEXT_LINES:
-        lines = [*lines[: _TEXT_LINES - 1], shorten(" ".join(lines[_TEXT_LINES - 1 :]), _TEXT_CHARS)]
-    panel.text(
-        *(text_x, y, "\n".join(lines)),
-        va="center",
-        family="monospace",
-        fontsize={1: 8.6, 2: 8.6, 3: 7.4}.get(len(lines), 6.6),
-        linespacing=1.25,
-        color=INK,
-    )
+    text, size = _wrapped(str(spec.expression))
+    panel.text(text_x, y, text, va="center", family="monospace", fontsize=size, linespacing=1.25, color=INK)
     if index < count - 1:
         panel.axhline(index + 1, xmin=0.0, color=FAINT, lw=0.5, zorder=0)
+
+
+def _wrapped(expression: str) -> tuple[str, float]:
+    """The expression over a few lines and its font size; what does not fit at the smallest size is cut."""
+    for chars, limit, size in _TEXT_FITS:
+        lines = textwrap.wrap(expression.replace(",", ", "), chars)
+        if len(lines) <= limit:
+            return "\n".join(lines), size
+    return "\n".join([*lines[: limit - 1], shorten(" ".join(lines[limit - 1 :]), chars)]), size
 
 
 def _teacher(panel: Axes, name: str, layers: int, student_layers: int, layer_map: Sequence[int] | None) -> None:

@@ -20,6 +20,7 @@ from search.report.theme import (
     STAGE_COLORS,
     STAGE_MARKERS,
     TERM_COLORS,
+    WIDTH,
     duration,
     figure,
     integer_ticks,
@@ -42,7 +43,7 @@ def score_over_trials(data: RunData) -> Figure | None:
         return None
     columns = min(len(stages), 2)
     rows = math.ceil(len(stages) / columns)
-    made = figure(5.2 * columns if columns > 1 else 7.5, 2.9 * rows)
+    made = figure(WIDTH, 2.9 * rows)
     panels = made.subplots(rows, columns, squeeze=False, sharey=_comparable(stages)).ravel()
     for panel in panels[len(stages) :]:
         panel.set_axis_off()
@@ -60,7 +61,7 @@ def pareto(data: RunData) -> Figure | None:
     if not stages and not models:
         return None
     both = bool(stages) and bool(models)
-    made = figure(10.4 if both else 7.5, 4.2)
+    made = figure(WIDTH, 4.2)
     panels = list(made.subplots(1, 1 + both, squeeze=False)[0])
     if stages:
         _fronts(panels[0], data, stages)
@@ -78,7 +79,7 @@ def losses(data: RunData) -> Figure | None:
         return None
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 9: 3}.get(len(phases), 4)
     rows = math.ceil(len(phases) / columns)
-    made = figure(10.8 if columns > 1 else 6.5, 2.3 * rows + 0.45)
+    made = figure(WIDTH, 2.3 * rows + 0.45)
     panels = made.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(phases) :]:
         panel.set_axis_off()
@@ -107,7 +108,7 @@ def time_per_phase(data: RunData) -> Figure | None:
     bars = {k: v for k, v in seconds.items() if k not in small}
     if small:
         bars[f"{len(small)} shorter phases"] = sum(seconds[k] for k in small)
-    made = figure(8.6, 0.75 + 0.33 * len(bars))
+    made = figure(WIDTH, 0.75 + 0.31 * len(bars))
     panel = made.subplots()
     names, values = [shorten(n, 40) for n in bars], list(bars.values())
     unit, unit_name = next(

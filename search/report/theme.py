@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH = 10.8
+"""Inches; one width for all plots, so that text is of one size on the page."""
+
 INK, MUTED, FAINT = "#1c2330", "#667085", "#d9dee7"
 STAGE_COLORS = {"1": "#0072B2", "2": "#E69F00", "3": "#009E73", "random": "#7A7F87"}
 STAGE_MARKERS = {"1": "o", "2": "s", "3": "^", "random": "D"}
@@ -97,14 +100,17 @@ def millions(params: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 0.8 s, 42 s, 3 min 20 s, 5 h 07 min."""
+    """A time span for people: 0.8 s, 42 s, 3 min 20 s, 25 min, 5 h 07 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
+    if minutes < 10:
         return f"{minutes} min {rest:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
