@@ -6,9 +6,11 @@ import itertools
 import json
 import random
 import re
+import shutil
 import warnings
 from fractions import Fraction
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -70,6 +72,17 @@ def report(tmp_path_factory):
     path = write_run(tmp_path_factory.mktemp("report") / "my run", layers=3, hidden=48, trials=12, teacher_layers=6)
     assert build_report(path) == path / "report.html"
     return path
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("template") / "run", **TINY)
+
+
+@pytest.fixture
+def tiny(template, tmp_path):
+    """A fresh copy of a finished run of 2 layers and 4 trials a stage, not reported yet."""
+    return Path(shutil.copytree(template, tmp_path / "run"))
 
 
 def page(path):
@@ -140,7 +153,12 @@ def test_text_from_files_is_escaped(tmp_path, quick):
     assert shown.words.count("<script>alert('1')</script>$x_1$ & ü") >= 5
 
 
+HEADINGS = [
+    *("Result", "Found architecture", "Parameters and scores", "Score over trials", "Trials", "Losses", "Time"),
+    *("Made with", "Configuration"),
+]
 SECTIONS = {
+    None: [],
     "summary.json": ["Result", "Time"],
     "stage1": [],
     "stage2": [],
@@ -166,25 +184,18 @@ def headings(path):
 
 
 @pytest.mark.parametrize("missing", SECTIONS)
-def test_a_missing_part_leaves_its_section_out(tmp_path, quick, missing):
-    path = write_run(tmp_path / "run", **TINY)
-    build_report(path)
-    complete = headings(path)
-    assert complete == [
-        *("Result", "Found architecture", "Parameters and scores", "Score over trials", "Trials", "Losses", "Time"),
-        *("Made with", "Configuration"),
-    ]
-    remove(path / missing)
-    remove(path / "plots")
-    build_report(path)
-    assert headings(path) == [h for h in complete if h not in SECTIONS[missing]]
-    words = page(path).words
+def test_a_missing_part_leaves_its_section_out(tiny, quick, missing):
+    if missing is not None:
+        remove(tiny / missing)
+    build_report(tiny)
+    assert headings(tiny) == [h for h in HEADINGS if h not in SECTIONS[missing]]
+    words = page(tiny).words
     assert ("This run has not finished" in words) == (missing == "summary.json")
     assert ("Stage 2: expressions" in words) == (missing != "stage2")
 
 
-def test_parts_of_a_summary_may_be_missing(tmp_path, quick):
-    path = write_run(tmp_path / "run", **TINY)
+def test_parts_of_a_summary_may_be_missing(tiny, quick):
+    path = tiny
     summary = json.loads((path / "summary.json").read_text())
     for part in ("stage1", "stage2", "stage3", "baselines", "best", "log.jsonl"):
         remove(path / part)
@@ -198,8 +209,8 @@ def test_parts_of_a_summary_may_be_missing(tmp_path, quick):
     build_report(path)
 
 
-def test_a_skipped_search_reports_what_there_is(tmp_path, quick):
-    path = write_run(tmp_path / "run", **TINY)
+def test_a_skipped_search_reports_what_there_is(tiny, quick):
+    path = tiny
     for name in ("summary.json", "best", "stage1", "stage2", "stage3", "baselines", "config.yaml"):
         remove(path / name)
     build_report(path)
@@ -263,8 +274,8 @@ def test_a_damaged_summary_is_named(tmp_path, name, value, message):
         ("config.yaml", b"\xff\xfe"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, file, content):
-    path = write_run(tmp_path / "run", **TINY)
+def test_a_damaged_file_is_named(tiny, file, content):
+    path = tiny
     (path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=re.escape(str(path / file))) as caught:
         build_report(path)
