@@ -22,6 +22,7 @@ class FinetuneSettings:
         batch_size: sequences per step.
         weight_decay: decoupled weight decay; biases and LayerNorm are exempt.
         warmup_ratio: share of the steps with rising learning rate.
+        dropout: while fine-tuning, null keeps the model's own; 0 is faster and suits less than one epoch.
         seed: of a fresh head, the order of the data and dropout.
     """
 
@@ -31,6 +32,7 @@ class FinetuneSettings:
     batch_size: int = 32
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
+    dropout: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -41,6 +43,7 @@ class FinetuneSettings:
             ("batch_size", self.batch_size >= 1, ">= 1"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), ">= 0"),
             ("warmup_ratio", 0 <= self.warmup_ratio <= 1, "between 0 and 1"),
+            ("dropout", self.dropout is None or 0 <= self.dropout < 1, "null, or >= 0 and < 1"),
         ):
             if not fine:
                 raise UserError(f"finetune.{name} is {getattr(self, name)}: it must be {rule}")

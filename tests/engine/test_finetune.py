@@ -118,18 +118,14 @@ def test_same_seed_same_weights_other_seed_others(source, task, tmp_path):
 
 def test_one_step_equals_plain_pytorch(source, task, tmp_path):
     """Against a loop written out: no dropout, so nothing random but the order of rows."""
-    config_path = source / "config.json"
-    config = json.loads(config_path.read_text())
-    still = tmp_path / "still"
-    still.mkdir()
-    for file in source.iterdir():
-        (still / file.name).write_bytes(file.read_bytes())
-    (still / "config.json").write_text(
-        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-    )
-    settings = FinetuneSettings(max_steps=3, lr=1e-2, batch_size=16, weight_decay=0.1, warmup_ratio=0.34)
-    tuned = finetune(still, task, settings, tmp_path / "cache")
-    model = Teacher.load(still, CLASSES).model.train()
+    settings = FinetuneSettings(max_steps=3, lr=1e-2, batch_size=16, weight_decay=0.1, warmup_ratio=0.34, dropout=0.0)
+    tuned = finetune(source, task, settings, tmp_path)
+    dropouts = [m for m in tuned.model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert {m.p for m in dropouts} == {0.1}  # as the model had them
+    model = Teacher.load(source, CLASSES).model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     optimizer = build_optimizer(model, 1e-2, 0.1)
     schedule = linear_schedule(optimizer, 1, 3)
     batches = task.train.batches(16, seed=0, epoch=0)
@@ -247,6 +243,7 @@ def test_what_goes_wrong_ends_in_one_line(source, task, tmp_path):
         ({"batch_size": 0}, "finetune.batch_size"),
         ({"warmup_ratio": 2.0}, "between 0 and 1"),
         ({"max_steps": -1}, "finetune.max_steps"),
+        ({"dropout": 1.0}, "finetune.dropout"),
     ]:
         with pytest.raises(UserError, match=words):
             FinetuneSettings(**change)
