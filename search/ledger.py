@@ -121,6 +121,7 @@ class Ledger:
         import optuna  # deferred: a second of imports that `--help` and input checks do without
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options: dict[str, Any]
         if path is not None:
             place = str(path.resolve())
             options = {"creator": lambda: sqlite3.connect(place, timeout=timeout, check_same_thread=False)}
@@ -258,10 +259,11 @@ class Ledger:
 
 
 def _to_optuna(trial: Trial, choices: dict[str, list[Any]]) -> FrozenTrial:
-    from optuna.distributions import CategoricalDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
     from optuna.trial import FrozenTrial, TrialState
 
-    values, distributions = {}, {}
+    values: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
     for index, layer in enumerate(trial.architecture.layers):
         for name, value, allowed in (
             (f"layer{index}.stack", layer.stack, choices["stacks"]),

@@ -222,20 +222,25 @@ def _finished(panel: Axes, models: list[Model]) -> None:
 
 
 def _label(panel: Axes, models: list[Model], unit: float) -> None:
-    """Names beside their points, on the side with more room, pushed apart vertically where points lie close."""
+    """Names beside their points, on the side with more room, pushed up where they would cover each other."""
     panel.figure.draw_without_rendering()
-    to_pixels = panel.transData.transform
-    spots = sorted(((to_pixels((m.params / unit, m.metric.value)), m) for m in models), key=lambda s: s[0][1])
+    point = panel.figure.dpi / 72
     box = panel.get_window_extent()
-    previous: dict[bool, float] = {}
-    for (x, y), model in spots:
+    placed: list[tuple[float, float, float]] = []
+    spots = [(*panel.transData.transform((m.params / unit, m.metric.value)), m) for m in models]
+    for x, y, model in sorted(spots, key=lambda s: s[1]):
         right = x < (box.x0 + box.x1) / 2
-        place = max(y, previous.get(right, -math.inf) + 0.36 * panel.figure.dpi)
-        previous[right] = place
+        width = 4.9 * point * max(len(shorten(model.name, 30)), 12)
+        left_edge = x + 12 * point if right else x - 12 * point - width
+        place = y
+        for low, high, taken in placed:  # from the lowest up
+            if left_edge < high and low < left_edge + width and abs(place - taken) < 26 * point:
+                place = taken + 26 * point
+        placed.append((left_edge, left_edge + width, place))
         panel.annotate(
             f"{shorten(model.name, 30)}\n{model.metric.value:.4g}, {millions(model.params)}",
             (model.params / unit, model.metric.value),
-            xytext=(12 if right else -12, (place - y) * 72 / panel.figure.dpi),
+            xytext=(12 if right else -12, (place - y) / point),
             textcoords="offset points",
             ha="left" if right else "right",
             va="center",
@@ -252,9 +257,9 @@ def _curve(panel: Axes, name: str, curve: Curve) -> None:
         steps, values = curve.term(term)
         if not steps or (term != "total" and not any(values)):
             continue
-        marker = "o" if len(steps) == 1 else None
+        marker = "o" if len(steps) <= 12 else None
         panel.plot(
-            steps, values, color=TERM_COLORS[term], lw=1.9 if term == "total" else 1.2, marker=marker, ms=4, label=term
+            steps, values, color=TERM_COLORS[term], lw=1.9 if term == "total" else 1.2, marker=marker, ms=3, label=term
         )
         largest, smallest = max(largest, *values), min(smallest, *values)
     if smallest > 0 and largest > 30 * smallest:

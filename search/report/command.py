@@ -1,0 +1,18 @@
+"""`ffnas report RUN`: build the report of a run directory again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.errors import UserError
+from search.report import build_report
+
+
+def command(argv: list[str]) -> None:
+    """Builds report.html and the plots of one run directory from its files."""
+    if argv in (["-h"], ["--help"]):
+        print("usage: ffnas report RUN\n\nBuilds report.html and plots/ of the run directory RUN again.")
+        return
+    if len(argv) != 1:
+        raise UserError(f"report takes one run directory, got {len(argv)} arguments: ffnas report runs/NAME")
+    print(f"report: {build_report(Path(argv[0]))}")
