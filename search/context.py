@@ -18,6 +18,7 @@ import torch
 from engine.architecture import Architecture
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
 from engine.distill import Distiller
+from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.init import init_from_teacher
 from engine.objective import KDWeights, layer_map
@@ -32,6 +33,7 @@ from search.config import SearchConfig, check_heads, parse_ratios
 from search.ledger import Ledger
 from search.progress import Reporter
 from search.rundir import RunDir
+from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.tracking import Scalars
 
@@ -79,6 +81,8 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     config.data.validate()
+    if config.sampler.name not in SAMPLERS:
+        raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = load_task(config.data, seed=config.seed)
     for note in task.notes:
         reporter.info(f"data: {note}")

@@ -136,11 +136,13 @@ def _is_number(text: str) -> bool:
 
 
 def _value_of(argv: list[str], option: str) -> str | None:
+    """The last value given for `option`, which is the one that counts."""
+    value = None
     for index, argument in enumerate(argv):
         if argument == option:
             if index + 1 == len(argv):
                 raise UserError(f"{option} needs a value")
-            return argv[index + 1]
-        if argument.startswith(option + "="):
-            return argument.partition("=")[2]
-    return None
+            value = argv[index + 1]
+        elif argument.startswith(option + "="):
+            value = argument.partition("=")[2]
+    return value

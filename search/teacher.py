@@ -5,10 +5,10 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
-    from search.libraries import quiet
     from engine.evaluation import evaluate
     from engine.metrics import primary
     from search.context import prepare
+    from search.libraries import quiet
     from search.options import parse
     from search.pipeline import teach
     from search.progress import Reporter

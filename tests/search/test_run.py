@@ -87,6 +87,10 @@ def options(workspace: Path, name: str) -> list[str]:
     ]
 
 
+WITHOUT_BASELINES = ("--baselines.gelu", "false", "--baselines.random", "false")
+"""For runs that are interrupted or repeated: what the baselines add is more of the same phases."""
+
+
 def command(workspace: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = {**os.environ, "FFNAS_CACHE": str(workspace / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return [sys.executable, "-m", "search.run", *arguments], environment
@@ -99,13 +103,21 @@ def run(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(workspace: Path) -> Path:
-    """The run directory of one undisturbed run."""
-    result = run(workspace, *options(workspace, "undisturbed"))
+    """The run directory of one whole run, baselines included."""
+    result = run(workspace, *options(workspace, "finished"))
     assert result.returncode == 0, result.stderr
-    folder = workspace / "runs" / "undisturbed"
+    folder = workspace / "runs" / "finished"
     assert str(folder / "best" / "model") in result.stdout
     assert str(folder / "report.html") in result.stdout
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace: Path) -> Path:
+    """The run directory of an undisturbed run without baselines."""
+    result = run(workspace, *options(workspace, "undisturbed"), *WITHOUT_BASELINES)
+    assert result.returncode == 0, result.stderr
+    return workspace / "runs" / "undisturbed"
 
 
 def summary(folder: Path) -> dict:
@@ -162,19 +174,22 @@ def test_parameters_are_those_of_the_exported_model(finished: Path):
 
     with safe_open(finished / "best" / "model" / "model.safetensors", "pt") as file:
         sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
-    heads = sum(size for name, size in sizes.items() if name.startswith(("classifier", "cls_pooler")))
+    heads = sum(size for name, size in sizes.items() if ("classifier" in name or "cls_pooler" in name))
     assert sum(sizes.values()) - heads == summary(finished)["best"]["params_without_fit_dense"]
 
 
-def test_same_seed_gives_the_same_result(workspace: Path, finished: Path):
-    result = run(workspace, *options(workspace, "again"))
-    assert result.returncode == 0, result.stderr
-    assert outcome(workspace / "runs" / "again") == outcome(finished)
+def test_same_seed_gives_the_same_result(finished: Path, undisturbed: Path):
+    """Two runs in two processes; the second without baselines, which must change nothing else."""
+    first, second = outcome(finished), outcome(undisturbed)
+    for key in ("best", "teacher", "task", "seed"):
+        assert first[key] == second[key]
+    for stage in "123":
+        assert first["trials"][stage] == second["trials"][stage]
 
 
 def kill_when(workspace: Path, name: str, reached: str) -> bool:
     """Starts a run and kills it as soon as the path `reached` exists in its directory; whether it was killed."""
-    line, environment = command(workspace, *options(workspace, name))
+    line, environment = command(workspace, *options(workspace, name), *WITHOUT_BASELINES)
     process = subprocess.Popen(line, cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     target = workspace / "runs" / name / reached
     deadline = time.monotonic() + 200
@@ -189,17 +204,17 @@ def kill_when(workspace: Path, name: str, reached: str) -> bool:
     ["study.db", "stage1/best.json", "stage2/best.json", "stage3/best.json", "checkpoints/derive/text.safetensors"],
     ids=["stage 1", "stage 2", "stage 3", "derive", "derive task"],
 )
-def test_killed_run_resumes_to_the_same_end(workspace: Path, finished: Path, reached: str):
+def test_killed_run_resumes_to_the_same_end(workspace: Path, undisturbed: Path, reached: str):
     name = "killed-" + reached.replace("/", "-")
     assert kill_when(workspace, name, reached), "the run ended before it could be killed"
     folder = workspace / "runs" / name
     result = run(workspace, "--resume", str(folder))
     assert result.returncode == 0, result.stderr
-    assert outcome(folder) == outcome(finished)
+    assert outcome(folder) == outcome(undisturbed)
 
 
-def test_terminated_run_exits_143_and_resumes(workspace: Path, finished: Path):
-    line, environment = command(workspace, *options(workspace, "terminated"))
+def test_terminated_run_exits_143_and_resumes(workspace: Path, undisturbed: Path):
+    line, environment = command(workspace, *options(workspace, "terminated"), *WITHOUT_BASELINES)
     process = subprocess.Popen(line, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     target = workspace / "runs" / "terminated" / "stage1" / "supernet.safetensors"
     while not target.exists() and process.poll() is None:
@@ -210,12 +225,13 @@ def test_terminated_run_exits_143_and_resumes(workspace: Path, finished: Path):
     assert "Traceback" not in errors.decode()
     result = run(workspace, "--resume", str(workspace / "runs" / "terminated"))
     assert result.returncode == 0, result.stderr
-    assert outcome(workspace / "runs" / "terminated") == outcome(finished)
+    assert outcome(workspace / "runs" / "terminated") == outcome(undisturbed)
 
 
 WRONG = {
     "unknown column": (["--data.label_column", "stars"], "stars"),
     "teacher not found": (["--teacher", "no/such-teacher"], "no/such-teacher"),
+    "width policy": (["--space.policy", "wrap"], "wrap"),
     "budget nothing fits": (["--budget.params", "1e9", "2e9"], "budget.params"),
     "heads do not divide": (["--student.hidden_size", "25"], "25"),
     "unknown preset": (["--preset", "huge"], "huge"),
@@ -230,39 +246,63 @@ WRONG = {
 }
 
 
+@pytest.fixture
+def refused(workspace: Path, capsys, monkeypatch):
+    """Runs the command in this process; gives the one line it ended with."""
+    monkeypatch.setenv("FFNAS_CACHE", str(workspace / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*arguments: str) -> str:
+        from search.cli import main
+
+        capsys.readouterr()
+        assert main(["search", *arguments]) == 2
+        message = capsys.readouterr().err.strip()
+        assert len(message.splitlines()) == 1, message
+        assert message.startswith("ffnas: error: ")
+        return message
+
+    return call
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_ends_in_one_line(workspace: Path, case: str):
+def test_wrong_input_ends_in_one_line(workspace: Path, refused, case: str):
     arguments, mentioned = WRONG[case]
     name = "wrong-" + case.replace(" ", "-")
     base = [] if case == "no such run" else options(workspace, name)
-    result = run(workspace, *base, *arguments)
-    assert result.returncode == 2, result.stderr
-    message = result.stderr.strip()
-    assert len(message.splitlines()) == 1, message
-    assert message.startswith("ffnas: error: ")
-    assert mentioned in message
+    assert mentioned in refused(*base, *arguments)
     assert not (workspace / "runs" / name).exists()
 
 
+def test_wrong_input_ends_the_process_with_exit_code_2(workspace: Path):
+    result = run(workspace, *options(workspace, "wrong"), "--data.label_column", "stars")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "stars" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("content", ["", "sentence,label\n"], ids=["empty", "header only"])
-def test_empty_file_ends_in_one_line(workspace: Path, tmp_path: Path, content: str):
+def test_empty_file_ends_in_one_line(workspace: Path, tmp_path: Path, refused, content: str):
     (tmp_path / "empty.csv").write_text(content)
-    result = run(workspace, *options(workspace, "empty"), "--data.train", str(tmp_path / "empty.csv"))
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert "empty.csv" in result.stderr
+    assert "empty.csv" in refused(*options(workspace, "empty"), "--data.train", str(tmp_path / "empty.csv"))
 
 
-def test_dev_without_labels_ends_in_one_line(workspace: Path, tmp_path: Path):
+def test_dev_without_labels_ends_in_one_line(workspace: Path, tmp_path: Path, refused):
     (tmp_path / "dev.csv").write_text("sentence\nthe phone\n")
-    result = run(workspace, *options(workspace, "unlabelled"), "--data.dev", str(tmp_path / "dev.csv"))
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert "label" in result.stderr
+    assert "label" in refused(*options(workspace, "unlabelled"), "--data.dev", str(tmp_path / "dev.csv"))
 
 
-def test_help_teaches(workspace: Path):
-    result = run(workspace, "--help")
-    assert result.returncode == 0
+def test_used_run_directory_is_not_overwritten(workspace: Path, finished: Path, refused):
+    before = (finished / "summary.json").read_bytes()
+    assert "--resume" in refused(*options(workspace, "finished"))
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_help_teaches(capsys):
+    from search.cli import main
+
+    assert main(["search", "--help"]) == 0
+    printed = capsys.readouterr().out
     for word in ("--data.train", "--budget.params", "--resume", "examples:"):
-        assert word in result.stdout
+        assert word in printed
