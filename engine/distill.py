@@ -51,7 +51,8 @@ class Distiller:
         weights: weights of the objective.
         spec: the task, for the prediction term.
         device: where both models run.
-        precision: `"fp32"` or `"bf16"` (autocast for both models; losses in fp32).
+        precision: of the student, `"fp32"` or `"bf16"` (autocast; losses in fp32).
+        teacher_precision: of the teacher, likewise.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Distiller:
         spec: TaskSpec,
         device: torch.device,
         precision: str = "fp32",
+        teacher_precision: str = "fp32",
     ) -> None:
         self.teacher = teacher
         self.layers = layer_map(num_layers, teacher.num_layers)
@@ -69,10 +71,11 @@ class Distiller:
         self.spec = spec
         self.device = device
         self.precision = precision
+        self.teacher_precision = teacher_precision
 
     def targets(self, batch: Batch, *, need_logits: bool) -> EncoderStates:
         """One teacher pass over `batch`: mapped layers only."""
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.teacher_precision):
             return self.teacher.states(batch, self.layers, need_logits=need_logits)
 
     def text_loss(

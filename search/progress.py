@@ -27,34 +27,46 @@ class Bar(Protocol):
         ...
 
 
+class _Pace:
+    """Units per second since the first report; the first one may start anywhere (a resumed phase)."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (done, now)
+        if done == self.first[0]:
+            return done / max(now - self.began, 1e-9)
+        return (done - self.first[0]) / max(now - self.first[1], 1e-9)
+
+
 class _RichBar:
     def __init__(self, progress: Progress, name: str, total: int) -> None:
         self.progress = progress
         self.task = progress.add_task(name, total=total, note="", rate="")
-        self.began, self.first = time.monotonic(), None
+        self.pace = _Pace()
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        if self.first is None:
-            self.first = done - 1
-        rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
-        self.progress.update(self.task, completed=done, total=total, note=note, rate=_rate(rate))
+        rate = _rate(self.pace(done))
+        self.progress.update(self.task, completed=done, total=total, note=note, rate=rate)
 
 
 class _LineBar:
     def __init__(self, name: str, total: int, write: Console) -> None:
         self.name, self.total, self.console = name, total, write
         self.began = self.last = time.monotonic()
-        self.done, self.first, self.note = 0, None, ""
+        self.done, self.note, self.pace = 0, "", _Pace()
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        if self.first is None:
-            self.first = done - 1
         self.total = total or self.total
         self.done, self.note = done, note
+        rate = self.pace(done)
         now = time.monotonic()
         if now - self.last >= QUIET_SECONDS and done < self.total:
             self.last = now
-            rate = (done - self.first) / (now - self.began)
             left = (self.total - done) / max(rate, 1e-9)
             self._line(f"{_rate(rate)}, {left:.0f} s left")
 

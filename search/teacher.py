@@ -18,6 +18,6 @@ def command(argv: list[str]) -> None:
     reporter = Reporter()
     prepared = prepare(config, reporter)
     teacher = teach(prepared, reporter)
-    metrics = evaluate(teacher.model, prepared.data.dev, prepared.spec, precision=prepared.config.precision)
+    metrics = evaluate(teacher.model, prepared.data.dev, prepared.spec, precision=prepared.config.teacher_precision)
     name, value = primary(prepared.spec, metrics)
     reporter.info(f"teacher: {teacher.folder} ({name} {value:.4f} on dev)")
