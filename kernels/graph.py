@@ -22,6 +22,7 @@ from kernels.program import (
     NUM_INPUTS,
     PAIR,
     SELECT,
+    G,
     Instruction,
     SegmentCode,
     is_binary,
@@ -140,37 +141,61 @@ def _ordered(operations: Sequence[Operation]) -> list[Operation]:
 def schedule(operations: list[Operation], outputs: Sequence[int], reorder: bool) -> SegmentCode:
     """Orders operations and assigns registers; `outputs` are values (or `NONE`) in the order value, dx, da, db.
 
-    With `reorder` also a greedy order that keeps few values live is tried, and the better of the two taken.
+    With `reorder` the order that takes the fewest registers is chosen among the given and two others.
     """
     orders = [operations]
     if reorder and len(operations) > 2:
-        orders.append(_greedy_order(operations, outputs))
+        orders += [late_order(operations, outputs), greedy_order(operations, outputs)]
     candidates = [_allocate(order, outputs) for order in orders]
     return min(candidates, key=lambda code: code.temporaries)
 
 
-def _greedy_order(operations: Sequence[Operation], outputs: Sequence[int]) -> list[Operation]:
+def late_order(operations: Sequence[Operation], outputs: Sequence[int]) -> list[Operation]:
+    """Gradients in the given order, and every other value just before the first gradient that needs it."""
+    late = {G}
+    gradients, rest = [], []
+    for op in operations:
+        if late.intersection(op.args):
+            late.update(op.results)
+            gradients.append(op)
+        else:
+            rest.append(op)
+    return _ordered([*gradients, *rest])
+
+
+def greedy_order(operations: Sequence[Operation], outputs: Sequence[int]) -> list[Operation]:
     """At every step the ready operation that adds the fewest live values; ties go to the given order."""
     uses = _use_counts(operations, outputs)
-    pending = list(operations)
-    known = set(range(NUM_INPUTS))
+    missing = [sum(1 for v in set(op.args) if v >= NUM_INPUTS) for op in operations]
+    readers: dict[int, list[int]] = {}
+    for n, op in enumerate(operations):
+        for v in set(op.args):
+            readers.setdefault(v, []).append(n)
+    ready = [n for n, count in enumerate(missing) if count == 0]
     order: list[Operation] = []
-    while pending:
-        best, best_growth = None, 0
-        for op in pending:
-            if not known.issuperset(op.args):
-                continue
-            freed = sum(1 for v in set(op.args) if v >= NUM_INPUTS and uses[v] == op.args.count(v))
-            growth = len(op.results) - freed
-            if best is None or growth < best_growth:
-                best, best_growth = op, growth
-        assert best is not None
-        pending.remove(best)
-        order.append(best)
-        known.update(best.results)
-        for v in best.args:
+    while ready:
+        n = min(ready, key=lambda n: (_growth(operations[n], uses), n))
+        ready.remove(n)
+        op = operations[n]
+        order.append(op)
+        for v in op.args:
             uses[v] -= 1
+        for v in op.results:
+            for reader in readers.get(v, ()):
+                missing[reader] -= 1
+                if missing[reader] == 0:
+                    ready.append(reader)
     return order
+
+
+def _growth(op: Operation, uses: dict[int, int]) -> int:
+    """How many more values are live after `op` than before."""
+    a = op.args
+    if len(a) == 1:
+        freed = a[0] >= NUM_INPUTS and uses[a[0]] == 1
+    else:
+        freed = sum(v >= NUM_INPUTS and uses[v] == a.count(v) for v in set(a))
+    return len(op.results) - freed
 
 
 def _use_counts(operations: Sequence[Operation], outputs: Sequence[int]) -> dict[int, int]:
@@ -199,11 +224,12 @@ def _allocate(operations: Sequence[Operation], outputs: Sequence[int]) -> Segmen
                 free.remove(register[r])
             else:
                 register[r], top = top, top + 1
-        instructions.append(_instruction(op, read, [register[r] for r in op.results]))
+        instructions.append(instruction(op, read, [register[r] for r in op.results]))
     return SegmentCode(tuple(instructions), *(register[v] for v in outputs))
 
 
-def _instruction(op: Operation, read: Sequence[int], written: Sequence[int]) -> Instruction:
+def instruction(op: Operation, read: Sequence[int], written: Sequence[int]) -> Instruction:
+    """The instruction of an operation whose operands and results are in these registers."""
     a, b, c = (*read, 0, 0)[:3]
     if op.opcode == SELECT:
         return Instruction(op.opcode, written[0], a, op.immediate)

@@ -6,8 +6,8 @@
     4. merging    f(a) and f'(a) of one a become one dual or pair instruction (one transcendental instead of two)
     5. order      instructions are ordered for few live values, then registers are assigned by liveness
 
-A segment that needs too many registers when everything is shared is lowered again with everything recomputed
-(Sethi-Ullman order), which needs about twice the expression's height.
+A segment that needs too many registers when everything is shared computes some values again (`kernels.pressure`). The
+last resort is computing everything again (Sethi-Ullman order), which needs about twice the expression's height.
 
 Rejected: differentiating the expression tree symbolically and lowering the result; it forgets which values forward and
 backward share, and finding them again is the harder problem.
@@ -19,13 +19,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 
 import torch
 
 from kernels.expression import Expression, ExpressionError, parse_expression
-from kernels.graph import ADD, MAX, MUL, Graph, live_operations, merge_derivatives, schedule
+from kernels.graph import (
+    ADD,
+    MAX,
+    MUL,
+    Graph,
+    Operation,
+    greedy_order,
+    late_order,
+    live_operations,
+    merge_derivatives,
+    schedule,
+)
 from kernels.operators import LEAF, LINEAR, OPERATORS
+from kernels.pressure import TooFewRegisters, cost, fit
 from kernels.program import (
     GRADIENT,
     IMMEDIATES,
@@ -54,8 +67,8 @@ from kernels.widths import check_policy, check_weights
 CACHE_SIZE = 4096
 """Programs kept by `lower`; the least recently used is dropped. A program takes about 1 KB."""
 
-COMFORTABLE_TEMPORARIES = 8
-"""A segment that needs more is also tried with recomputation, and the one with fewer registers is taken."""
+ENOUGH = 1.5
+"""Recomputation that costs no more than this, times the cost with everything shared, is not improved upon."""
 
 
 def lower(expression: str | Expression, policy: str = "truncate") -> Program:
@@ -183,14 +196,22 @@ class _Segment:
         self.select = select
 
     def compile(self, *, value: bool, gradients: bool) -> SegmentCode:
-        """The segment's code, shared first, with everything recomputed where that takes too many registers."""
-        shared = self._shared(value, gradients)
-        if shared.temporaries <= COMFORTABLE_TEMPORARIES:
-            return shared
-        try:
-            code = min(shared, self._recomputed(value, gradients), key=lambda c: c.temporaries)
-        except ExpressionError:  # too many instructions without sharing
-            code = shared
+        """The segment's code: everything shared where that fits, else the cheapest that does."""
+        operations, outputs, fresh = self._shared(value, gradients)
+        merged = merge_derivatives(operations, fresh) if gradients else operations
+        shared = schedule(merged, outputs, reorder=True)
+        if shared.temporaries <= MAX_TEMPORARIES:
+            return self._checked(shared)
+        candidates = []
+        for reorder in (late_order, greedy_order):
+            if not candidates or cost(candidates[0].instructions) > ENOUGH * cost(shared.instructions):
+                with suppress(TooFewRegisters):
+                    candidates.append(fit(reorder(operations, outputs), outputs, MAX_TEMPORARIES))
+        if not candidates:
+            candidates = [self._recomputed(value, gradients)]
+        return self._checked(min(candidates, key=lambda code: cost(code.instructions)))
+
+    def _checked(self, code: SegmentCode) -> SegmentCode:
         if code.temporaries > MAX_TEMPORARIES:
             raise ExpressionError(
                 f"{_shorten(self.tree)} needs {code.temporaries} registers, a program has {MAX_TEMPORARIES}"
@@ -199,16 +220,14 @@ class _Segment:
             raise ExpressionError(f"{_shorten(self.tree)} needs more than {MAX_INSTRUCTIONS} instructions")
         return code
 
-    def _shared(self, value: bool, gradients: bool) -> SegmentCode:
+    def _shared(self, value: bool, gradients: bool) -> tuple[list[Operation], list[int], int]:
+        """Operations with every common value shared, the output values, and an unused value number."""
         graph = Graph(share=True)
         root = self._value(graph, self.tree)
         outputs = [root if value else NONE, NONE, NONE, NONE]
         if gradients:
             outputs[1:] = _accumulate(graph, root)
-        operations = live_operations(graph.operations, outputs)
-        if gradients:
-            operations = merge_derivatives(operations, graph.fresh)
-        return schedule(operations, outputs, reorder=True)
+        return live_operations(graph.operations, outputs), outputs, graph.fresh
 
     def _recomputed(self, value: bool, gradients: bool) -> SegmentCode:
         graph = Graph(share=False)

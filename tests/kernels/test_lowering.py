@@ -12,9 +12,11 @@ from kernels import lowering
 from kernels.backends.reference import ReferenceBackend
 from kernels.execute import run_segment
 from kernels.expression import Expression, ExpressionError, X, apply, linear, parse_expression
+from kernels.graph import late_order
 from kernels.lowering import lower
 from kernels.operators import UNARY
-from kernels.program import MAX_TEMPORARIES, Form, Segment, decode_segments
+from kernels.pressure import TooFewRegisters, fit
+from kernels.program import MAX_TEMPORARIES, Form, Segment, decode_segments, encode
 from kernels.reference import evaluate
 
 
@@ -78,34 +80,53 @@ def test_backward_segments_equal_autograd_of_the_forward_segments(with_value):
                 )
 
 
-def test_recomputed_code_equals_shared_code(monkeypatch):
-    """With a register limit of zero everything is recomputed; values and gradients stay."""
+def outputs_of(code, x, a, b, grad):
+    """Runs one segment's code alone: as all nine segments of a program."""
+    words = encode([code] * 9, Form.SERIAL, "truncate", 0, 0)
+    return run_segment(words, Segment.PRE, x, a, b, grad)
+
+
+@pytest.mark.parametrize("limit", [None, 4, 6], ids=["everything again", "4 registers", "6 registers"])
+def test_recomputed_code_equals_shared_code(limit):
     rng = Random(4)
-    cases = [random_case(rng, (5,), (3,)) for _ in range(60)]
-    shared = [lower(case.expression, case.policy) for case in cases]
-    lowering.clear_cache()
-    monkeypatch.setattr(lowering, "COMFORTABLE_TEMPORARIES", -1)
-    monkeypatch.setattr(lowering._Segment, "_shared", lowering._Segment._recomputed)
-    for k, (case, expected) in enumerate(zip(cases, shared, strict=True)):
-        program = lower(case.expression, case.policy)
-        g = torch.Generator().manual_seed(k)
-        x, a, b, grad = (torch.randn(3, 5, dtype=torch.float64, generator=g) for _ in range(4))
-        for segment in Segment:
-            for own, other in zip(
-                run_segment(program.words, segment, x, a, b, grad),
-                run_segment(expected.words, segment, x, a, b, grad),
-                strict=True,
-            ):
+    compared = 0
+    for seed in range(60):
+        case = random_case(rng, (5,), (3,))
+        g = torch.Generator().manual_seed(seed)
+        inputs = [torch.randn(3, 5, dtype=torch.float64, generator=g) for _ in range(4)]
+        form, trees, _ = lowering._split(case.expression, case.policy)
+        for place, (tree, leaves) in enumerate(trees):
+            segment = lowering._Segment(tree, leaves, case.policy == "pad" and form == Form.SERIAL and place == 1)
+            if limit is None:
+                code = segment._recomputed(value=True, gradients=True)
+            else:
+                operations, outputs, _ = segment._shared(value=True, gradients=True)
+                try:
+                    code = fit(late_order(operations, outputs), outputs, limit)
+                except TooFewRegisters:
+                    continue
+                assert code.temporaries <= limit
+            compared += 1
+            shared = segment.compile(value=True, gradients=True)
+            for own, other in zip(outputs_of(code, *inputs), outputs_of(shared, *inputs), strict=True):
                 assert (own is None) == (other is None)
-                if own is not None:
-                    torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12, msg=f"{case} {segment.name}")
-    lowering.clear_cache()
+                if own is not None:  # sums of gradients in another order
+                    torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12, msg=str(case))
+    assert compared > 120
+
+
+def distinct_leaf(k: int) -> Expression:
+    """A chain of four activations that spells k in base 8, so that no two leaves are shared."""
+    leaf = X
+    for digit in range(4):
+        leaf = apply(UNARY[k // 8**digit % 8], leaf)
+    return leaf
 
 
 def full_tree(height: int, k: int = 0) -> Expression:
     """A full binary tree over x whose subtrees all differ."""
     if height == 0:
-        return apply(UNARY[k % len(UNARY)], X)
+        return distinct_leaf(k)
     return apply("mul" if height % 2 else "max", full_tree(height - 1, 2 * k), full_tree(height - 1, 2 * k + 1))
 
 
@@ -116,7 +137,7 @@ def test_the_highest_expressions_of_the_space_fit_the_register_file():
 
 
 def test_an_expression_too_large_for_the_register_file_is_refused_by_name():
-    body = linear(apply("gelu", linear(full_tree(13), "wb1")), "wb2")
+    body = linear(apply("gelu", linear(full_tree(10), "wb1")), "wb2")
     with pytest.raises(ExpressionError, match=r"instructions|registers"):
         lower(body)
 
