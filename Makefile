@@ -30,7 +30,7 @@ search: $(STAMP) ## search, train and export the demo model; at most 10 minutes 
 	@$(BIN)/python -m search.run $(ARGS)
 
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
