@@ -9,6 +9,7 @@ import torch
 
 from kernels.expression import Expression, X, apply, linear
 from kernels.operators import BINARY, UNARY
+from kernels.reference import _evaluate
 
 RELEASED = (
     "tanh(linear(gelu(linear(x,wb1)),wb2))",
@@ -98,3 +99,40 @@ def error(value: torch.Tensor, exact: torch.Tensor) -> float:
         return 0.0
     scale = exact.square().mean().sqrt()
     return float((value - exact).square().mean().sqrt() / scale.clamp_min(1e-30))
+
+
+KINKED = frozenset(("relu", "leaky_relu", "max"))
+
+
+def has_kink(expression: Expression) -> bool:
+    return any(e.op in KINKED for e in expression.walk())
+
+
+def undecided_rows(case: Case, inputs: list[torch.Tensor], tolerance: float = 1e-5) -> torch.Tensor:
+    """bool [T]: rows in which some relu, leaky_relu or max has an operand so near its kink that float32 cannot decide.
+
+    An operand exactly at the kink is decided: it comes from two equal values, or from the zeros of a relu.
+    """
+    x, w1, b1, w2, b2 = (t.detach().double() for t in inputs[:5])
+    weights = {"wb1": (w1, b1), "wb2": (w2, b2)}
+    undecided = torch.zeros(case.tokens, dtype=torch.bool)
+    for node in case.expression.walk():
+        if node.op in KINKED:
+            operands = [_evaluate(a, x, weights, case.policy) for a in node.args]
+            if len(operands) == 2:
+                width = min(a.shape[-1] for a in operands)
+                operands = [operands[0][:, :width] - operands[1][:, :width]]
+            distance = operands[0].abs()
+            near = (distance > 0) & (distance < tolerance * distance.max())
+            undecided |= near.any(-1)
+    return undecided
+
+
+def perturbed(inputs: list[torch.Tensor], unit: float, seed: int) -> list[torch.Tensor]:
+    """float64 leaves: the inputs, each element off by a random factor within 1 +- unit."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (t.detach().double() * (1 + unit * (2 * torch.rand(t.shape, generator=g, dtype=torch.float64) - 1)))
+        .requires_grad_()
+        for t in inputs
+    ]  # fmt: skip
