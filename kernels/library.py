@@ -50,6 +50,7 @@ ffn_fwd = torch.ops.ffnas.ffn_fwd.default
 ffn_bwd = torch.ops.ffnas.ffn_bwd.default
 
 Tensors = Sequence[Tensor]
+_AUTOCAST_DEVICES = ("cpu", "cuda")
 _SAVE = 12
 """Position of `save` among the arguments of `ffn_fwd`."""
 
@@ -306,7 +307,8 @@ def _autocast_arguments(device: str, args: Sequence[Any]) -> Sequence[Any]:
     """The arguments with autocast's dtype for the products, if autocast is on and none was given."""
     *rest, compute_dtype = _with_default(args)
     x = rest[0]
-    if compute_dtype is None and x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    open_choice = compute_dtype is None and x.dtype != torch.float64 and device in _AUTOCAST_DEVICES
+    if open_choice and torch.is_autocast_enabled(device):
         compute_dtype = torch.get_autocast_dtype(device)
         if x.dtype not in (torch.float32, compute_dtype):
             rest[0] = x.to(compute_dtype)
@@ -349,7 +351,7 @@ _library.impl("ffn_fwd", _forward, "CompositeExplicitAutograd")
 _library.impl("ffn_bwd", _backward, "CompositeExplicitAutograd")
 _library.impl("ffn_fwd", _forward_autograd, "Autograd", with_keyset=True)
 _library.impl("ffn_bwd", _backward_autograd, "Autograd", with_keyset=True)
-for _device in ("cpu", "cuda"):
+for _device in _AUTOCAST_DEVICES:
     _register_autocast(_device)
 torch.library.register_fake("ffnas::ffn_fwd", _forward_fake, lib=_library)
 torch.library.register_fake("ffnas::ffn_bwd", _backward_fake, lib=_library)

@@ -23,6 +23,7 @@ from contextlib import suppress
 from threading import Lock
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from kernels.expression import Expression, ExpressionError, parse_expression
 from kernels.graph import (
@@ -114,7 +115,8 @@ def load_program(tensor: torch.Tensor) -> Program:
 
 
 def _tensor(words: tuple[int, ...]) -> torch.Tensor:
-    with torch.inference_mode(False), torch.device("cpu"):
+    # cached for everybody: a real tensor, whatever mode the caller is traced or run in
+    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
         tensor = torch.tensor(words, dtype=torch.int32)
     mark_valid(tensor, words)
     return tensor

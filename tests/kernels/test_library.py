@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from ffn_cases import Case, tensors, with_gradients
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from kernels.dispatch import available_backends, use_backend
 from kernels.expression import ExpressionError, parse_expression
 from kernels.library import ffn_bwd, ffn_fwd
-from kernels.lowering import load_program, lower
+from kernels.lowering import clear_cache, load_program, lower
+from kernels.modules import FusedFFN
 from kernels.ops import fused_ffn, fused_ffn_stack
 from kernels.philox import dropout_mask
 from kernels.reference import ffn
@@ -115,6 +118,29 @@ def test_compile_takes_programs_as_data(backend):
         expected = ffn(x, *parameters, parse_expression(f"linear({text}(linear(x,wb1)),wb2)"))
         torch.testing.assert_close(compiled(x, program.tensor), expected, **CLOSE)
     assert compiled_count == 1
+
+
+def test_programs_lowered_under_a_mode_are_real_tensors():
+    """The cache serves everybody: what tracing put into it must run afterwards."""
+    inputs = [t.detach() for t in inputs32()]
+    expected = fused_ffn(*inputs, TEXT)
+    for mode in (FakeTensorMode(), torch.inference_mode(), torch.device("meta")):
+        clear_cache()
+        with mode:
+            lower(TEXT)
+        assert torch.equal(fused_ffn(*inputs, TEXT), expected)
+    clear_cache()
+    traced = make_fx(lambda *i: fused_ffn(*i, TEXT))(*inputs)
+    assert torch.equal(traced(*inputs), expected)
+    exported = torch.export.export(FusedFFN(9, 7, TEXT), (inputs[0],))
+    assert any(node.target is ffn_fwd for node in exported.graph.nodes)
+
+
+def test_meta_tensors_have_shapes():
+    inputs = [t.detach().to("meta") for t in inputs32()]
+    out = fused_ffn(*inputs, TEXT)
+    assert out.device.type == "meta"
+    assert out.shape == (5, 9)
 
 
 def test_func_transforms(backend):
