@@ -43,6 +43,15 @@ FLOOR = 8
 """Units: operands, two products, elementwise code and the result are each rounded once or twice."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of tiny calls: on a busy machine a thread pool spends its time waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Accuracy:
     """Collects complaints (empty when all is well) over the cases of a chunk."""
 
