@@ -5,7 +5,7 @@ after the head split. Queries carry the softmax scale already, so that `queries[
 the pre-softmax score of layer l, before any mask.
 
 Rejected: handing over the scores themselves. They are [B, heads, S, S] per layer, and the score loss needs only the
-two factors (DESIGN.md, contract 4).
+two factors.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 
 from engine.architecture import Architecture
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
-from engine.distill import Distiller
+from engine.distill import Distiller, TeacherTargets
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.init import init_from_teacher
@@ -129,6 +129,7 @@ class Context(Prepared):
     reporter: Reporter
     scalars: Scalars | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    _targets: dict[str, TeacherTargets] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self._phases.exists():
@@ -161,6 +162,12 @@ class Context(Prepared):
             precision=self.precision,
             teacher_precision=self.config.teacher_precision,
         )
+
+    def targets(self, name: str, *, need_logits: bool) -> TeacherTargets:
+        """The teacher's answers for the batches of `name`, shared by all who ask for that name in this run."""
+        if name not in self._targets:
+            self._targets[name] = TeacherTargets(self.distiller(), need_logits=need_logits)
+        return self._targets[name]
 
     def new_student(self, architecture: Architecture, name: str) -> FFNASForSequenceClassification:
         """A student for `architecture` on the run's device, freshly initialised with the seed of `name`."""

@@ -1,7 +1,8 @@
 """Derive: the found architecture becomes a model, distilled on text and then on the task.
 
 The checkpoint is chosen on the `select` split, compared a fixed number of times over the task phase; the `dev` split
-is evaluated once, at the end, and never chosen on. The baselines go through the same function.
+is evaluated once, at the end, and never chosen on. The baselines go through the same function: they see the same
+batches in the same order, and share the teacher's answers.
 """
 
 from __future__ import annotations
@@ -88,23 +89,26 @@ def derive(
         extra_text_steps: further text steps, for models whose source had fewer than the found one's.
     """
     distiller = ctx.distiller()
+    text_targets = ctx.targets("derive text", need_logits=False)
+    task_targets = ctx.targets("derive task", need_logits=True)
     settings = ctx.config.derive
     folder = ctx.rundir.checkpoints / name
     folder.mkdir(exist_ok=True)
     model = extract(source, architecture, fit_dense=True)
     text = settings.text
     if extra_text_steps:
-        text = with_extra_steps(text, text_steps(ctx, text, f"{name} text"), extra_text_steps)
+        text = with_extra_steps(text, text_steps(ctx, text, "derive text"), extra_text_steps)
     train_phase(
         ctx,
         f"{name} text",
         model,
         ctx.data.text,
         text,
-        lambda batch, _: distiller.text_loss(model, batch),
+        lambda batch, step: distiller.text_loss(model, batch, targets=text_targets.get(step, batch)),
         folder / "text.safetensors",
+        order="derive text",
     )
-    data = phase_data(ctx, ctx.data.train, settings.task, f"{name} task")
+    data = phase_data(ctx, ctx.data.train, settings.task, "derive task")
     total = settings.task.total_steps(data.num_batches(settings.task.batch_size))
     best = BestWeights(ctx, model, round(total / settings.evaluations))
     train_phase(
@@ -113,8 +117,9 @@ def derive(
         model,
         ctx.data.train,
         settings.task,
-        lambda batch, _: distiller.task_loss(model, batch),
+        lambda batch, step: distiller.task_loss(model, batch, targets=task_targets.get(step, batch)),
         folder / "task.safetensors",
+        order="derive task",
         after_step=best.after_step,
         extra_state=best.state,
         restore_extra=best.restore,

@@ -36,6 +36,7 @@ def train_phase(
     extra_state: Callable[[], dict[str, Tensor]] | None = None,
     restore_extra: Callable[[dict[str, Tensor]], None] | None = None,
     finish: Callable[[], None] | None = None,
+    order: str | None = None,
 ) -> None:
     """Trains `model` as `settings` say and writes its weights to `result`, or loads them if they are there.
 
@@ -49,14 +50,15 @@ def train_phase(
         result: where the finished weights go.
         after_step, extra_state, restore_extra: passed to `engine.training.run_phase`.
         finish: called on the trained model before its weights are written.
+        order: phases of the same `order` see the same batches in the same order, whatever their names.
     """
     if result.exists():
         load_weights(result, model)
         model.eval()
         return
-    seed = ctx.seed(name)
-    seed_everything(seed)
-    data = phase_data(ctx, data, settings, name)
+    seed_everything(ctx.seed(name))
+    data = phase_data(ctx, data, settings, order or name)
+    order_seed = ctx.seed(order or name, "order")
     total = settings.total_steps(data.num_batches(settings.batch_size))
     checkpoint = ctx.rundir.checkpoints / f"{name}.pt"
     with ctx.timed(name):
@@ -70,7 +72,7 @@ def train_phase(
                 run_phase(
                     name,
                     model,
-                    lambda start: cycle(data, settings.batch_size, seed=seed, start_step=start),
+                    lambda start: cycle(data, settings.batch_size, seed=order_seed, start_step=start),
                     loss,
                     settings,
                     total,

@@ -1,4 +1,4 @@
-"""summary.json: what a run found, beside its baselines and its teacher (issue-independent, versioned by its keys)."""
+"""summary.json: what a run found, beside its baselines and its teacher."""
 
 from __future__ import annotations
 
