@@ -8,6 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
 .PHONY: help setup search test lint clean
@@ -23,16 +24,20 @@ $(STAMP): pyproject.toml setup.py
 	@echo "setting up .venv (once)"
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check setuptools ninja
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,dev]'
 	@touch $@
 
 search: $(STAMP) ## search, train and export the demo model; at most 10 minutes on 2 cores
 	@$(BIN)/python -m search.run $(ARGS)
 
-test: $(STAMP) ## run the tests
+test: $(DEV_STAMP) ## run the tests
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
-lint: $(STAMP) ## check style
+lint: $(DEV_STAMP) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean: ## remove .venv and build leftovers (runs/ stays)

@@ -66,12 +66,15 @@ def choose_precision(name: str, device: torch.device, hidden_size: int, inner_si
     )
     x = torch.ones(tokens, hidden_size)
     times: dict[bool, list[float]] = {False: [], True: []}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # CPU time of one thread: other processes on the machine hardly disturb it
     for round_number in range(_ROUNDS + 1):
         for enabled in (False, True) if round_number % 2 else (True, False):
-            began = time.perf_counter()
+            began = time.thread_time()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 loss = model(x).float().square().mean()
             loss.backward()
             if round_number:
-                times[enabled].append(time.perf_counter() - began)
+                times[enabled].append(time.thread_time() - began)
+    torch.set_num_threads(threads)
     return "bf16" if min(times[False]) > MIN_SPEEDUP * min(times[True]) else "fp32"  # min: least disturbed rounds

@@ -117,6 +117,13 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend if isinstance(backend, str) else None for name, backend in loaded.items()}
 
 
+def preferred_backend(device_type: str) -> str:
+    """Name of the backend that is asked first for tensors of `device_type` and can be loaded on this machine."""
+    forced, _ = _choice()
+    order = (*(() if forced is None else (forced,)), *ORDER.get(device_type, ("reference",)))
+    return next(name for name in order if not isinstance(load_backend(name), str))
+
+
 def _load(name: str) -> Backend | str:
     module = f"kernels.backends.{name}"
     try:

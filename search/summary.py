@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from engine.metrics import primary
+from kernels.dispatch import preferred_backend
 from search.context import Context
 from search.derive import Derived
 from search.trials import TrialLog
@@ -73,7 +74,7 @@ def summarise(
         },
         "seconds": {name: round(seconds, 3) for name, seconds in ctx.seconds.items()},
         "device": str(ctx.device),
-        "backend": "reference",
+        "backend": preferred_backend(ctx.device.type),
         "precision": ctx.precision,
         "seed": ctx.config.seed,
         "versions": {"python": platform.python_version(), **_versions()},
