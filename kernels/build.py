@@ -6,7 +6,8 @@
 The library speaks plain C (csrc/cpu/api.cpp): it needs neither PyTorch nor Python to build and outlives upgrades of
 both, so its key has neither. Each instruction set is one source file with its own compiler flags; one the compiler
 does not know is left out. Several processes at once: one builds under a file lock, the others wait for it; the
-library appears whole (written aside, then renamed). `FFNAS_CXXFLAGS` adds flags (sanitizers, say) and is part of the key.
+library appears whole (written aside, then renamed). `FFNAS_CXXFLAGS` adds flags (sanitizers, say) and is part of the
+key.
 
 Rejected: `torch.utils.cpp_extension`. It pulls in PyTorch's headers (minutes instead of seconds), takes one set of
 flags for all files, and names its cache by the user's file names, not by their content.
