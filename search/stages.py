@@ -11,6 +11,7 @@ Stages 1 and 2 share one warmed-up supernet, as in the paper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -63,8 +64,13 @@ def warm_up(ctx: Context) -> nn.Module:
 
 
 def stage1(ctx: Context, supernet: nn.Module) -> TrialLog:
-    """Expressions and (stack, ratio) jointly; starts from the GELU variants that fit the budget."""
-    return _expression_stage(ctx, 1, ctx.config.stage1, ctx.space, supernet, ctx.space.gelu_seeds())
+    """Expressions and (stack, ratio) jointly; starts from the GELU variants that fit the budget.
+
+    A stage of few trials starts from every second, third, ... of them, so that they take at most half of it.
+    """
+    seeds, settings = ctx.space.gelu_seeds(), ctx.config.stage1
+    step = max(1, math.ceil(len(seeds) / max(1, settings.trials // 2)))
+    return _expression_stage(ctx, 1, settings, ctx.space, supernet, seeds[::step])
 
 
 def stage2(ctx: Context, supernet: nn.Module, winner: Architecture) -> TrialLog:
