@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -65,14 +66,18 @@ def use_backend(name: str, *, strict: bool = False) -> Iterator[None]:
         _forced.reset(token)
 
 
-def select(call: FFNCall) -> Backend:
+def select(call: FFNCall, choice: int | None = None) -> Backend:
     """The backend for a call: the first of the order that can be loaded and supports it.
+
+    Args:
+        call: the call.
+        choice: what `choice_number` returned when the call was traced; None for a call made now.
 
     Raises:
         BackendError: a strictly demanded backend cannot serve the call.
         ValueError: FFNAS_BACKEND names no backend.
     """
-    forced, strict = _choice()
+    forced, strict = _choice() if choice is None else ((*BACKENDS, None)[choice - 1], False)
     order = ORDER.get(call.x.device.type, ("reference",))
     if forced is not None:
         order = (forced, *(n for n in order if n != forced))
@@ -122,6 +127,19 @@ def preferred_backend(device_type: str) -> str:
     forced, _ = _choice()
     order = (*(() if forced is None else (forced,)), *ORDER.get(device_type, ("reference",)))
     return next(name for name in order if not isinstance(load_backend(name), str))
+
+
+def fingerprint() -> int:
+    """31 bits that differ where other backends would serve calls, or save other tensors (their `saved_layout`)."""
+    backends = {name: load_backend(name) for name in (*ORDER["cpu"], *_loaded)}
+    layouts = [(n, None if isinstance(b, str) else getattr(b, "saved_layout", 0)) for n, b in sorted(backends.items())]
+    return zlib.crc32(repr((_choice(), layouts)).encode()) & 0x7FFFFFFF
+
+
+def choice_number() -> int:
+    """The backend forced at this moment, by `use_backend` or the environment: its number + 1, or 0."""
+    forced, _ = _choice()
+    return 0 if forced is None else BACKENDS.index(forced) + 1
 
 
 def _load(name: str) -> Backend | str:

@@ -53,6 +53,11 @@ Tensors = Sequence[Tensor]
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 _SAVE = 12
 """Position of `save` among the arguments of `ffn_fwd`."""
+_FLAGS = 8
+"""Position of `flags`."""
+_FLAG_BITS = 24
+"""Bits of `flags` that are the program's; a traced call carries `trace_tag` above them."""
+_TRACED, _CHOICE_BITS = 8, 4
 
 
 def _make_call(
@@ -63,9 +68,28 @@ def _make_call(
     if x.stride(-1) != 1:
         x = x.contiguous()
     dtype = x.dtype if compute_dtype is None else compute_dtype
+    flags &= (1 << _FLAG_BITS) - 1
     call = FFNCall(x, w1, b1, w2, b2, ln_weight, ln_bias, program, flags, p_drop, seed, eps, dtype)
     check_call(call)
     return call
+
+
+def trace_tag() -> int:
+    """Bits for a traced call's `flags`: the backend forced while tracing, and a number for the layout of what is saved.
+
+    How many tensors a graph saves depends on the backend, so a graph keeps the backend it was traced with. PyTorch
+    keeps compiled graphs on disk by their code: it must differ where the backends, or the layouts they save, do.
+    """
+    return ((dispatch.fingerprint() << _CHOICE_BITS) | _TRACED | dispatch.choice_number()) << _FLAG_BITS
+
+
+def _backend_of(call: FFNCall, flags: int) -> dispatch.Backend:
+    tag = flags >> _FLAG_BITS
+    return dispatch.select(call, tag & (_TRACED - 1) if tag & _TRACED else None)
+
+
+# what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes seconds
+trace_tag._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_program(call: FFNCall) -> None:
@@ -81,7 +105,7 @@ def _forward(*args: Any) -> tuple[Tensor, list[Tensor]]:
     *common, save, compute_dtype = _with_default(args)
     call = _make_call(*common, compute_dtype)
     _check_program(call)
-    backend = dispatch.select(call)
+    backend = _backend_of(call, common[_FLAGS])
     out, saved = backend.forward(call, save)
     return out, ([_tag(call, backend), *saved] if save else [])
 
@@ -92,7 +116,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
     out = call.x.new_empty(call.x.shape)
     if not save:
         return out, []
-    backend = dispatch.select(call)
+    backend = _backend_of(call, common[_FLAGS])
     return out, [_tag(call, backend), *backend.saved_like(call)]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.expression import Expression
-from kernels.library import call_forward
+from kernels.library import call_forward, trace_tag
 from kernels.lowering import lower
 from kernels.program import Program
 
@@ -88,6 +88,8 @@ def fused_ffn_stack(
     give the bare expression n times. Layer l drops with stream l of the seed (`kernels.philox`).
     """
     code, flags = _program_of(program, policy)
+    if torch.compiler.is_compiling():
+        flags |= trace_tag()
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
     dropout = p_drop != 0.0

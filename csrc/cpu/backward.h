@@ -9,8 +9,7 @@
 // Chosen: chunks, which bound memory to a few MB and need no gradient copy per thread. Rejected: one accumulator per
 // thread (memory and a reduction that grow with the threads) and whole-batch buffers (three more activations in memory).
 
-constexpr int64_t kBlocksPerThread = 3;  // per chunk
-constexpr int64_t kGradientRows = 4 * kMicroRows;  // rows of a weight gradient per task
+constexpr int64_t kGradientRows = kMicroRows < 32 ? 4 * kMicroRows : 2 * kMicroRows;  // rows of a weight gradient per task
 
 // Shared by the threads of a call.
 struct BackwardShared {
@@ -52,7 +51,7 @@ struct Backward {
   int run() {
     const int64_t rows = chunk_rows();
     if (!carve(kShared, shared, call, rows)) return 1;
-    pack_layers(call, shared.packed, false);
+    pack_layers(call, shared.packed, false, true);
     clear(shared.totals, Sums::size(call) * call.layers);
     for (int64_t row = 0; row < call.tokens && !call.failed; row += rows)
       for (int64_t l = call.layers - 1; l >= 0; --l) layer(l, row, least(rows, call.tokens - row));
@@ -63,16 +62,15 @@ struct Backward {
  private:
   static void clear(float* p, int64_t n) { __builtin_memset(p, 0, static_cast<size_t>(n) * sizeof(float)); }
 
-  // Even chunks of about kBlocksPerThread full blocks for every thread.
   int64_t chunk_rows() const {
-    const int64_t target = kBlocksPerThread * kBlockRows * num_threads();
+    const int64_t target = most(kChunkRows, kBlockRows * num_threads());
     const int64_t count = (call.tokens + target - 1) / target;
     return round_up((call.tokens + count - 1) / count, kBlockUnit);
   }
 
   void layer(int64_t l, int64_t row, int64_t rows) {
-    const int64_t per_block = most(1, (rows + kBlockRows - 1) / kBlockRows);
-    const int64_t step = round_up((rows + round_up(per_block, num_threads()) - 1) / round_up(per_block, num_threads()), kBlockUnit);
+    const int64_t fewest = round_up((rows + kBlockRows - 1) / kBlockRows, num_threads());
+    const int64_t step = round_up((rows + fewest - 1) / fewest, kBlockUnit);
     const int64_t blocks = (rows + step - 1) / step;
     const Needs needs(call.layer[l], l > 0 || call.grad_x.data != nullptr);
     auto task = [&](int64_t b) { this->block(l, row, b * step, least(step, rows - b * step), b, needs); };
@@ -94,8 +92,9 @@ struct Backward {
     const View grad_x = l == 0 ? rows_of(call.grad_x, row) : between;
     const View x = l == 0 ? rows_of(call.x, row) : rows_of(layer.z, row);
     clear(shared.sums + index * size, size);
-    BackwardLayer{call, shared.packed[l], shared.chunk, scratch_block, needs, x, rows_of(layer.h, row),
-                  rows_of(layer.y, row), grad_out, grad_x, row, rows, l, first, Sums(shared.sums + index * size, call)}
+    const ProductScope scope;
+    BackwardLayer{call, shared.packed[l], layer, shared.chunk, scratch_block, needs, x, grad_out, grad_x, row, rows, l,
+                  first, Sums(shared.sums + index * size, call)}
         .run();
   }
 
@@ -117,6 +116,7 @@ struct Backward {
   void gradient_rows(const Element* left, int64_t rows, const Element* right, int64_t columns, int64_t tokens, int64_t t,
                      float* gradient, bool accumulate) {
     const int64_t i0 = t * kGradientRows, i1 = least(rows, i0 + kGradientRows);
+    const ProductScope scope;
     for (int64_t j = 0; j < columns; j += kTileColumns)
       outer(left, rows, right, tokens, shared.chunk.capacity, i0, i1, j, columns - j, gradient, columns, accumulate);
   }

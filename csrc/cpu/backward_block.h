@@ -39,7 +39,8 @@ struct ChunkOperands {
 struct BackwardBlock {
   Registers reg;
   Element *dh, *dy;  // row-block operands of the products with w1 and w2; the left operands where those have the layout
-  float *z, *dx, *g_row;
+  float *z;  // LayerNorm's input, then the gradient of x as it gathers
+  float* x_room;  // the tile of register X where x is not at hand as tiles
   int64_t stride1, stride2, z_stride;
 
   void carve(Carver& c, const Call& call) {
@@ -51,9 +52,8 @@ struct BackwardBlock {
     z_stride = padded_width(call.hidden);
     dh = kLeftIsOperand ? nullptr : c.take<Element>(kRows * stride1);
     dy = kLeftIsOperand ? nullptr : c.take<Element>(kRows * stride2);
-    z = c.take<float>(call.has_ln ? kRows * z_stride : 0);
-    dx = c.take<float>(kRows * z_stride);
-    g_row = c.take<float>(z_stride);
+    z = c.take<float>(kRows * z_stride);
+    x_room = reg[kRegisterX];
   }
 };
 
@@ -73,23 +73,30 @@ struct Needs {
 struct BackwardLayer {
   const Call& call;
   const PackedLayer& packed;
+  const Layer& saved;
   const ChunkOperands& chunk;
   BackwardBlock& block;
   const Needs needs;
-  const View x, h, y, grad_out, grad_x;  // rows of this block
+  const View x, grad_out, grad_x;  // rows of this block
   const int64_t row, rows, stream;       // row: of the whole call, for dropout
   const int64_t chunk_row;               // first row within the chunk's buffers
   const Sums sums;
   const Widths w = widths_of(call);
+  bool x_is_operand = false;  // the weight gradient's operand p is x itself, in tiles: the interpreter reads it there
 
   void run() {
     if (kLeftIsOperand) {
       block.dh = chunk.left1 + chunk_row * block.stride1;
       block.dy = chunk.left2 + chunk_row * block.stride2;
     }
-    if (call.has_ln) layer_norm();
+    x_is_operand = kRightIsTile && needs.w1 && call.program.segment[kPre].value == kRegisterX;
+    for_row_groups(rows, [&](int64_t r, int n) {
+      if (x_is_operand)
+        for (int64_t c = 0; c < call.hidden; c += kTileColumns) load_tile(x, r, c, n, call.hidden, operand_tile(r, c));
+      if (call.has_ln) layer_norm(r, n);
+      if (needs.second) post(r, n);
+    });
     if (!needs.second) return;
-    post();
     if (call.program.parallel) {
       input_of_parallel();
     } else {
@@ -101,124 +108,152 @@ struct BackwardLayer {
  private:
   const SegmentCode& segment(Segment s) const { return call.program.segment[s]; }
   float* reg(int32_t r) const { return block.reg[r]; }
+  float* operand_tile(int64_t r, int64_t c) const { return right_tile(chunk_row + r, c, chunk.capacity, chunk.right1); }
+
+  // Register X.
+  void load_x(int64_t r, int n, int64_t c) {
+    block.reg.tile[kRegisterX] = x_is_operand && c < call.hidden ? operand_tile(r, c) : block.x_room;
+    if (block.reg.tile[kRegisterX] == block.x_room) load_tile(x, r, c, n, call.hidden, block.x_room);
+  }
+
+  void restore(const View& v, int64_t r, int n, int64_t c, int32_t to) {
+    restore_tile(v, row + r, c, n, call.tokens, reg(to));
+  }
 
   // X, and the products' results: A is y (y1 = h when parallel), B is y2 = y.
   void load_post_inputs(const SegmentCode& s, int64_t r, int n, int64_t c) {
     const bool parallel = call.program.parallel;
-    if (reads(s, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg(kRegisterX));
-    if (reads(s, kRegisterA)) load_tile(parallel ? h : y, r, c, n, call.hidden, reg(kRegisterA));
-    if (reads(s, kRegisterB)) load_tile(y, r, c, n, call.hidden, reg(kRegisterB));
+    if (reads(s, kRegisterX)) load_x(r, n, c);
+    if (reads(s, kRegisterA)) restore(parallel ? saved.h : saved.y, r, n, c, kRegisterA);
+    if (reads(s, kRegisterB)) restore(saved.y, r, n, c, kRegisterB);
   }
 
-  // block.z = LayerNorm's input, then its input gradient.
-  void layer_norm() {
+  // block.z = LayerNorm's input, then its input gradient: the residual's share of dx.
+  void layer_norm(int64_t r, int n) {
+    float* z = block.z + r * block.z_stride;
+    for (int64_t c = 0; c < call.hidden; c += kTileColumns) {
+      if (saved.sum.data == nullptr) {
+        again_sum(r, n, c, z + c);
+      } else {
+        restore(saved.sum, r, n, c, kRegisterG);
+        store_block(z + c, block.z_stride, n, reg(kRegisterG));
+      }
+    }
+    if (grad_out.dtype == kFloat32)
+      through_norm(z, static_cast<const float*>(grad_out.data) + r * grad_out.stride, r, n);
+    else
+      through_norm(z, static_cast<const bf16*>(grad_out.data) + r * grad_out.stride, r, n);
+  }
+
+  // x + dropout(post(x, y))
+  void again_sum(int64_t r, int n, int64_t c, float* to) {
     const SegmentCode& s = segment(kPost);
-    for (int64_t c = 0; c < call.hidden; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        load_post_inputs(s, r, n, c);
-        block.reg.run(s, n, c, call.hidden);
-        float* to = block.z + r * block.z_stride + c;
-        store_block(to, block.z_stride, n, reg(s.value));
-        float* tile = reg(kNumInputs);
-        load_block(to, block.z_stride, n, tile);
-        if (call.drop_threshold != 0) drop_tile(tile, n, row + r, c, stream, call);
-        float* x_tile = reg(kRegisterX);
-        if (!reads(s, kRegisterX)) load_tile(x, r, c, n, call.hidden, x_tile);
-        add_tile(tile, x_tile, n);
-        store_block(to, block.z_stride, n, tile);
-      });
-    for (int64_t r = 0; r < rows; ++r) {
-      float* z = block.z + r * block.z_stride;
-      load_vector(rows_of(grad_out, r), call.hidden, block.z_stride, block.g_row);
-      normalize_row_backward(z, block.g_row, call.hidden, row_stats(z, call.hidden, call.eps), packed.ln_weight,
-                             sums.weight, sums.bias);
+    load_post_inputs(s, r, n, c);
+    if (!reads(s, kRegisterX)) load_x(r, n, c);
+    block.reg.run(s, n, c, call.hidden);
+    const float* value = reg(s.value);
+    if (call.drop_threshold != 0) value = dropped(value, r, n, c);
+    add_to_block(reg(kRegisterX), value, to, block.z_stride, n);
+  }
+
+  template <class T>
+  void through_norm(float* z, const T* g, int64_t r, int n) {
+    const RowStats* s = stats_of(saved.stats) + row + r;
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+      normalize_rows_backward<4>(z + i * block.z_stride, block.z_stride, g + i * grad_out.stride, grad_out.stride,
+                                 call.hidden, s + i, packed.ln_weight, sums.weight, sums.bias);
+    for (; i < n; ++i)
+      normalize_rows_backward<1>(z + i * block.z_stride, 0, g + i * grad_out.stride, 0, call.hidden, s + i,
+                                 packed.ln_weight, sums.weight, sums.bias);
+  }
+
+  // `tile` through the dropout mask, in the register G.
+  const float* dropped(const float* tile, int64_t r, int n, int64_t c) {
+    float* g = reg(kRegisterG);
+    if (tile != g) copy_tile(tile, n, g);
+    drop_tile(g, n, row + r, c, stream, call);
+    return g;
+  }
+
+  // dy (dy1 and dy2) into operands and column sums; post's gradient for x into block.z.
+  void post(int64_t r, int n) {
+    const SegmentCode& s = segment(kPostBwd);
+    for (int64_t c = 0; c < call.hidden; c += kTileColumns) {
+      float* g = reg(kRegisterG);
+      float* dx = block.z + r * block.z_stride + c;
+      if (call.has_ln) {
+        load_block(dx, block.z_stride, n, g);
+        if (call.drop_threshold != 0) dropped(g, r, n, c);
+      } else {
+        load_tile(grad_out, r, c, n, call.hidden, g);
+        clear_block(dx, block.z_stride, n);
+      }
+      load_post_inputs(s, r, n, c);
+      block.reg.run(s, n, c, call.hidden);
+      if (needs.dx && s.dx != kNone) add_to_dx(reg(s.dx), r, n, c, call.hidden);
+      if (call.program.parallel) {
+        keep_first(reg(s.da), r, n, c);
+        keep_second(reg(s.db), r, n, c);
+      } else {
+        keep_second(reg(s.da), r, n, c);
+      }
     }
   }
 
-  // dy (dy1 and dy2) into operands and column sums; block.dx = dz + post's gradient for x.
-  void post() {
-    const SegmentCode& s = segment(kPostBwd);
-    for (int64_t c = 0; c < call.hidden; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        float* g = reg(kRegisterG);
-        float* dx = block.dx + r * block.z_stride + c;
-        if (call.has_ln) {
-          load_block(block.z + r * block.z_stride + c, block.z_stride, n, g);
-          if (needs.dx) store_block(dx, block.z_stride, n, g);
-          if (call.drop_threshold != 0) drop_tile(g, n, row + r, c, stream, call);
-        } else {
-          load_tile(grad_out, r, c, n, call.hidden, g);
-          if (needs.dx) clear_block(dx, n);
-        }
-        load_post_inputs(s, r, n, c);
-        block.reg.run(s, n, c, call.hidden);
-        if (needs.dx && s.dx != kNone) add_to_dx(reg(s.dx), r, n, c, call.hidden);
-        if (call.program.parallel) {
-          keep_first(reg(s.da), r, n, c);
-          keep_second(reg(s.db), r, n, c);
-        } else {
-          keep_second(reg(s.da), r, n, c);
-        }
-      });
+  void multiply_first(int64_t r, int n, int64_t c, float* tile) {
+    product(block.dh, block.stride1, r, n, packed.w1, w.out1, c, w.in1, kZeros, tile);
+  }
+  void multiply_second(int64_t r, int n, int64_t c, float* tile) {
+    product(block.dy, block.stride2, r, n, packed.w2, w.out2, c, w.in2, kZeros, tile);
   }
 
   // Serial: dm = dy @ w2, then dh, m and mid's gradient for x.
   void inner() {
     if (!needs.first && !needs.w2) return;
     const SegmentCode& s = segment(!needs.first ? kMid : needs.w2 ? kMidBwdv : kMidBwd);
-    for (int64_t c = 0; c < w.out1; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        if (needs.first)
-          product(block.dy + r * block.stride2, block.stride2, n, packed.w2 + c / kTileColumns * panel_elements(w.out2),
-                  w.out2, w.in2 - c, reg(kRegisterG));
-        if (reads(s, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg(kRegisterX));
-        if (reads(s, kRegisterA)) load_tile(h, r, c, n, w.out1, reg(kRegisterA));
-        block.reg.run(s, n, c, call.hidden);
-        if (needs.first) keep_first(reg(s.da), r, n, c);
-        if (needs.dx && s.dx != kNone) add_to_dx(reg(s.dx), r, n, c, least(w.out1, call.hidden));
-        if (needs.w2) store_right(reg(s.value), n, chunk_row + r, c, w.in2 - c, chunk.capacity, chunk.right2);
-      });
+    for_tiles(rows, w.out1, [&](int64_t r, int n, int64_t c) {
+      if (needs.first) multiply_second(r, n, c, reg(kRegisterG));
+      if (reads(s, kRegisterX)) load_x(r, n, c);
+      if (reads(s, kRegisterA)) restore(saved.h, r, n, c, kRegisterA);
+      block.reg.run(s, n, c, call.hidden);
+      if (needs.first) keep_first(reg(s.da), r, n, c);
+      if (needs.dx && s.dx != kNone) add_to_dx(reg(s.dx), r, n, c, least(w.out1, call.hidden));
+      if (needs.w2) store_right(reg(s.value), n, chunk_row + r, c, w.in2 - c, chunk.capacity, chunk.right2);
+    });
   }
 
   // Serial: dp = dh @ w1, then p and the total gradient of x.
   void input() {
     if (!needs.dx && !needs.w1) return;
     const SegmentCode& s = segment(!needs.dx ? kPre : needs.w1 ? kPreBwdv : kPreBwd);
-    for (int64_t c = 0; c < w.in1; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        through_first(s, r, n, c);
-        if (needs.dx) store_dx(r, n, c);
-      });
+    for_tiles(rows, w.in1, [&](int64_t r, int n, int64_t c) {
+      if (needs.dx) multiply_first(r, n, c, reg(kRegisterG));
+      of_input(s, r, n, c, needs.w1, w.in1, chunk.right1);
+      if (needs.dx) store_dx(reg(s.dx), r, n, c);
+    });
   }
 
+  // The two branches of the parallel form, both functions of x alone.
   void input_of_parallel() {
     const SegmentCode& pre = segment(!needs.dx ? kPre : needs.w1 ? kPreBwdv : kPreBwd);
     const SegmentCode& mid = segment(!needs.dx ? kMid : needs.w2 ? kMidBwdv : kMidBwd);
-    for (int64_t c = 0; c < call.hidden; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        if (needs.dx || needs.w1) through_first(pre, r, n, c);
-        if (needs.dx || needs.w2) {
-          if (needs.dx)
-            product(block.dy + r * block.stride2, block.stride2, n,
-                    packed.w2 + c / kTileColumns * panel_elements(w.out2), w.out2, w.in2 - c, reg(kRegisterG));
-          if (reads(mid, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg(kRegisterX));
-          block.reg.run(mid, n, c, call.hidden);
-          if (needs.dx) add_to_dx(reg(mid.dx), r, n, c, call.hidden);
-          if (needs.w2) store_right(reg(mid.value), n, chunk_row + r, c, w.in2 - c, chunk.capacity, chunk.right2);
-        }
-        if (needs.dx) store_dx(r, n, c);
-      });
+    for_tiles(rows, call.hidden, [&](int64_t r, int n, int64_t c) {
+      if (needs.dx) multiply_first(r, n, c, reg(kRegisterG));
+      if (needs.dx || needs.w1) of_input(pre, r, n, c, needs.w1, w.in1, chunk.right1);
+      if (needs.dx) add_to_dx(reg(pre.dx), r, n, c, call.hidden);
+      if (needs.dx) multiply_second(r, n, c, reg(kRegisterG));
+      if (needs.dx || needs.w2) of_input(mid, r, n, c, needs.w2, w.in2, chunk.right2);
+      if (needs.dx) store_dx(reg(mid.dx), r, n, c);
+    });
   }
 
-  // One tile of w1's input: its gradient through `pre` into block.dx, its value into the weight gradient's operand.
-  void through_first(const SegmentCode& s, int64_t r, int n, int64_t c) {
-    if (needs.dx)
-      product(block.dh + r * block.stride1, block.stride1, n, packed.w1 + c / kTileColumns * panel_elements(w.out1),
-              w.out1, w.in1 - c, reg(kRegisterG));
-    if (reads(s, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg(kRegisterX));
+  // One tile of a product's operand that is a function of x alone: runs `s`, and keeps its value, if asked, as an operand of
+  // the weight gradient.
+  void of_input(const SegmentCode& s, int64_t r, int n, int64_t c, bool keep, int64_t width, Element* right) {
+    if (reads(s, kRegisterX)) load_x(r, n, c);
     block.reg.run(s, n, c, call.hidden);
-    if (needs.dx) add_to_dx(reg(s.dx), r, n, c, call.hidden);
-    if (needs.w1) store_right(reg(s.value), n, chunk_row + r, c, w.in1 - c, chunk.capacity, chunk.right1);
+    if (keep && !(x_is_operand && right == chunk.right1)) store_right(reg(s.value), n, chunk_row + r, c, width - c, chunk.capacity, right);
   }
 
   void keep_first(const float* tile, int64_t r, int n, int64_t c) {
@@ -234,28 +269,29 @@ struct BackwardLayer {
       store_left(tile, n, chunk_row + r, c, w.out2 - c, w.out2, chunk.capacity, chunk.left2);
   }
 
-  void clear_block(float* p, int n) {
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j < kTileColumns; j += kLanes) store(p + i * block.z_stride + j, zero());
-  }
-
-  // block.dx += tile in the columns below `width` that x has; under `truncate` mid covers fewer than a whole tile's.
+  // block.z += tile in the columns below `width` that x has; under `truncate` mid covers fewer than a whole tile's.
   void add_to_dx(const float* tile, int64_t r, int n, int64_t c, int64_t width) {
     const int64_t columns = least(width - c, kTileColumns);
-    float* to = block.dx + r * block.z_stride + c;
+    float* to = block.z + r * block.z_stride + c;
     for (int i = 0; i < n; ++i, to += block.z_stride, tile += kTileColumns)
-      for (int64_t j = 0; j < columns; j += kLanes) {
-        const int valid = static_cast<int>(least(columns - j, kLanes));
-        if (valid == kLanes)
-          store(to + j, load(to + j) + load(tile + j));
-        else
-          storen(to + j, loadn(to + j, valid) + loadn(tile + j, valid), valid);
-      }
+      for (int64_t j = 0; j < columns; j += kLanes)
+        store_part(to + j, load_part(to + j, columns - j) + load_part(tile + j, columns - j), columns - j);
   }
 
-  void store_dx(int64_t r, int n, int64_t c) {
-    float* tile = reg(kRegisterG);
-    load_block(block.dx + r * block.z_stride + c, block.z_stride, n, tile);
-    store_tile(grad_x, r, c, n, call.hidden, tile);
+  // grad_x = block.z + tile
+  void store_dx(const float* tile, int64_t r, int n, int64_t c) {
+    if (grad_x.dtype == kFloat32)
+      store_dx_as(static_cast<float*>(grad_x.data), tile, r, n, c);
+    else
+      store_dx_as(static_cast<bf16*>(grad_x.data), tile, r, n, c);
+  }
+  template <class T>
+  void store_dx_as(T* out, const float* tile, int64_t r, int n, int64_t c) {
+    const float* z = block.z + r * block.z_stride + c;
+    const int64_t columns = least(call.hidden - c, kTileColumns);
+    out += r * grad_x.stride + c;
+    for (int i = 0; i < n; ++i, out += grad_x.stride, z += block.z_stride, tile += kTileColumns)
+      for (int64_t j = 0; j < columns; j += kLanes)
+        store_part(out + j, load(z + j) + load(tile + j), columns - j);
   }
 };

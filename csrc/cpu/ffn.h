@@ -8,6 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "../opcodes.h"
 
 namespace ffnas {
@@ -39,11 +43,13 @@ struct Program {
   bool parallel;
 };
 
-// One FFN of the stack: parameters; what forward saves (z is the layer's input, absent for the first layer, whose input
-// is x); gradients (absent where not needed). In the parallel form h and y are y1 and y2.
+// One FFN of the stack: parameters; what forward saves, each absent where it is not saved; gradients, absent where not
+// needed. In the parallel form h and y are y1 and y2.
 struct Layer {
   View w1, b1, w2, b2, ln_weight, ln_bias;
-  View z, h, y;
+  View z;         // the layer's input; absent for the first layer, whose input is x
+  View h, y, sum;  // results of the products; LayerNorm's input, instead of y where that is all y is for (in tiles)
+  View stats;     // [tokens, 2] float32: mean and 1 / deviation of LayerNorm's rows
   View grad_w1, grad_b1, grad_w2, grad_b2, grad_ln_weight, grad_ln_bias;
 };
 

@@ -4,7 +4,7 @@
 //   per layer and block:  P = pre(x);  for each panel: h = P @ w1.T + b1, M = mid(x, h);
 //                         for each panel: y = M @ w2.T + b2, Z = x + dropout(post(x, y));  LayerNorm on the rows of Z
 //
-// Only P, M and Z of one block exist, in scratch; h and y go to memory when they are saved for backward.
+// Only P, M and Z of one block exist, in scratch; h and y, or Z, go to memory when they are saved for backward.
 
 struct ForwardBlock {
   Registers reg;
@@ -31,7 +31,8 @@ struct ForwardLayer {
   const Call& call;
   const PackedLayer& packed;
   ForwardBlock& block;
-  View x, out, h, y;  // rows of this block
+  const Layer& layer;
+  View x, out;  // rows of this block
   int64_t row;        // of the whole call, for dropout
   int64_t rows, stream;
 
@@ -39,6 +40,8 @@ struct ForwardLayer {
     const Program& program = call.program;
     const Widths w = widths_of(call);
     fill_operand(program.segment[kPre], block.reg, x, rows, w.in1, block.first, block.stride1);
+    if (program.segment[kPre].value == kRegisterX && operand_is_exact(x.dtype))
+      x = {block.first, block.stride1, kOperandType};  // nearer than the caller's, and zero-padded
     if (program.parallel)
       fill_operand(program.segment[kMid], block.reg, x, rows, w.in2, block.second, block.stride2);
     else
@@ -48,23 +51,29 @@ struct ForwardLayer {
   }
 
  private:
-  void multiply_tile(const Element* a, int64_t stride, const Element* weight, const float* bias, int64_t depth,
-                     int64_t width, int64_t r, int n, int64_t c, const View& save, float* tile) {
-    product(a + r * stride, stride, n, weight + c / kTileColumns * panel_elements(depth), depth, width - c, tile);
-    add_bias(tile, bias + c, n);
-    if (save.data != nullptr) store_tile(save, r, c, n, width, tile);
+  void multiply_first(const Widths& w, int64_t r, int n, int64_t c, float* tile) {
+    if (call.tokens <= kSkinnyTokens)
+      skinny_product(block.first, block.stride1, r, n, layer.w1, w.in1, c, w.out1, packed.b1 + c, tile);
+    else
+      product(block.first, block.stride1, r, n, packed.w1, w.in1, c, w.out1, packed.b1 + c, tile);
+  }
+  void multiply_second(const Widths& w, int64_t r, int n, int64_t c, float* tile) {
+    if (call.tokens <= kSkinnyTokens)
+      skinny_product(block.second, block.stride2, r, n, layer.w2, w.in2, c, w.out2, packed.b2 + c, tile);
+    else
+      product(block.second, block.stride2, r, n, packed.w2, w.in2, c, w.out2, packed.b2 + c, tile);
   }
 
   void first_product(const Widths& w) {
     const SegmentCode& mid = call.program.segment[kMid];
     Registers& reg = block.reg;
-    for (int64_t c = 0; c < w.out1; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        multiply_tile(block.first, block.stride1, packed.w1, packed.b1, w.in1, w.out1, r, n, c, h, reg[kRegisterA]);
-        if (reads(mid, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
-        reg.run(mid, n, c, call.hidden);
-        store_operand(reg[mid.value], n, w.out1 - c, block.second + r * block.stride2 + c, block.stride2);
-      });
+    for_tiles(rows, w.out1, [&](int64_t r, int n, int64_t c) {
+      multiply_first(w, r, n, c, reg[kRegisterA]);
+      if (layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
+      if (reads(mid, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
+      reg.run(mid, n, c, call.hidden);
+      store_operand(reg[mid.value], n, w.out1 - c, block.second + r * block.stride2 + c, block.stride2);
+    });
   }
 
   void second_product(const Widths& w) {
@@ -72,48 +81,42 @@ struct ForwardLayer {
     const bool parallel = call.program.parallel;
     Registers& reg = block.reg;
     const int32_t last = parallel ? kRegisterB : kRegisterA;
-    for (int64_t c = 0; c < w.out2; c += kTileColumns)
-      for_row_groups(rows, [&](int64_t r, int n) {
-        if (parallel)
-          multiply_tile(block.first, block.stride1, packed.w1, packed.b1, w.in1, w.out1, r, n, c, h, reg[kRegisterA]);
-        multiply_tile(block.second, block.stride2, packed.w2, packed.b2, w.in2, w.out2, r, n, c, y, reg[last]);
-        if (call.has_ln || reads(post, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
-        reg.run(post, n, c, call.hidden);
-        float* value = reg[post.value];
-        if (!call.has_ln) {
-          store_tile(out, r, c, n, w.out2, value);
-          return;
-        }
-        residual(value, r, n, c);
-      });
+    for_tiles(rows, w.out2, [&](int64_t r, int n, int64_t c) {
+      if (parallel) multiply_first(w, r, n, c, reg[kRegisterA]);
+      multiply_second(w, r, n, c, reg[last]);
+      if (parallel && layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
+      if (layer.y.data != nullptr) save_tile(layer.y, row + r, c, n, call.tokens, reg[last]);
+      if (call.has_ln || reads(post, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
+      reg.run(post, n, c, call.hidden);
+      if (call.has_ln)
+        residual(reg[post.value], r, n, c);
+      else
+        store_tile(out, r, c, n, w.out2, reg[post.value]);
+    });
   }
 
   // Z = x + dropout(value)
   void residual(float* value, int64_t r, int n, int64_t c) {
     const float* x_tile = block.reg[kRegisterX];
-    float* sum = block.z + r * block.z_stride + c;
-    if (call.drop_threshold != 0) {
-      if (value == x_tile) value = copy_tile(value, n);
-      drop_tile(value, n, row + r, c, stream, call);
+    if (value == x_tile) {
+      value = block.reg[kNumInputs];
+      copy_tile(x_tile, n, value);
     }
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j < kTileColumns; j += kLanes) {
-        const int at = i * kTileColumns + j;
-        store(sum + i * block.z_stride + j, load(x_tile + at) + load(value + at));
-      }
-  }
-
-  float* copy_tile(const float* tile, int n) {
-    float* to = block.reg[kNumInputs];
-    for (int i = 0; i < n * kTileColumns; i += kLanes) store(to + i, load(tile + i));
-    return to;
+    if (call.drop_threshold != 0) drop_tile(value, n, row + r, c, stream, call);
+    add_tile(value, x_tile, n);
+    store_block(block.z + r * block.z_stride + c, block.z_stride, n, value);
+    if (layer.sum.data != nullptr) save_tile(layer.sum, row + r, c, n, call.tokens, value);
   }
 
   void normalize(int64_t width) {
     for (int64_t r = 0; r < rows; ++r) {
-      float* z = block.z + r * block.z_stride;
-      normalize_row(z, width, row_stats(z, width, call.eps), packed.ln_weight, packed.ln_bias);
-      store_vector(rows_of(out, r), width, z);
+      const float* z = block.z + r * block.z_stride;
+      const RowStats s = row_stats(z, width, call.eps);
+      if (layer.stats.data != nullptr) stats_of(layer.stats)[row + r] = s;
+      if (out.dtype == kFloat32)
+        normalize_row(z, width, s, packed.ln_weight, packed.ln_bias, static_cast<float*>(out.data) + r * out.stride);
+      else
+        normalize_row(z, width, s, packed.ln_weight, packed.ln_bias, static_cast<bf16*>(out.data) + r * out.stride);
     }
   }
 };
@@ -127,8 +130,7 @@ inline void forward_block(const Call& call, const PackedLayer* packed, ForwardBl
       const View& saved = call.layer[l + 1].z;
       out = saved.data != nullptr ? rows_of(saved, row) : View{block.between, call.hidden, call.x.dtype};
     }
-    const Layer& layer = call.layer[l];
-    ForwardLayer{call, packed[l], block, x, out, rows_of(layer.h, row), rows_of(layer.y, row), row, rows, l}.run();
+    ForwardLayer{call, packed[l], block, call.layer[l], x, out, row, rows, l}.run();
     x = out;
   }
 }
@@ -146,7 +148,7 @@ inline int forward(Call& call) {
   if (call.tokens == 0) return 0;
   ForwardShared shared;
   if (!carve(kShared, shared, call)) return 1;
-  pack_layers(call, shared.packed, true);
+  pack_layers(call, shared.packed, true, call.tokens > kSkinnyTokens);
   const int64_t step = block_rows(call.tokens);
   auto task = [&](int64_t t) {
     ForwardBlock block;
@@ -154,6 +156,7 @@ inline int forward(Call& call) {
       call.failed = 1;
       return;
     }
+    const ProductScope scope;
     forward_block(call, shared.packed, block, t * step, least(step, call.tokens - t * step));
   };
   parallel_tasks((call.tokens + step - 1) / step, task);

@@ -1,5 +1,10 @@
 // Everything above the vector type, in order; included last inside the namespace of one instruction set, which has
 // defined the vector (vec_*.h), kMicroRows, kMicroVectors, kPrefetchSteps, kTileRows, kTileColumns and kBlockUnit.
+#ifdef FFNAS_BF16_PRODUCTS
+#include "elementary_fast.h"
+#else
+#include "elementary.h"
+#endif
 #include "activations.h"
 #include "segment.h"
 #include "tile.h"
@@ -8,6 +13,7 @@
 #else
 #include "gemm_f32.h"
 #endif
+#include "skinny.h"
 #include "philox.h"
 #include "layernorm.h"
 #include "layer.h"

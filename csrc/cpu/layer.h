@@ -15,7 +15,12 @@ struct Carver {
   template <class T>
   T* take(int64_t count) {
     T* p = reinterpret_cast<T*>(base + used);
-    used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    used += (bytes + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__
+    if (base != nullptr) __asan_poison_memory_region(base + used, 64);  // make neighbours tell
+    used += 64;
+#endif
     return base == nullptr ? nullptr : p;
   }
 };
@@ -27,6 +32,9 @@ inline bool carve(Arena arena, T& out, const Args&... args) {
   out.carve(carver, args...);
   carver.base = static_cast<char*>(scratch(arena, carver.used + 64));
   if (carver.base == nullptr) return false;
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(carver.base, carver.used);
+#endif
   carver.used = 0;
   out.carve(carver, args...);
   return true;
@@ -69,10 +77,11 @@ inline void pack_weight_panel(const View& w, int64_t outputs, int64_t inputs, in
     pack_panel(static_cast<const bf16*>(w.data), w.stride, depth, first, width - first, transposed, to);
 }
 
-// Packs every layer, in parallel over panels.
-inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed) {
+// Packs every layer, in parallel over panels; the vectors alone without `weights`.
+inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, bool weights) {
   const Widths w = widths_of(call);
-  const int64_t first = panels(transposed ? w.out1 : w.in1), second = panels(transposed ? w.out2 : w.in2);
+  const int64_t first = weights ? panels(transposed ? w.out1 : w.in1) : 0;
+  const int64_t second = weights ? panels(transposed ? w.out2 : w.in2) : 0;
   const int64_t per_layer = first + second + 1;
   auto task = [&](int64_t t) {
     const Layer& layer = call.layer[t / per_layer];
@@ -113,21 +122,44 @@ inline void for_row_groups(int64_t rows, Fn&& fn) {
   for (int64_t r = 0; r < rows; r += kTileRows) fn(r, static_cast<int>(least(kTileRows, rows - r)));
 }
 
+// Calls fn(row, rows, column) for every tile of a block, columns outermost: a panel of the weight stays in cache while the
+// rows go by. (Letting each product run one tile ahead of the element-wise work on the one before it gained nothing.)
+template <class Fn>
+inline void for_tiles(int64_t rows, int64_t width, Fn&& fn) {
+  for (int64_t c = 0; c < width; c += kTileColumns) for_row_groups(rows, [&](int64_t r, int n) { fn(r, n, c); });
+}
+
+// The same, rows outermost: what is read from memory for the first time is read in streams.
+template <class Fn>
+inline void for_tiles_by_rows(int64_t rows, int64_t width, Fn&& fn) {
+  for_row_groups(rows, [&](int64_t r, int n) {
+    for (int64_t c = 0; c < width; c += kTileColumns) fn(r, n, c);
+  });
+}
+
 // Rows [first, first + rows) of `v` as a view of their own.
 inline View rows_of(const View& v, int64_t first) {
   const int64_t size = v.dtype == kFloat32 ? 4 : 2;
   return {v.data == nullptr ? nullptr : static_cast<char*>(v.data) + first * v.stride * size, v.stride, v.dtype};
 }
 
+inline void copy_operand(const View& x, int64_t rows, int64_t width, Element* a, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (x.dtype == kFloat32)
+      copy_operand_row(static_cast<const float*>(x.data) + r * x.stride, width, a + r * stride);
+    else
+      copy_operand_row(static_cast<const bf16*>(x.data) + r * x.stride, width, a + r * stride);
+}
+
 // Operand rows of an element-wise segment of x alone: value(x), the input of a product.
 inline void fill_operand(const SegmentCode& s, Registers& reg, const View& x, int64_t rows, int64_t width, Element* a,
                          int64_t stride) {
-  for (int64_t c = 0; c < width; c += kTileColumns)
-    for_row_groups(rows, [&](int64_t r, int n) {
-      load_tile(x, r, c, n, width, reg[kRegisterX]);
-      reg.run(s, n, c, width);
-      store_operand(reg[s.value], n, width - c, a + r * stride + c, stride);
-    });
+  if (s.value == kRegisterX) return copy_operand(x, rows, width, a, stride);
+  for_tiles_by_rows(rows, width, [&](int64_t r, int n, int64_t c) {
+    load_tile(x, r, c, n, width, reg[kRegisterX]);
+    reg.run(s, n, c, width);
+    store_operand(reg[s.value], n, width - c, a + r * stride + c, stride);
+  });
 }
 
 // Rows a block should have so that all threads get work and blocks stay within kBlockRows.

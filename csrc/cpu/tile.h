@@ -2,7 +2,21 @@
 // matrices, which have any row stride, float32 or bfloat16 elements, and edges. Included inside an ISA namespace.
 // `columns` counts the columns that exist in the matrix (may be <= 0); the others read as 0 and are not written.
 
+inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+
 constexpr int kTileFloats = kTileRows * kTileColumns;
+
+// Vectors at a row's end: `left` lanes of them exist, all of them if left >= kLanes.
+template <class T>
+inline F load_part(const T* p, int64_t left) {
+  return left >= kLanes ? load(p) : loadn(p, static_cast<int>(left));
+}
+template <class T>
+inline void store_part(T* p, F a, int64_t left) {
+  left >= kLanes ? store(p, a) : storen(p, a, static_cast<int>(left));
+}
 
 template <class T>
 inline void load_rows(const T* p, int64_t stride, int rows, int64_t columns, float* tile) {
@@ -44,6 +58,24 @@ inline void store_tile(const View& v, int64_t row, int64_t column, int rows, int
     store_rows(static_cast<bf16*>(v.data) + at, v.stride, rows, width - column, tile);
 }
 
+// Saved activations are kept tile by tile, [panel of kTileColumns][token][kTileColumns], so that both writing and reading
+// them goes through memory in full lines: no edges, no rows that straddle lines.
+inline int64_t saved_at(int64_t row, int64_t column, int64_t tokens) { return column * tokens + row * kTileColumns; }
+inline void save_tile(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, const float* tile) {
+  const int64_t at = saved_at(row, column, tokens);
+  if (v.dtype == kFloat32)
+    store_rows(static_cast<float*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+  else
+    store_rows(static_cast<bf16*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+}
+inline void restore_tile(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, float* tile) {
+  const int64_t at = saved_at(row, column, tokens);
+  if (v.dtype == kFloat32)
+    load_rows(static_cast<const float*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+  else
+    load_rows(static_cast<const bf16*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+}
+
 // A tile of a float matrix whose stride is a multiple of kTileColumns: no edges.
 inline void load_block(const float* p, int64_t stride, int rows, float* tile) {
   load_rows(p, stride, rows, kTileColumns, tile);
@@ -52,10 +84,28 @@ inline void store_block(float* p, int64_t stride, int rows, const float* tile) {
   store_rows(p, stride, rows, kTileColumns, tile);
 }
 
+inline void clear_block(float* p, int64_t stride, int rows) {
+  for (int r = 0; r < rows; ++r)
+    for (int j = 0; j < kTileColumns; j += kLanes) store(p + r * stride + j, zero());
+}
+// block = a + b
+inline void add_to_block(const float* a, const float* b, float* p, int64_t stride, int rows) {
+  for (int r = 0; r < rows; ++r)
+    for (int j = 0; j < kTileColumns; j += kLanes) {
+      const int at = r * kTileColumns + j;
+      store(p + r * stride + j, load(a + at) + load(b + at));
+    }
+}
+
+inline void copy_tile(const float* from, int rows, float* to) {
+  for (int i = 0; i < rows * kTileColumns; i += kLanes) store(to + i, load(from + i));
+}
+
 inline void add_tile(float* tile, const float* other, int rows) {
   for (int i = 0; i < rows * kTileColumns; i += kLanes) store(tile + i, load(tile + i) + load(other + i));
 }
 
+// tile[r, j] += bias[j]
 inline void add_bias(float* tile, const float* bias, int rows) {
   F b[kTileColumns / kLanes];
   for (int j = 0; j < kTileColumns / kLanes; ++j) b[j] = load(bias + j * kLanes);
@@ -93,6 +143,3 @@ inline void store_vector(const View& v, int64_t width, const float* in) {
   }
 }
 
-inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }

@@ -12,6 +12,7 @@ inline F set1(float a) { return _mm256_set1_ps(a); }
 inline F zero() { return _mm256_setzero_ps(); }
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline F loadn(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n)); }
+inline F keep_lanes(F a, int n) { return _mm256_and_ps(a, _mm256_castsi256_ps(lanes_below(n))); }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a); }
 inline void storen(float* p, F a, int n) { _mm256_maskstore_ps(p, lanes_below(n), a); }
 
@@ -28,6 +29,7 @@ inline M is_nan(F a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
 inline F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, m); }
 
 inline F absolute(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline F minus_absolute(F a) { return _mm256_or_ps(_mm256_set1_ps(-0.0f), a); }
 inline F copysign(F magnitude, F sign) {
   const F bit = _mm256_set1_ps(-0.0f);
   return _mm256_or_ps(_mm256_andnot_ps(bit, magnitude), _mm256_and_ps(bit, sign));
@@ -74,7 +76,20 @@ inline void storen(bf16* p, F a, int n) {
   for (int i = 0; i < n; ++i) p[i] = part[i];
 }
 
-inline void transpose_to(const float* from, float* to, int64_t stride, int n) {
-  for (int k = 0; k < n; ++k)
-    for (int j = 0; j < kLanes; ++j) to[k * stride + j] = from[j * kLanes + k];
+inline void transpose(F (&r)[8]) {
+  F t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
 }

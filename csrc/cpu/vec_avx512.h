@@ -14,6 +14,7 @@ inline F set1(float a) { return _mm512_set1_ps(a); }
 inline F zero() { return _mm512_setzero_ps(); }
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
 inline F loadn(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
+inline F keep_lanes(F a, int n) { return _mm512_maskz_mov_ps(lanes_below(n), a); }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 inline void storen(float* p, F a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a); }
 
@@ -30,6 +31,9 @@ inline M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 inline F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }  // m ? a : b
 
 inline F absolute(F a) { return _mm512_abs_ps(a); }
+inline F minus_absolute(F a) {
+  return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
+}
 inline F copysign(F magnitude, F sign) {
   const __m512i bit = _mm512_set1_epi32(INT32_MIN);
   return _mm512_castsi512_ps(
@@ -48,15 +52,18 @@ inline F scale(F p, F n) { return _mm512_scalef_ps(p, n); }
 // 1 / a within 1 ulp for normal a with a normal inverse.
 inline F reciprocal(F a) {
   const F r = _mm512_rcp14_ps(a);
-  const F e = fnma(a, r, set1(1.0f));
-  return fma(r, fma(e, e, e), r);
+  return fma(r, fnma(a, r, set1(1.0f)), r);
 }
 inline F square_root(F a) { return _mm512_sqrt_ps(a); }
 
 inline float sum(F a) { return _mm512_reduce_add_ps(a); }
 
-// bfloat16: round to nearest even, NaN stays NaN.
+// bfloat16: round to nearest even, NaN stays NaN; the hardware's conversion, used where products are bfloat16 too, also
+// flushes subnormals to zero.
 inline F widen(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+#ifdef FFNAS_BF16_PRODUCTS
+inline __m256i narrow(F a) { return (__m256i)_mm512_cvtneps_pbh(a); }
+#else
 inline __m256i narrow(F a) {
   const __m512i u = _mm512_castps_si512(a);
   const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -64,15 +71,15 @@ inline __m256i narrow(F a) {
   const __m512i q = _mm512_mask_mov_epi32(r, is_nan(a), _mm512_set1_epi32(0x7FC00000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(q, 16));
 }
+#endif
 inline F load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline F loadn(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(lanes_below(n), p)); }
 inline void store(bf16* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
 inline void storen(bf16* p, F a, int n) { _mm256_mask_storeu_epi16(p, lanes_below(n), narrow(a)); }
 
-// to[k * stride + j] = from[j * kLanes + k] for k < n: the transpose of kLanes x kLanes floats.
-inline void transpose_to(const float* from, float* to, int64_t stride, int n) {
-  __m512 r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(from + 16 * i);
+// Rows become columns.
+inline void transpose(F (&r)[16]) {
+  F t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
@@ -92,5 +99,4 @@ inline void transpose_to(const float* from, float* to, int64_t stride, int n) {
     r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
     r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xDD);
   }
-  for (int k = 0; k < n; ++k) _mm512_storeu_ps(to + k * stride, r[k]);
 }

@@ -17,6 +17,10 @@ inline F loadn(const float* p, int n) {
   for (int i = 0; i < n; ++i) a[i] = p[i];
   return a;
 }
+inline F keep_lanes(F a, int n) {
+  for (int i = n; i < kLanes; ++i) a[i] = 0.0f;
+  return a;
+}
 inline void store(float* p, F a) { __builtin_memcpy(p, &a, sizeof(F)); }
 inline void storen(float* p, F a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a[i];
@@ -35,6 +39,7 @@ inline F min_second(F a, F b) { return select(lt(a, b), a, b); }
 inline F max_second(F a, F b) { return select(gt(a, b), a, b); }
 
 inline F absolute(F a) { return (F)((M)a & 0x7FFFFFFF); }
+inline F minus_absolute(F a) { return (F)((M)a | INT32_MIN); }
 inline F copysign(F magnitude, F sign) { return (F)(((M)magnitude & 0x7FFFFFFF) | ((M)sign & INT32_MIN)); }
 // Exact for |a| < 2^22, which is all the callers need.
 inline F round_even(F a) {
@@ -80,7 +85,9 @@ inline void storen(bf16* p, F a, int n) {
 }
 inline void store(bf16* p, F a) { storen(p, a, kLanes); }
 
-inline void transpose_to(const float* from, float* to, int64_t stride, int n) {
-  for (int k = 0; k < n; ++k)
-    for (int j = 0; j < kLanes; ++j) to[k * stride + j] = from[j * kLanes + k];
+inline void transpose(F (&r)[4]) {
+  F t[4];
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) t[j][i] = r[i][j];
+  for (int i = 0; i < 4; ++i) r[i] = t[i];
 }

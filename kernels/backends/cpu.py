@@ -8,8 +8,9 @@ is found or built (`kernels.build`), and the best instruction set of this machin
 `FFNAS_CPU_ISA` names the highest one that may be used. Where bfloat16 products were asked for on a machine without
 them, float32 products are used: more exact, only slower. float64 and float16 go to the next backend.
 
-Saved for backward, per layer: the layer's input (but not x itself), h and y in the compute dtype; y (y1 and y2 in the
-parallel form) only with LayerNorm or where its gradient reads it. Everything else is computed again.
+Saved for backward, per layer: the layer's input (but not x itself), h, and y where its gradient reads it (compute
+dtype); otherwise LayerNorm's input in its place (x's dtype); mean and deviation of its rows. All
+else is computed again.
 
 Chosen: a plain C interface with pointers in one int64 array, about 3 us a call. Rejected: a torch.library operator in
 C++; its boxed call with six tensor lists costs more and ties the library to one PyTorch version.
@@ -22,6 +23,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 """Instruction sets in rising order; the position is the number the library knows."""
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
@@ -53,6 +55,8 @@ class CpuBackend:
     """See the module; the methods are those of `kernels.backends.base.Backend`."""
 
     name = "cpu"
+    saved_layout = 2
+    """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
 
     def __init__(self, path: Path) -> None:
         self._library = _open(path)
@@ -88,15 +92,19 @@ class CpuBackend:
 
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         x, tokens, dtype = call.x, call.tokens, call.compute_dtype
-        first, second = _saves(call)
+        kept = _saves(call)
         like = []
         for layer in range(call.layers):
             if layer > 0:
                 like.append(x.new_empty((tokens, call.hidden)))
-            if first:
-                like.append(x.new_empty((tokens, call.inner), dtype=dtype))
-            if second:
-                like.append(x.new_empty((tokens, call.hidden), dtype=dtype))
+            if kept.h:
+                like.append(x.new_empty(_in_tiles(tokens, call.inner), dtype=dtype))
+            if kept.y:
+                like.append(x.new_empty(_in_tiles(tokens, call.hidden), dtype=dtype))
+            if kept.sum:
+                like.append(x.new_empty(_in_tiles(tokens, call.hidden)))
+            if kept.stats:
+                like.append(x.new_empty((tokens, 2), dtype=torch.float32))
         return like
 
     def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
@@ -181,10 +189,23 @@ def _bfloat16_isa(usable: Sequence[int]) -> int:
     return max(usable)
 
 
-def _saves(call: FFNCall) -> tuple[bool, bool]:
-    """Whether h and y (y1 and y2 in the parallel form) are saved."""
-    reads_y = call.has_ln or bool(call.flags & Flag.POST_BWD_USES_Y)
-    return (reads_y if call.flags & Flag.PARALLEL else True), reads_y
+class _Saves(NamedTuple):
+    """Which tensors forward saves in every layer (h and y are y1 and y2 in the parallel form)."""
+
+    h: bool
+    y: bool
+    sum: bool
+    stats: bool
+
+
+def _saves(call: FFNCall) -> _Saves:
+    y = bool(call.flags & Flag.POST_BWD_USES_Y)
+    return _Saves(y or not call.flags & Flag.PARALLEL, y, call.has_ln and not y, call.has_ln)
+
+
+def _in_tiles(tokens: int, width: int) -> tuple[int, int, int]:
+    """Shape of an activation kept in tiles, the width rounded up to that of the widest tile; opaque to Python."""
+    return -(-width // 32), tokens, 32
 
 
 def _view(t: Tensor) -> tuple[int, int, int]:
@@ -203,14 +224,14 @@ def _parameter_views(call: FFNCall) -> list[list[int]]:
 
 
 def _saved_views(call: FFNCall, saved: Sequence[Tensor]) -> list[list[int]]:
-    """Per layer the views of the saved layer input, h and y; nothing where they are not saved."""
+    """Per layer the views of the saved layer input, h, y, sum and stats; nothing where they are not saved."""
     rest = iter(saved)
     present = len(saved) > 0
-    first, second = _saves(call)
+    kept = _saves(call)
     views = []
     for layer in range(call.layers):
         row: list[int] = []
-        for kept in (layer > 0, first, second):
-            row += _view(next(rest)) if present and kept else _NO_VIEW
+        for is_kept in (layer > 0, *kept):
+            row += _view(next(rest)) if present and is_kept else _NO_VIEW
         views.append(row)
     return views

@@ -33,6 +33,7 @@ def backend(request):
     reason = available_backends()[request.param]
     if reason is not None:
         pytest.skip(reason)
+    torch._dynamo.reset()  # a compiled graph keeps the backend it was traced with
     with use_backend(request.param, strict=True):
         yield request.param
 
@@ -94,6 +95,18 @@ def test_compile_without_graph_breaks(backend, dynamic):
         eager = with_gradients(lambda *i: fused_ffn(*i, TEXT, p_drop=0.25) * 2, inputs, weight)
         for a, b in zip(own, eager, strict=True):
             torch.testing.assert_close(a, b, **CLOSE)
+
+
+def test_compiled_graph_keeps_its_backend():
+    """What is saved for backward differs between backends, so a graph must not change them between its two halves."""
+    compiled = torch.compile(lambda *i: fused_ffn(*i, TEXT), fullgraph=True, backend="aot_eager")
+    weight = torch.randn(5, 9)
+    results = []
+    for name in ("reference", "cpu"):
+        with use_backend(name):
+            results.append(with_gradients(compiled, inputs32(), weight))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_compile_takes_programs_as_data(backend):
