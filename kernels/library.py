@@ -35,7 +35,7 @@ from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
 from kernels.expression import ExpressionError
 from kernels.program import WidthRule
-from kernels.validation import checked_words
+from kernels.validation import checked_header
 
 _COMMON = (
     "Tensor x, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, Tensor[] ln_weight, Tensor[] ln_bias,"
@@ -93,11 +93,11 @@ trace_tag._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_program(call: FFNCall) -> None:
-    words = checked_words(call.program)
-    if words[6] != call.flags:
-        raise ExpressionError(f"flags={call.flags} are not those of the program ({words[6]})")
-    if words[5] and not WidthRule(words[5]).allows(call.hidden, call.inner):
-        rule = WidthRule(words[5]).describe()
+    header = checked_header(call.program)
+    if header[6] != call.flags:
+        raise ExpressionError(f"flags={call.flags} are not those of the program ({header[6]})")
+    if header[5] and not WidthRule(header[5]).allows(call.hidden, call.inner):
+        rule = WidthRule(header[5]).describe()
         raise ExpressionError(f"the program needs {rule}, but x has H={call.hidden} and w1 has d={call.inner}")
 
 

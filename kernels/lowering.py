@@ -17,13 +17,14 @@ Source: Sethi and Ullman, "The Generation of Optimal Code for Arithmetic Express
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from kernels.expression import Expression, ExpressionError, parse_expression
 from kernels.graph import (
@@ -62,6 +63,7 @@ from kernels.program import (
     derive_flags,
     encode,
 )
+from kernels.program_store import store
 from kernels.validation import mark_valid, validate_program
 from kernels.widths import check_policy, check_weights
 
@@ -111,15 +113,14 @@ def lower(expression: str | Expression, policy: str = "truncate") -> Program:
 def load_program(tensor: torch.Tensor) -> Program:
     """A `Program` from its serialized tensor (int32), validated. Raises `ExpressionError` when it is not valid."""
     words = validate_program(tensor)
-    return Program(_tensor(words), words, Flag(words[6]), WidthRule(words[5]), POLICIES[words[4]])
+    return _program(words)
 
 
-def _tensor(words: tuple[int, ...]) -> torch.Tensor:
-    # cached for everybody: a real tensor, whatever mode the caller is traced or run in
-    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
-        tensor = torch.tensor(words, dtype=torch.int32)
+def _program(words: tuple[int, ...], expression: Expression | None = None) -> Program:
+    tensor = store(words)
     mark_valid(tensor, words)
-    return tensor
+    digest = hashlib.blake2b(array("i", words), digest_size=16).digest()
+    return Program(tensor, digest, Flag(words[6]), WidthRule(words[5]), POLICIES[words[4]], expression)
 
 
 def clear_cache() -> None:
@@ -148,9 +149,7 @@ def _lower(expression: Expression, policy: str) -> Program:
         gradient.append(segment.compile(value=False, gradients=True))
         both.append(segment.compile(value=True, gradients=True))
     segments = [*forward, *gradient, *both]
-    words = encode(segments, form, policy, rule, derive_flags(segments, form))
-    tensor = _tensor(words)
-    return Program(tensor, words, Flag(words[6]), rule, policy, expression)
+    return _program(encode(segments, form, policy, rule, derive_flags(segments, form)), expression)
 
 
 def _split(

@@ -219,11 +219,11 @@ class SegmentCode:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A lowered expression. Compared and hashed by identity of content (`words`).
+    """A lowered expression. Compared and hashed by content.
 
     Attributes:
         tensor: int32 [length], contiguous, on the CPU; the serialized program. Never written to.
-        words: the same as a tuple of Python ints.
+        digest: 16 bytes that stand for the words.
         flags: header word 6, for decisions that must not read the tensor (fake kernels, dispatch).
         rule: which widths it may run at.
         expression: the (canonical) expression it was lowered from; None when decoded from a bare tensor.
@@ -231,11 +231,16 @@ class Program:
     """
 
     tensor: torch.Tensor = field(compare=False, repr=False)
-    words: tuple[int, ...] = field(repr=False)
+    digest: bytes = field(repr=False)
     flags: Flag
     rule: WidthRule
     policy: str
     expression: Expression | None = field(default=None, compare=False)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The program as Python ints."""
+        return tuple(self.tensor.tolist())
 
     def check_widths(self, hidden: int, inner: int) -> None:
         """Raises `ExpressionError` unless the program may run with hidden width H and intermediate width d."""

@@ -13,6 +13,7 @@ import torch
 from kernels.expression import ExpressionError
 from kernels.program import (
     FIRST_INSTRUCTION,
+    HEADER_WORDS,
     IMMEDIATES,
     INSTRUCTION_WORDS,
     MAGIC,
@@ -130,16 +131,22 @@ def _expected_outputs(form: int, k: Segment) -> tuple[bool | None, ...]:
     return value, None, True, place == 2 and form == Form.PARALLEL
 
 
-def checked_words(program: torch.Tensor) -> tuple[int, ...]:
-    """The words of a program tensor, validated at its first use and after every in-place change."""
-    known = getattr(program, "_ffnas_words", None)
+def checked_header(program: torch.Tensor) -> tuple[int, ...]:
+    """The header words of a program tensor, validated at its first use and after every in-place change."""
+    known = getattr(program, "_ffnas_header", None)
     if known is not None and known[0] == program._version:
         return known[1]
     words = validate_program(program)
     mark_valid(program, words)
-    return words
+    return words[:HEADER_WORDS]
+
+
+def checked_words(program: torch.Tensor) -> tuple[int, ...]:
+    """All words of a program tensor, validated as `checked_header` does."""
+    checked_header(program)
+    return tuple(program.tolist())
 
 
 def mark_valid(program: torch.Tensor, words: tuple[int, ...]) -> None:
     """Records that `program` holds the valid `words`; the mark lives and dies with the tensor."""
-    program._ffnas_words = (program._version, words)  # type: ignore[attr-defined]
+    program._ffnas_header = (program._version, words[:HEADER_WORDS])  # type: ignore[attr-defined]
