@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +91,7 @@ def library_path() -> Path:
         raise BuildError(
             f"no C++ compiler found (CXX, {', '.join(_COMPILERS)}), so the C++ kernels cannot be built: install g++"
         )
-    target = cache / f"cpu-{key}-{_compiler_key(compiler)}.so"
+    target = cache / f"cpu-{key}-{compiler_key(compiler)}.so"
     if not target.exists():
         _build_into_cache(target, sources, compiler, key)
     return target
@@ -148,7 +148,7 @@ def build_library(target: Path, sources: Path, compiler: str) -> None:
         if api is not None:
             raise BuildError(api)
         link = [compiler, "-shared", "-o", str(work / "library.so"), str(work / "api.o"), *objects, *_extra_flags()]
-        error = _run(link)
+        error = run_compiler(link)
         if error is not None:
             raise BuildError(error)
         os.replace(work / "library.so", target)
@@ -178,19 +178,19 @@ def _flags_unknown(compiler: str, flags: tuple[str, ...], work: Path) -> bool:
     """Whether the compiler rejects `flags` on an empty file."""
     empty = work / "empty.cpp"
     empty.write_text("")
-    return _run([compiler, *flags, "-c", str(empty), "-o", str(work / "empty.o")]) is not None
+    return run_compiler([compiler, *flags, "-c", str(empty), "-o", str(work / "empty.o")]) is not None
 
 
 def _compile(compiler: str, source: Path, output: Path, flags: tuple[str, ...] | list[str]) -> str | None:
-    return _run([compiler, *_COMMON_FLAGS, *flags, *_extra_flags(), "-c", str(source), "-o", str(output)])
+    return run_compiler([compiler, *_COMMON_FLAGS, *flags, *_extra_flags(), "-c", str(source), "-o", str(output)])
 
 
-def _run(command: list[str]) -> str | None:
-    """None, or one line with the command's first error."""
+def run_compiler(command: list[str]) -> str | None:
+    """Runs a compiler: None, or one line with its first error."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        return f"cannot run the C++ compiler {command[0]}: {error}"
+        return f"cannot run the compiler {command[0]}: {error}"
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()[:1]
@@ -201,12 +201,22 @@ def _extra_flags() -> list[str]:
     return shlex.split(os.environ.get("FFNAS_CXXFLAGS", ""))
 
 
-def _compiler_key(compiler: str) -> str:
+def compiler_key(compiler: str) -> str:
+    """Hash of what the compiler says about its version."""
     result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return hashlib.sha256(result.stdout.encode()).hexdigest()[:12]
 
 
 def _build_into_cache(target: Path, sources: Path, compiler: str, key: str) -> None:
+    build_once(target, key, f"CPU kernels with {compiler}", lambda: build_library(target, sources, compiler))
+
+
+def build_once(target: Path, key: str, what: str, build: Callable[[], None]) -> None:
+    """Runs `build`, which makes `target` appear whole, unless it exists; one process builds, the others wait for it.
+
+    Raises:
+        BuildError: the cache cannot be written to, or `build` raised it.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = open(target.parent / f".{key}.lock", "w")  # noqa: SIM115 - closed by _locked
@@ -215,12 +225,10 @@ def _build_into_cache(target: Path, sources: Path, compiler: str, key: str) -> N
     with _locked(lock):
         if target.exists():
             return
-        print(
-            f"ffnas: building the CPU kernels with {compiler} (once, about a minute) ...", file=sys.stderr, flush=True
-        )
+        print(f"ffnas: building the {what} (once, about a minute) ...", file=sys.stderr, flush=True)
         start = time.monotonic()
-        build_library(target, sources, compiler)
-        print(f"ffnas: CPU kernels built in {time.monotonic() - start:.0f} s: {target}", file=sys.stderr, flush=True)
+        build()
+        print(f"ffnas: {what} built in {time.monotonic() - start:.0f} s: {target}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
