@@ -51,8 +51,7 @@ struct Sigmoid : Smooth {
 struct Tanh : Smooth {
   static F value(F a) { return tanh_value(a); }
   static void both(F a, F& f, F& d) {
-    f = tanh_value(a);
-    d = fnma(f, f, set1(1.0f));
+    tanh_both(a, f, d);
   }
   static F gradient(F a, F b) { return product<Tanh>(a, b); }
 };
@@ -69,7 +68,7 @@ struct Swish : Smooth {
 };
 
 struct GeluErf : Smooth {
-  static F cdf(F a) { return fma(set1(0.5f), erf_value(a * set1(0.70710678118654752f)), set1(0.5f)); }
+  static F cdf(F a) { return gelu_cdf(a, fma(set1(0.5f), erf_value(a * set1(0.70710678118654752f)), set1(0.5f))); }
   static F value(F a) { return a * cdf(a); }
   static void both(F a, F& f, F& d) {
     const F c = cdf(a);

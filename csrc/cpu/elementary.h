@@ -51,6 +51,15 @@ inline F tanh_value(F a) {
   const F e = expm1_moderate(t + t);
   return e * reciprocal(e + set1(2.0f));
 }
+// tanh(a), and 1 - tanh(a)^2 = (1 - |tanh|)(1 + |tanh|) without the cancellation of the left form.
+inline void tanh_both(F a, F& f, F& d) {
+  const F t = min_second(set1(40.0f), absolute(a));
+  const F e = expm1_moderate(t + t);
+  const F r = reciprocal(e + set1(2.0f));
+  const F magnitude = min_second(set1(1.0f), e * r);
+  f = copysign(magnitude, a);
+  d = (r + r) * (magnitude + set1(1.0f));
+}
 // Odd polynomial below 0.9, 1 - exp(polynomial) above: fits of erf(t) / t - 1 in t^2 and of log(erfc(t)) / t + 1.
 inline F erf_value(F a) {
   const F t = absolute(a);
@@ -73,3 +82,5 @@ inline F erf_value(F a) {
   const F far = set1(1.0f) - exp_negative(fma(q, u, zero() - u));
   return select(lt(t, set1(0.9f)), near, copysign(far, a));
 }
+// The normal distribution function from (1 + erf(a / sqrt(2))) / 2, which reaches 0 and 1 by itself here.
+inline F gelu_cdf(F, F c) { return c; }

@@ -41,6 +41,10 @@ inline F tanh_value(F a) {
   q = fma(fma(q, s, set1(0.44993484020233154f)), s, set1(1.0f));
   return x * p * _mm512_rcp14_ps(q);
 }
+inline void tanh_both(F a, F& f, F& d) {
+  f = tanh_value(a);
+  d = fnma(f, f, set1(1.0f));
+}
 // As tanh, on [-2.8, 2.8]: error below 2^-14, saturates at 1 - 2^-13.
 inline F erf_value(F a) {
   const F x = max_second(set1(-2.8f), min_second(set1(2.8f), a));
@@ -50,3 +54,6 @@ inline F erf_value(F a) {
   q = fma(fma(q, s, set1(0.4841647744178772f)), s, set1(1.0f));
   return x * p * _mm512_rcp14_ps(q);
 }
+// The normal distribution function from (1 + erf(a / sqrt(2))) / 2, which stops at 2^-14 and would be multiplied by a:
+// 0 from where |a| times it is below 2^-12.
+inline F gelu_cdf(F a, F c) { return select(lt(a, set1(-4.0f)), zero(), c); }
