@@ -26,7 +26,7 @@ from kernels.backends.base import Backend, BackendUnavailable, FFNCall
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 """All names; a backend's number (`number`) is its position here."""
 
-ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 """Backends tried per device type; any other device has `reference` alone."""
 
 ENVIRONMENT = "FFNAS_BACKEND"

@@ -1,0 +1,169 @@
+"""Programs on the device: a cache of copies, and buffers whose content a captured graph can be replayed for.
+
+    with ProgramBuffer(lower("linear(gelu(linear(x,wb1)),wb2)"), "cuda") as buffer:
+        ...capture a CUDA graph that calls fused_ffn with that program...
+    buffer.copy_(lower("linear(relu(linear(x,wb1)),wb2)"))   # then replay: the graph runs the other program
+
+A copy is made once per program and device, from pinned memory and without waiting; a program must have run once, or
+have a buffer, before a graph that uses it is captured.
+
+Rejected: passing the words as kernel arguments. They would be frozen into a captured graph.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.program import Flag, Program, Segment
+from kernels.triton import microcode
+from kernels.triton.evaluate import interpret
+
+CACHE_SIZE = 4096
+"""Device copies kept; the least recently used is dropped. One takes 1 to 4 KB."""
+
+CAPACITY = 4096
+"""Words of a `ProgramBuffer`, unless told otherwise."""
+
+
+class Evaluator(NamedTuple):
+    """What kernels take as EVALUATE and SLOTS; a generated function needs no slots."""
+
+    function: Callable[..., object]
+    slots: int
+
+
+class DeviceProgram:
+    """A program's microcode in device memory, and the evaluators of its segments.
+
+    Attributes:
+        code: int32, on the device (`kernels.triton.microcode`).
+        words: the program's words.
+        generated: the evaluator generated for this program, or None: the interpreting one runs.
+    """
+
+    def __init__(self, words: tuple[int, ...], code: Tensor, slots: tuple[int, ...]) -> None:
+        self.words = words
+        self.code = code
+        self.slots = slots
+        self.generated: Callable[..., object] | None = None
+
+    def evaluator(self, segment: Segment) -> Evaluator:
+        if self.generated is not None:
+            return Evaluator(self.generated, 0)
+        return Evaluator(interpret, self.slots[segment])
+
+
+_copies: OrderedDict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = OrderedDict()
+_lock = Lock()
+_buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buffers", default=())
+
+
+def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgram:
+    """The device copy of a validated program: that of an active `ProgramBuffer` of the same program, or a cached one.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the program was never used on this device before.
+    """
+    for buffer in reversed(_buffers.get()):
+        if buffer.device_program.words == words and buffer.device_program.code.device == device:
+            return buffer.device_program
+    key = (device, words)
+    with _lock:
+        known = _copies.get(key)
+        if known is not None:
+            _copies.move_to_end(key)
+            return known
+        made = DeviceProgram(words, _upload(microcode.encode(words), device), microcode.slot_variants(words))
+        _copies[key] = made
+        while len(_copies) > CACHE_SIZE:
+            _copies.popitem(last=False)
+        return made
+
+
+def _upload(code: tuple[int, ...], device: torch.device) -> Tensor:
+    if device.type == "meta":
+        return torch.empty(len(code), dtype=torch.int32, device=device)
+    host = torch.tensor(code, dtype=torch.int32)
+    if device.type == "cpu":
+        return host
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a program was first used while a CUDA graph was captured: call it once before, or use a ProgramBuffer"
+        )
+    copy = host.pin_memory().to(device, non_blocking=True)
+    # other streams may use the copy next; they cannot know that this one is still copying
+    torch.cuda.current_stream(device).synchronize()
+    return copy
+
+
+class ProgramBuffer:
+    """One program's place in device memory, to be filled with other programs of the same kind later.
+
+    Used as a context manager it is what calls with its program read, in this thread or task. Kernels launched for it
+    have at least `slots` slots, so that programs that need more than the first one fit.
+
+    Args:
+        program: the first program.
+        device: a CUDA device.
+        slots: slots that kernels shall have (`kernels.triton.microcode.SLOT_VARIANTS`).
+        capacity: words of the buffer.
+
+    Raises:
+        ValueError: the program does not fit.
+    """
+
+    def __init__(
+        self, program: Program, device: torch.device | str, *, slots: int = 6, capacity: int = CAPACITY
+    ) -> None:
+        if slots not in microcode.SLOT_VARIANTS:
+            raise ValueError(f"slots must be one of {microcode.SLOT_VARIANTS}, got {slots}")
+        self.program = program
+        own = microcode.slot_variants(program.words)
+        where = torch.empty(0, device=device).device
+        code = torch.zeros(capacity, dtype=torch.int32, device=where)
+        self.device_program = DeviceProgram(program.words, code, tuple(max(v, slots) for v in own))
+        self._token: Token[tuple[ProgramBuffer, ...]] | None = None
+        self._fill(program)
+
+    def copy_(self, program: Program) -> None:
+        """Puts another program in; graphs captured with this buffer run it from the next replay on this stream.
+
+        Raises:
+            ValueError: it differs in form or flags, needs more slots than the kernels have, or does not fit.
+        """
+        if program.flags != self.program.flags:
+            raise ValueError(
+                f"the graph was captured for a program with flags {Flag(self.program.flags)!r}, this one has"
+                f" {Flag(program.flags)!r}"
+            )
+        for have, need in zip(self.device_program.slots, microcode.slot_variants(program.words), strict=True):
+            if need > have:
+                raise ValueError(f"the program needs {need} slots, the buffer was made with slots={have}")
+        self._fill(program)
+
+    def _fill(self, program: Program) -> None:
+        code = microcode.encode(program.words)
+        target = self.device_program.code
+        if len(code) > target.numel():
+            raise ValueError(f"the program has {len(code)} words, the buffer holds {target.numel()}")
+        host = torch.tensor(code, dtype=torch.int32)
+        if target.is_cuda:
+            host = host.pin_memory()  # kept alive by the stream, as PyTorch's pinned memory is
+        target[: len(code)].copy_(host, non_blocking=True)
+        self.program = program
+        self.device_program.words = program.words
+
+    def __enter__(self) -> ProgramBuffer:
+        self._token = _buffers.set((*_buffers.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._token is not None
+        _buffers.reset(self._token)

@@ -1,0 +1,162 @@
+"""The operators of `kernels.operators` as Triton functions on float32 tiles: `NAME(a)` and `NAME_dual(a, g)`.
+
+`NAME_dual` returns (f'(a) * g, f(a)): gradient, dual and pair instructions of a program are all this one function, and a
+compiler drops the half that is not used. Values at kinks, infinities and NaN are those of PyTorch's autograd.
+
+Error: an exponential (ex2.approx, about 2 units in the last place times the size of its argument) and a division
+(div.full, 2 units) each; tanh and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11,
+4e-9; elu: -0.5 to 0, degree 7, 1e-10; both fitted at Chebyshev nodes).
+
+Multiply-adds are written as `fma`, and kernels are compiled with `enable_fp_fusion=False`: contraction by the compiler
+would depend on what stands around an operator, and the two tiers could not give equal results.
+
+Rejected: `tanh.approx` and libdevice. The first has 11 bits, too few for float32; the second does not run under Triton's
+interpreter, so that nothing could be checked without a GPU.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202 - arguments of Triton functions are tensors, pointers and scalars of any type
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Kernels may read module constants only as `tl.constexpr`. The values are those of `kernels.operators`.
+GELU_SCALE = tl.constexpr(0.7978845608028654)
+GELU_CUBIC = tl.constexpr(0.044715)
+SLOPE = tl.constexpr(0.01)
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
+
+
+@triton.jit
+def sigmoid(a):
+    return 1.0 / (1.0 + tl.exp(-a))
+
+
+@triton.jit
+def sigmoid_dual(a, g):
+    s = sigmoid(a)
+    return g * (s * (1.0 - s)), s
+
+
+@triton.jit
+def tanh(a):
+    s = a * a
+    p = tl.fma(s, -0.00661023, 0.02130939)
+    p = tl.fma(s, p, -0.05390943)
+    p = tl.fma(s, p, 0.13333114)
+    p = tl.fma(s, p, -0.33333332)
+    small = tl.fma(s * p, a, a)
+    t = tl.exp(-2.0 * tl.abs(a))
+    large = (1.0 - t) / (1.0 + t)
+    large = tl.where(a < 0.0, -large, large)
+    return tl.where(tl.abs(a) < 0.55, small, large)
+
+
+@triton.jit
+def tanh_dual(a, g):
+    t = tanh(a)
+    return g * tl.fma(-t, t, 1.0), t
+
+
+@triton.jit
+def _gelu_sigmoid(a):
+    """(1 + tanh(u)) / 2 = sigmoid(2 u) with GELU's argument u, and its derivative's factor u' / u's slope at 0."""
+    square = a * a
+    u = (GELU_SCALE * a) * tl.fma(square, GELU_CUBIC, 1.0)
+    return sigmoid(2.0 * u), tl.fma(square, 3.0 * GELU_CUBIC, 1.0)
+
+
+@triton.jit
+def gelu(a):
+    s, _ = _gelu_sigmoid(a)
+    return a * s
+
+
+@triton.jit
+def gelu_dual(a, g):
+    s, slope = _gelu_sigmoid(a)
+    derivative = tl.fma((2.0 * GELU_SCALE) * (a * (s * (1.0 - s))), slope, s)
+    return g * derivative, a * s
+
+
+@triton.jit
+def relu(a):
+    return tl.where(a <= 0.0, 0.0, a)
+
+
+@triton.jit
+def relu_dual(a, g):
+    return tl.where(a <= 0.0, 0.0, g), relu(a)
+
+
+@triton.jit
+def leaky_relu(a):
+    return tl.where(a > 0.0, a, SLOPE * a)
+
+
+@triton.jit
+def leaky_relu_dual(a, g):
+    return tl.where(a > 0.0, g, SLOPE * g), leaky_relu(a)
+
+
+@triton.jit
+def _expm1_near_zero(a):
+    p = tl.fma(a, 1.64809677e-04, 1.37061873e-03)
+    p = tl.fma(a, p, 8.32867180e-03)
+    p = tl.fma(a, p, 4.16661249e-02)
+    p = tl.fma(a, p, 1.66666644e-01)
+    p = tl.fma(a, p, 0.5)
+    return tl.fma(a * a, p, a)
+
+
+@triton.jit
+def elu(a):
+    below = tl.where(a > -0.5, _expm1_near_zero(a), tl.exp(a) - 1.0)
+    return tl.where(a <= 0.0, below, a)
+
+
+@triton.jit
+def elu_dual(a, g):
+    return tl.where(a <= 0.0, g * tl.exp(a), g), elu(a)
+
+
+@triton.jit
+def swish(a):
+    return a * sigmoid(a)
+
+
+@triton.jit
+def swish_dual(a, g):
+    s = sigmoid(a)
+    return g * (s * tl.fma(a, 1.0 - s, 1.0)), a * s
+
+
+@triton.jit
+def gelu_erf(a):
+    return a * tl.fma(tl.erf(a * SQRT_HALF), 0.5, 0.5)
+
+
+@triton.jit
+def gelu_erf_dual(a, g):
+    cdf = tl.fma(tl.erf(a * SQRT_HALF), 0.5, 0.5)
+    density = tl.exp(-0.5 * a * a) * INVERSE_SQRT_2PI
+    return g * tl.fma(a, density, cdf), a * cdf
+
+
+@triton.jit
+def maximum(a, b):
+    """NaN if either is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def max_factor(a, b):
+    """What multiplies the gradient of max(a, b) for a; NaN operands pass it."""
+    return tl.where(a < b, 0.0, tl.where(a == b, 0.5, 1.0))
+
+
+@triton.jit
+def selected(factor, g):
+    """factor * g, with 0 where the factor is 0, whatever g is."""
+    return tl.where(factor == 0.0, 0.0, factor * g)
