@@ -1,0 +1,112 @@
+"""The C++ backend on each instruction set this machine runs, across the sizes where its code paths change."""
+
+from random import Random
+
+import pytest
+import torch
+from ffn_accuracy import Accuracy
+from ffn_cases import RELEASED, Case, random_case, tensors, with_gradients
+
+from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
+from kernels.dispatch import available_backends, load_backend, use_backend
+from kernels.expression import parse_expression
+from kernels.ops import fused_ffn, fused_ffn_stack
+
+if available_backends()["cpu"] is not None:
+    pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)
+
+BACKEND: CpuBackend = load_backend("cpu")
+USABLE = usable_isas(BACKEND._library)
+SERVES = {
+    "generic": torch.float32,
+    "avx2": torch.float32,
+    "avx512": torch.float32,
+    "avx512bf16": torch.bfloat16,
+    "amx": torch.bfloat16,
+}
+WIDTHS = (1, 7, 16, 31, 32, 33, 45, 64, 97)
+TOKENS = (1, 4, 5, 8, 9, 24, 25, 95, 97, 200)
+"""Around the rows and columns of a micro-kernel, a tile and a block, and the few tokens that need no packed weights."""
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes the backend use one instruction set for all products."""
+
+    def use(name):
+        if ISAS.index(name) not in USABLE:
+            pytest.skip(f"this machine or build has no {name}")
+        monkeypatch.setattr(BACKEND, "_isa", dict.fromkeys((torch.float32, torch.bfloat16), ISAS.index(name)))
+        return SERVES[name]
+
+    return use
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_random_expressions(on, name):
+    dtype = on(name)
+    rng = Random(7)
+    accuracy = Accuracy(["cpu"])
+    for k in range(80):
+        accuracy.check(random_case(rng, WIDTHS, TOKENS), k, dtype)
+    accuracy.finish()
+
+
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+def test_float32_products_serve_bfloat16(on, name):
+    on(name)
+    accuracy = Accuracy(["cpu"])
+    for k, text in enumerate(RELEASED):
+        accuracy.check(Case(parse_expression(text), "truncate", 33, 45, 31), k + 1, torch.bfloat16)
+    accuracy.finish()
+
+
+def stacked(inputs, n):
+    """Arguments of a stack of n FFNs with different weights."""
+    x, *parameters = (t.detach() for t in inputs)
+    return [x, *([p + 0.01 * k for k in range(n)] for p in parameters)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("text", [RELEASED[0], RELEASED[4], "max(linear(x,wb1),linear(x,wb2))"])
+@pytest.mark.parametrize("tokens", [3, 200])
+def test_a_stack_equals_its_layers_bit_for_bit(tokens, text, dtype):
+    inner = 64 if text.startswith("max") else 33
+    x, *groups = stacked(tensors(Case(parse_expression(text), "truncate", tokens, 64, inner), 3, dtype), 3)
+    with use_backend("cpu", strict=True):
+        stack = fused_ffn_stack(x, *groups, text)
+        one = x
+        for layer in range(3):
+            one = fused_ffn(one, *(g[layer] for g in groups), text)
+    assert torch.equal(stack, one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    """Outputs and gradients of activations: the same arithmetic per row. Sums over tokens may be split differently."""
+    inputs = tensors(Case(parse_expression(RELEASED[3]), "truncate", 500, 45, 33), 5, dtype)
+    weight = torch.randn(500, 45, generator=torch.Generator().manual_seed(5))
+    results = {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with use_backend("cpu", strict=True):
+                results[threads] = with_gradients(
+                    lambda *i: fused_ffn(*i, RELEASED[3], p_drop=0.1, seed=9), inputs, weight
+                )
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 3):
+        assert torch.equal(results[1][0], results[threads][0])
+        assert torch.equal(results[1][1], results[threads][1])
+        for a, b in zip(results[1][2:], results[threads][2:], strict=True):
+            torch.testing.assert_close(a, b, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+
+
+def test_the_environment_limits_the_instruction_set(monkeypatch):
+    monkeypatch.setenv("FFNAS_CPU_ISA", "generic")
+    assert usable_isas(BACKEND._library) == [0]
+    monkeypatch.setenv("FFNAS_CPU_ISA", "avx1024")
+    with pytest.raises(Exception, match="FFNAS_CPU_ISA='avx1024' is none of generic, avx2"):
+        usable_isas(BACKEND._library)
