@@ -1,5 +1,5 @@
 // What the library says about itself.
-#include "calls.h"
+#include "group.h"
 
 #ifndef FFNAS_CUDA_BUILD_KEY
 #define FFNAS_CUDA_BUILD_KEY "ffnas-cuda-unknown"
@@ -10,6 +10,9 @@ FFNAS_EXPORT int64_t ffnas_cuda_abi(int64_t which) {
   switch (which) {
     case 0: return 1;
     case 1: return sizeof(ffnas::cuda::RowCall);
+    case 2: return offsetof(ffnas::cuda::Group, member);
+    case 3: return sizeof(ffnas::cuda::Member);
+    case 4: return sizeof(ffnas::cuda::Layer);
     default: return -1;
   }
 }

@@ -33,49 +33,30 @@ FFNAS_DEVICE void store_elements(T* p, int count, const float (&v)[4]) {
     if (j < count) p[j] = element_of<T>(v[j]);
 }
 
-struct alignas(16) Float4 {
-  float v[4];
-};
+// Four elements that are loaded and stored at once.
 template <class T>
-struct alignas(8) Group {
+struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
+using Float4 = Four<float>;
 
 template <class T>
 FFNAS_DEVICE void load_group(const T* p, int count, float (&v)[4]) {
-  if (count >= 4 && aligned(p, 4 * sizeof(T))) {
-    const Group<T> g = *reinterpret_cast<const Group<T>*>(p);
+  if (count >= 4 && aligned(p, sizeof(Four<T>))) {
+    const Four<T> f = *reinterpret_cast<const Four<T>*>(p);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = float_of(g.v[j]);
-  } else {
-    load_elements(p, count, v);
-  }
-}
-template <>
-FFNAS_DEVICE void load_group<float>(const float* p, int count, float (&v)[4]) {
-  if (count >= 4 && aligned(p, 16)) {
-    const Float4 g = *reinterpret_cast<const Float4*>(p);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = g.v[j];
+    for (int j = 0; j < 4; ++j) v[j] = float_of(f.v[j]);
   } else {
     load_elements(p, count, v);
   }
 }
 template <class T>
 FFNAS_DEVICE void store_group(T* p, int count, const float (&v)[4]) {
-  if (count >= 4 && aligned(p, 4 * sizeof(T))) {
-    Group<T> g;
+  if (count >= 4 && aligned(p, sizeof(Four<T>))) {
+    Four<T> f;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) g.v[j] = element_of<T>(v[j]);
-    *reinterpret_cast<Group<T>*>(p) = g;
-  } else {
-    store_elements(p, count, v);
-  }
-}
-template <>
-FFNAS_DEVICE void store_group<float>(float* p, int count, const float (&v)[4]) {
-  if (count >= 4 && aligned(p, 16)) {
-    *reinterpret_cast<Float4*>(p) = Float4{{v[0], v[1], v[2], v[3]}};
+    for (int j = 0; j < 4; ++j) f.v[j] = element_of<T>(v[j]);
+    *reinterpret_cast<Four<T>*>(p) = f;
   } else {
     store_elements(p, count, v);
   }

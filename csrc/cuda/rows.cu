@@ -14,8 +14,6 @@ namespace cuda {
 constexpr int kRowWarps = 4;   // warps of a block whose teams are warps
 constexpr int kWideWarps = 8;  // warps of a block that is one team
 
-FFNAS_DEVICE int padded(int64_t width) { return static_cast<int>((width + 3) / 4 * 4); }
-
 // Sums that must be kept, in front of absent ones: kSumDy2 is the last, so a count says it all.
 FFNAS_DEVICE int sums_of(const Rows& rows) { return rows.dy2.data != nullptr ? kRowSums : kRowSums - 1; }
 
@@ -53,7 +51,7 @@ rows_bwd_kernel(FFNAS_ARGUMENT Rows rows, const int32_t* program, int slots_per_
   for (int i = thread(); i < kTeams * kinds * width; i += kThreads) all_sums[i] = 0.0f;
   sync_threads();
   for (int64_t row = int64_t{block()} * kTeams + team; row < tokens; row += int64_t{blocks()} * kTeams)
-    row_backward(rows, row, segments, slots, z, sums, width, Team<kWarps>{scratch});
+    row_backward<kWarps, kRowSums>(rows, row, segments, slots, z, sums, width, Team<kWarps>{scratch});
   sync_threads();
   float* own = partial + int64_t{block()} * kinds * width;
   for (int i = thread(); i < kinds * width; i += kThreads) {

@@ -65,6 +65,7 @@ FFNAS_DEVICE void load_inputs(const Rows& rows, const SegmentCode& s, int64_t ro
   if (s.reads(kRegisterB)) load4(rows.y2, row, column, hidden, b);
 }
 
+FFNAS_DEVICE int padded(int64_t width) { return static_cast<int>((width + 3) / 4 * 4); }
 FFNAS_DEVICE Float4& group_at(float* row, int column) { return *reinterpret_cast<Float4*>(row + column); }
 
 // Mean and rstd of a row of z; columns past the end hold zeros.
@@ -136,8 +137,8 @@ FFNAS_DEVICE void add_group(float* sums, int c, const float (&v)[4]) {
   group = {{group.v[0] + v[0], group.v[1] + v[1], group.v[2] + v[2], group.v[3] + v[3]}};
 }
 
-// z: the row's buffer, zeroed nowhere. sums: kRowSums rows of `width` floats (the padded row), the team's own.
-template <int kWarps>
+// z: the row's buffer. sums: the first kSums of `RowSum`, rows of `width` floats (the padded row), the team's own.
+template <int kWarps, int kSums>
 FFNAS_DEVICE void row_backward(const Rows& rows, int64_t row, const SegmentCode* segments, const Slots& slots, float* z,
                                float* sums, int width, const Team<kWarps>& team) {
   const int hidden = static_cast<int>(rows.hidden);
@@ -204,11 +205,11 @@ FFNAS_DEVICE void row_backward(const Rows& rows, int64_t row, const SegmentCode*
       float v[4];
       m.output(code.da, slots, v);
       store4(rows.dy, row, c, hidden, v);
-      add_group(sums + kSumDy * width, c, v);
+      if (kSums > kSumDy) add_group(sums + kSumDy * width, c, v);
       if (rows.dy2.data != nullptr) {
         m.output(code.db, slots, v);
         store4(rows.dy2, row, c, hidden, v);
-        add_group(sums + kSumDy2 * width, c, v);
+        if (kSums > kSumDy2) add_group(sums + kSumDy2 * width, c, v);
       }
       if (rows.dx.data != nullptr) {
         m.output(code.dx, slots, v);

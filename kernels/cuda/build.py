@@ -1,15 +1,16 @@
-"""Builds the CUDA kernels (csrc/cuda) with nvcc: by setup.py at installation, otherwise once, at first use, into a cache.
+"""Builds the CUDA kernels (csrc/cuda) with nvcc: by setup.py at installation, otherwise once, at first use, into a
+cache.
 
     kernels/_ffnas_cuda.so          built at installation; used if its sources are those at hand
     <cache>/cuda-<sources>-<nvcc>.so
 
-One library holds machine code for sm_80 and sm_90a, and PTX of compute_80 that the driver compiles for anything else. It
-speaks plain C and links the CUDA runtime statically: one build serves every PyTorch, whichever CUDA that was built with,
-so neither is part of the key. `FFNAS_NVCCFLAGS` adds flags and is. Whether to build is decided by nvcc being there, never
-by a device: machines that build have none.
+One library holds machine code for sm_80 and sm_90a, and PTX of compute_80 that the driver compiles for anything else.
+It speaks plain C and links the CUDA runtime statically: one build serves every PyTorch, whichever CUDA that was built
+with, so neither is part of the key. `FFNAS_NVCCFLAGS` adds flags and is. Whether to build is decided by nvcc being
+there, never by a device: machines that build have none.
 
-Rejected: PyTorch's stable ABI (torch/csrc/stable). It saves about 3 us of argument packing a call, but a file takes 12 s
-instead of 4 to compile, against headers that first appeared in torch 2.9.
+Rejected: PyTorch's stable ABI (torch/csrc/stable). It saves some microseconds of argument packing a call, but a file
+takes 12 s longer to compile, against headers that differ between the PyTorch versions served.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ from kernels.philox import drop_threshold
 
 ABI_VERSION = 1
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+HEAD_WORDS, MEMBER_WORDS, LAYER_WORDS = 9, 24, 22
+"""Lengths of the parts of a grouped call's record, csrc/cuda/group.h."""
 ROW_SUMS = 4
 """Column sums of the row kernel's backward: gamma, beta, dy, dy2."""
 
@@ -127,7 +129,8 @@ def open_library(path: Path) -> ctypes.CDLL:
         raise BackendUnavailable(f"{path} cannot be loaded: {error}") from error
     opened.ffnas_cuda_abi.restype = ctypes.c_int64
     opened.ffnas_cuda_abi.argtypes = [ctypes.c_int64]
-    sizes = {0: ABI_VERSION, 1: ctypes.sizeof(RowCall)}
+    words = {2: HEAD_WORDS, 3: MEMBER_WORDS, 4: LAYER_WORDS}
+    sizes = {0: ABI_VERSION, 1: ctypes.sizeof(RowCall), **{which: 8 * count for which, count in words.items()}}
     for which, expected in sizes.items():
         found = opened.ffnas_cuda_abi(which)
         if found != expected:
@@ -136,6 +139,12 @@ def open_library(path: Path) -> ctypes.CDLL:
     opened.ffnas_rows_shared.restype = ctypes.c_int64
     for function in (opened.ffnas_rows_forward, opened.ffnas_rows_backward):
         function.argtypes = [ctypes.c_void_p]
+        function.restype = ctypes.c_int
+    for function in (opened.ffnas_grouped_fwd_shared, opened.ffnas_grouped_bwd_shared):
+        function.argtypes = [ctypes.c_int64] * 4
+        function.restype = ctypes.c_int64
+    for function in (opened.ffnas_grouped_forward, opened.ffnas_grouped_backward):
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         function.restype = ctypes.c_int
     return opened
 

@@ -101,9 +101,9 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """(dy, dy2 or None, dx_partial, dgamma or None, dbeta or None, db of y, db of y2 or None).
 
-    dy and dy2 [T, H] are in the compute dtype; dx_partial [T, H] is float32: LayerNorm's input gradient and post's share.
-    The sums [H] have the dtypes of the parameters they are gradients of; db of y is db2's in the serial form and db1's in
-    the parallel form, where db of y2 is db2's.
+    dy and dy2 [T, H] are in the compute dtype; dx_partial [T, H] is float32: LayerNorm's input gradient and post's
+    share. The sums [H] have the dtypes of the parameters they are gradients of; db of y is db2's in the serial form and
+    db1's in the parallel form, where db of y2 is db2's.
 
     Args:
         grad_out: [T, H], any dtype with stride(1) == 1.
@@ -160,8 +160,8 @@ def _shared(call: FFNCall, slots: int, wide: bool, backward: bool) -> int:
 
 
 def _plan(call: FFNCall, tokens: int, temporaries: int, backward: bool) -> _Plan:
-    """As many slots as the program uses (all of them in a captured graph, whose program may change), and a grid that fills
-    the device once."""
+    """As many slots as the program uses, or all in a captured graph (its program may change); a grid that fills the
+    device once."""
     device = device_of(call.x.device)
     slots = MAX_TEMPORARIES if is_capturing(call.x.device) else temporaries
     shared = _shared(call, slots, False, backward)

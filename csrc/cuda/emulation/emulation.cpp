@@ -2,4 +2,6 @@
 #include "emulate.cpp"
 
 #include "../abi.cu"
+#include "../grouped_bwd.cu"
+#include "../grouped_fwd.cu"
 #include "../rows.cu"
