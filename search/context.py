@@ -107,9 +107,12 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         heights=tuple(config.space.heights),
         policy=config.space.policy,
     )
-    precision = choose_precision(config.precision, device, shape.hidden_size, shape.ffn_size)
+    heads = student.num_heads or teacher.num_heads
+    precision = choose_precision(config.precision, device, shape.hidden_size, shape.ffn_size, heads)
     inner = getattr(teacher.model.config, "intermediate_size", 4 * teacher.hidden_size)
-    teacher_precision = choose_precision(config.teacher_precision, device, teacher.hidden_size, inner)
+    teacher_precision = choose_precision(
+        config.teacher_precision, device, teacher.hidden_size, inner, teacher.num_heads, training=False
+    )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space)
 
