@@ -57,8 +57,11 @@ struct Sigmoid {
 struct Tanh {
   static FFNAS_DEVICE float value(float a) { return tanhf(a); }
   static FFNAS_DEVICE void both(float a, float& f, float& d) {
+    // 1 - f^2 = 4 e / (1 + e)^2 with e = exp(-2 |a|), without the left form's cancellation
+    const float e = expf(-2.0f * fabsf(a));
+    const float r = reciprocal(1.0f + e);
     f = tanhf(a);
-    d = fmaf(-f, f, 1.0f);
+    d = 4.0f * e * r * r;
   }
 };
 

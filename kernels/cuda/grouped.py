@@ -1,19 +1,20 @@
-"""Grouped FFN: several stacks of FFNs, each with its own widths, depth and program, in one launch (csrc/cuda/grouped*).
+"""Grouped FFN: several stacks of FFNs, each with its own widths, depth and program, in one launch.
 
-A member is one `FFNCall`; members agree in device and compute dtype only. Forward is one launch; backward three (gradients
-down to the inputs, weight gradients, second stage of the column sums), however many members there are.
+A member is one `FFNCall`; members agree in device and compute dtype only. Forward is one launch
+(csrc/cuda/grouped_fwd), backward three (grouped_bwd: gradients down to the inputs; grouped_weights: weight gradients,
+and the second stage of the column sums), however many members there are.
 
-    forward   a block owns 64, 32 or 16 rows of a member through its whole stack; operands of products stay in shared memory
+    forward   a block owns 64, 32 or 16 rows of a member through its stack; operands of products stay in shared memory
     saved     per layer: the layer's input (but not x itself), h and y (y1 and y2), mean and rstd of the rows
     backward  the same blocks from the last layer to the first; recomputes z, m and p, regenerates dropout
 
 Sums run in a fixed order for one device and one set of sizes: the same bits on every run. No atomics.
 
-Blocks get as many rows as fit into shared memory, fewer where that would leave multiprocessors without a block. More than
-16 members, or 64 layers in all, are split into several launches.
+Blocks get as many rows as fit into shared memory, fewer where that would leave multiprocessors without a block. More
+than 16 members, or 64 layers in all, are split into several launches.
 
-Rejected: one launch per phase with all members in it (as many launches as the deepest stack has phases), and a device-side
-table of members, which costs a copy per call; the record travels as a kernel argument.
+Rejected: one launch per phase with all members in it (as many launches as the deepest stack has phases), and a table of
+members in device memory, which costs a copy per call; the record travels as a kernel argument.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ Rejected: a grid of one block per few rows for backward; its partial sums would 
 from __future__ import annotations
 
 from ctypes import byref
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,11 +40,23 @@ from kernels.cuda.library import (
     view,
 )
 from kernels.cuda.programs import device_program as copy_of
-from kernels.program import MAX_TEMPORARIES
+from kernels.program import MAX_TEMPORARIES, Flag
 
 _NARROW_ROWS = 4
 """Rows a block of one-warp teams works on at a time."""
 _MAX_RESIDENT = 8
+
+
+class Needs(Protocol):
+    """Which parameter gradients of a layer are wanted; `kernels.triton.rows.Needs` is one."""
+
+    b1: bool
+    b2: bool
+    ln_weight: bool
+    ln_bias: bool
+
+
+_ALL = SimpleNamespace(b1=True, b2=True, ln_weight=True, ln_bias=True)
 
 
 class _Plan(NamedTuple):
@@ -93,48 +106,66 @@ def backward(
     layer: int,
     grad_out: Tensor,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     y2: Tensor | None,
     stats: Tensor | None,
     device_program: object,
-    needs: object = None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """(dy, dy2 or None, dx_partial, dgamma or None, dbeta or None, db of y, db of y2 or None).
+    needs: Needs | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dy, dy2 or None, dx_partial or None, dgamma, dbeta, db_y, db_y2).
 
-    dy and dy2 [T, H] are in the compute dtype; dx_partial [T, H] is float32: LayerNorm's input gradient and post's
-    share. The sums [H] have the dtypes of the parameters they are gradients of; db of y is db2's in the serial form and
-    db1's in the parallel form, where db of y2 is db2's.
+    dy and dy2 [T, H] are in the compute dtype, rows a multiple of 16 bytes; dx_partial [T, H] is float32: LayerNorm's
+    input gradient and post's share, None where there is neither. The sums [H] have the dtypes of the parameters they
+    are gradients of, None where not wanted: db_y is that of b2 (parallel form: b1), db_y2 that of b2 (parallel form
+    only).
 
     Args:
         grad_out: [T, H], any dtype with stride(1) == 1.
+        y, y2: as in `forward`; None where neither LayerNorm's input nor post's gradient reads them.
         stats: what `forward` saved; None computes them again.
-        needs: not used: what this kernel could leave out costs less than asking.
+        needs: which parameter gradients are wanted; None for all.
     """
     tokens, hidden, device = x.shape[0], call.hidden, x.device
-    dy = x.new_empty((tokens, hidden), dtype=call.compute_dtype)
-    dy2 = torch.empty_like(dy) if y2 is not None else None
-    dx = x.new_empty((tokens, hidden), dtype=torch.float32)
+    parallel = bool(call.flags & Flag.PARALLEL)
+    dy = _aligned(x, tokens, hidden, call.compute_dtype)
+    dy2 = _aligned(x, tokens, hidden, call.compute_dtype) if parallel else None
+    dx = None
+    if call.has_ln or call.flags & Flag.POST_USES_X:
+        dx = x.new_empty((tokens, hidden), dtype=torch.float32)
+    likes = _sum_likes(call, layer, needs)
     make = torch.empty if tokens else torch.zeros
-    norm = [make(hidden, dtype=t[layer].dtype, device=device) for t in (call.ln_weight, call.ln_bias) if len(t)]
-    dgamma, dbeta = norm or (None, None)
-    biases = [call.b2[layer]] if y2 is None else [call.b1[layer], call.b2[layer]]
-    db, db_second = ([make(hidden, dtype=b.dtype, device=device) for b in biases] + [None])[:2]
+    sums = [None if t is None else make(hidden, dtype=t.dtype, device=device) for t in likes]
     if tokens:
         words, temporaries = copy_of(call.program, device)
         plan = _plan(call, tokens, temporaries, backward=True)
         rows = _rows(call, layer, x, y, y2, stats)
         rows.grad, rows.dy, rows.dy2, rows.dx = view(grad_out), view(dy), view(dy2), view(dx)
         record = _record(call, plan, rows, words, tokens)
-        record.sums = (View * ROW_SUMS)(*(view(t) for t in (dgamma, dbeta, db, db_second)))
-        kinds = ROW_SUMS if y2 is not None else ROW_SUMS - 1
+        record.sums = (View * ROW_SUMS)(*(view(t) for t in sums))
+        kinds = ROW_SUMS if parallel else ROW_SUMS - 1
         partial = x.new_empty((plan.blocks, kinds, -(-hidden // 4) * 4), dtype=torch.float32)
         record.partial = partial.data_ptr()
         check(library(device).ffnas_rows_backward(byref(record)), "row kernel, backward")
-    assert db is not None
-    return dy, dy2, dx, dgamma, dbeta, db, db_second
+    return dy, dy2, dx, *sums
 
 
-def _rows(call: FFNCall, layer: int, x: Tensor, y: Tensor, y2: Tensor | None, stats: Tensor | None) -> Rows:
+def _sum_likes(call: FFNCall, layer: int, needs: Needs | None) -> list[Tensor | None]:
+    """The parameters whose gradients are column sums, in the order of the kernel's sums; None where not wanted."""
+    wanted = needs or _ALL
+    norm = [(call.ln_weight, wanted.ln_weight), (call.ln_bias, wanted.ln_bias)]
+    if call.flags & Flag.PARALLEL:
+        biases = [(call.b1, wanted.b1), (call.b2, wanted.b2)]
+    else:
+        biases = [(call.b2, wanted.b2), ((), False)]
+    return [group[layer] if want and len(group) else None for group, want in (*norm, *biases)]
+
+
+def _aligned(x: Tensor, tokens: int, hidden: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialized [tokens, hidden] whose rows start at multiples of 16 bytes: the next product reads them."""
+    return x.new_empty((tokens, -(-hidden // 8) * 8), dtype=dtype)[:, :hidden]
+
+
+def _rows(call: FFNCall, layer: int, x: Tensor, y: Tensor | None, y2: Tensor | None, stats: Tensor | None) -> Rows:
     norm = [view(t[layer]) if len(t) else View() for t in (call.ln_weight, call.ln_bias)]
     rows = Rows(view(x), view(y), view(y2), *norm, hidden=call.hidden, eps=call.eps, dropout=dropout(call, layer))
     rows.stats = None if stats is None else stats.data_ptr()

@@ -1,0 +1,174 @@
+"""The CUDA backend: the CUDA C++ kernels (kernels.cuda), with Triton's products where Triton is installed.
+
+A call takes one of two routes, decided by its device, dtypes, widths and flags:
+
+    rows     products by `kernels.triton`, everything that works on whole rows by `kernels.cuda.rows`
+    stack    the whole stack in one launch, `kernels.cuda.stack`
+
+`FFNAS_CUDA_ROUTE` names the one asked first; "rows" where it does not. A call the first cannot serve takes the other.
+Serves float32, bfloat16 and float16 on NVIDIA GPUs from sm_80 up; products in float32 never use tf32 on route stack.
+
+Calls that read a `kernels.triton.device_program.ProgramBuffer` keep Triton's row kernels: the buffer holds the
+microcode of those. Importing this module touches no device; `load` looks for one, and compiles what is not in the
+cache.
+
+Rejected: choosing the route by the number of tokens. `supports` and `saved_like` are asked while a graph is traced,
+where it is not known.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kernels.backends.base import BackendUnavailable, FFNCall
+from kernels.cuda import grouped, rows, stack
+from kernels.cuda.library import is_emulated, library
+from kernels.validation import checked_words
+
+if TYPE_CHECKING:
+    from kernels.triton.device_program import DeviceProgram
+    from kernels.triton.rows import Needs
+
+ENVIRONMENT = "FFNAS_CUDA_ROUTE"
+ROUTES = ("rows", "stack")
+_OLDEST = (8, 0)
+"""Compute capability the kernels need."""
+
+
+def load() -> CudaBackend:
+    """Finds or builds the library. Raises `BackendUnavailable` without a CUDA device, or where it cannot be had."""
+    if not is_emulated():
+        if not torch.cuda.is_available():
+            raise BackendUnavailable("there is no CUDA device")
+        library(torch.device("cuda"))
+    wanted = os.environ.get(ENVIRONMENT, ROUTES[0])
+    if wanted not in ROUTES:
+        raise BackendUnavailable(f"{ENVIRONMENT}={wanted!r} is none of {', '.join(ROUTES)}")
+    return CudaBackend(wanted)
+
+
+class CudaBackend:
+    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+
+    name = "cuda"
+
+    def __init__(self, route: str = ROUTES[0]) -> None:
+        self._order = (route, *(r for r in ROUTES if r != route))
+        self._device_reasons: dict[torch.device, str | None] = {}
+
+    @property
+    def saved_layout(self) -> int:
+        """The routes save different tensors: graphs compiled for one must not be reused by the other."""
+        return 1 + ROUTES.index(self._order[0]) + (2 if self._triton is None else 0)
+
+    @cached_property
+    def _triton(self) -> ModuleType | None:
+        if importlib.util.find_spec("triton") is None:
+            return None
+        return importlib.import_module("kernels.triton.ffn")
+
+    def supports(self, call: FFNCall) -> str | None:
+        reason = self._device_reason(call.x.device)
+        if reason is None:
+            reasons = {route: self._route_reason(route, call) for route in self._order}
+            if None not in reasons.values():
+                reason = "; ".join(f"{route}: {why}" for route, why in reasons.items())
+        return reason
+
+    def supports_group(self, calls: Sequence[FFNCall]) -> str | None:
+        """None when `kernels.cuda.grouped` can serve the calls together, else one line saying why not."""
+        return self._device_reason(calls[0].x.device) or grouped.supports(calls)
+
+    def forward(self, call: FFNCall, save: bool) -> tuple[Tensor, list[Tensor]]:
+        with _on(call.x.device):
+            if self._route(call) == "stack":
+                return stack.forward(call, save)
+            return self._ffn.forward(call, save, _Rows())
+
+    def saved_like(self, call: FFNCall) -> list[Tensor]:
+        return stack.saved_like(call) if self._route(call) == "stack" else self._ffn.saved_like(call)
+
+    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+        with _on(call.x.device):
+            if self._route(call) == "stack":
+                return stack.backward(call, grad_out, saved, needs)
+            return self._ffn.backward(call, grad_out, saved, needs, _Rows())
+
+    @property
+    def _ffn(self) -> Any:
+        assert self._triton is not None
+        return self._triton
+
+    def _route(self, call: FFNCall) -> str:
+        """The first route that can serve a call that `supports` accepted."""
+        return next(route for route in self._order if self._route_reason(route, call) is None)
+
+    def _route_reason(self, route: str, call: FFNCall) -> str | None:
+        if route == "stack":
+            return stack.supports(call)
+        return "triton is not installed" if self._triton is None else rows.supports(call)
+
+    def _device_reason(self, device: torch.device) -> str | None:
+        if device.type == "cpu" and is_emulated():
+            return None
+        if device.type != "cuda":
+            return f"it serves CUDA tensors, x is on {device}"
+        if device not in self._device_reasons:
+            capability = torch.cuda.get_device_capability(device)
+            old = f"it needs compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
+            self._device_reasons[device] = None if capability >= _OLDEST else old
+        return self._device_reasons[device]
+
+
+class _Rows:
+    """The `rows` of `kernels.triton.ffn` made of CUDA kernels."""
+
+    def forward(
+        self,
+        call: FFNCall,
+        layer: int,
+        x: Tensor,
+        y: Tensor,
+        y2: Tensor | None,
+        device_program: DeviceProgram,
+        save_stats: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        return _implementation(call).forward(call, layer, x, y, y2, device_program, save_stats)
+
+    def backward(
+        self,
+        call: FFNCall,
+        layer: int,
+        grad_out: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        y2: Tensor | None,
+        stats: Tensor | None,
+        device_program: DeviceProgram,
+        needs: Needs,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        return _implementation(call).backward(call, layer, grad_out, x, y, y2, stats, device_program, needs)
+
+
+def _implementation(call: FFNCall) -> Any:
+    """`kernels.cuda.rows`, or Triton's where the program sits in a buffer that only those can read."""
+    from kernels.triton.device_program import active_buffer
+
+    if active_buffer(checked_words(call.program), call.x.device) is None:
+        return rows
+    from kernels.triton.rows import TritonRows
+
+    return TritonRows()
+
+
+def _on(device: torch.device) -> torch.cuda.device:
+    """Makes x's device current while a call runs; does nothing for a CPU tensor."""
+    return torch.cuda.device(device.index if device.type == "cuda" else -1)
