@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import nn
 
 from engine.architecture import Architecture
-from engine.data import EncodedDataset, TaskSpec
+from engine.data import Batch, EncodedDataset, TaskSpec
 from engine.distill import autocast
 from engine.metrics import compute_metrics
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     data: EncodedDataset,
@@ -32,12 +32,25 @@ def predict(
         precision: `"fp32"` or `"bf16"` (autocast).
         architecture: evaluate this subnet of a supernet instead of the whole model.
     """
+    batches = data.batches(batch_size, seed=0, epoch=0, shuffle=False, bucket=True)
+    return predict_batches(model, batches, precision=precision, architecture=architecture)
+
+
+@torch.no_grad()
+def predict_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    precision: str = "fp32",
+    architecture: Architecture | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`predict` over given batches, in their order."""
     model.eval()
     device = next(model.parameters()).device
     extra = {} if architecture is None else {"architecture": architecture}
     takes_types = "token_type_ids" in inspect.signature(model.forward).parameters  # DistilBERT takes none
     logits, labels = [], []
-    for batch in data.batches(batch_size, seed=0, epoch=0, shuffle=False, bucket=True):
+    for batch in batches:
         batch = batch.to(device)
         with autocast(device, precision):
             types = {"token_type_ids": batch.token_type_ids} if takes_types else {}
