@@ -33,10 +33,16 @@ CAPACITY = 4096
 
 
 class Evaluator(NamedTuple):
-    """What kernels take as EVALUATE and SLOTS; a generated function needs no slots."""
+    """What kernels take to run one segment.
+
+    The interpreting evaluator gets a pointer to the segment's own table entry, so that one kernel serves every segment;
+    a generated one knows its segments by number, and needs neither code nor slots.
+    """
 
     function: Callable[..., object]
     slots: int
+    segment: int
+    code: Tensor
 
 
 class DeviceProgram:
@@ -48,16 +54,25 @@ class DeviceProgram:
         generated: the evaluator generated for this program, or None: the interpreting one runs.
     """
 
-    def __init__(self, words: tuple[int, ...], code: Tensor, slots: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        words: tuple[int, ...],
+        code: Tensor,
+        slots: tuple[int, ...],
+        generated: Callable[..., object] | None = None,
+    ) -> None:
         self.words = words
         self.code = code
         self.slots = slots
-        self.generated: Callable[..., object] | None = None
+        self.generated = generated
+        if generated is None:
+            entries = [code[microcode.ENTRY_WORDS * k :] for k in Segment]
+            self._evaluators = [Evaluator(interpret, slots[k], 0, entries[k]) for k in Segment]
+        else:
+            self._evaluators = [Evaluator(generated, 0, int(k), code) for k in Segment]
 
     def evaluator(self, segment: Segment) -> Evaluator:
-        if self.generated is not None:
-            return Evaluator(self.generated, 0)
-        return Evaluator(interpret, self.slots[segment])
+        return self._evaluators[segment]
 
 
 _copies: OrderedDict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = OrderedDict()
@@ -66,14 +81,11 @@ _buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buff
 
 
 def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgram:
-    """The device copy of a validated program: that of an active `ProgramBuffer` of the same program, or a cached one.
+    """The cached device copy of a validated program; copied at its first use.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the program was never used on this device before.
     """
-    for buffer in reversed(_buffers.get()):
-        if buffer.device_program.words == words and buffer.device_program.code.device == device:
-            return buffer.device_program
     key = (device, words)
     with _lock:
         known = _copies.get(key)
@@ -85,6 +97,14 @@ def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgra
         while len(_copies) > CACHE_SIZE:
             _copies.popitem(last=False)
         return made
+
+
+def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram | None:
+    """The content of the innermost active `ProgramBuffer` on `device` that holds this program."""
+    for buffer in reversed(_buffers.get()):
+        if buffer.device_program.words == words and buffer.device_program.code.device == device:
+            return buffer.device_program
+    return None
 
 
 def _upload(code: tuple[int, ...], device: torch.device) -> Tensor:

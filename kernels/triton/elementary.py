@@ -1,17 +1,17 @@
 """The operators of `kernels.operators` as Triton functions on float32 tiles: `NAME(a)` and `NAME_dual(a, g)`.
 
-`NAME_dual` returns (f'(a) * g, f(a)): gradient, dual and pair instructions of a program are all this one function, and a
-compiler drops the half that is not used. Values at kinks, infinities and NaN are those of PyTorch's autograd.
+`NAME_dual` returns (f'(a) * g, f(a)): gradient, dual and pair instructions of a program are all this one function, and
+a compiler drops the half that is not used. Values at kinks, infinities and NaN are those of PyTorch's autograd.
 
-Error: an exponential (ex2.approx, about 2 units in the last place times the size of its argument) and a division
-(div.full, 2 units) each; tanh and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11,
-4e-9; elu: -0.5 to 0, degree 7, 1e-10; both fitted at Chebyshev nodes).
+Error: one exponential (about 2 units in the last place times the size of its argument) and one reciprocal (1 unit); tanh
+and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11, 4e-9; elu: -0.5 to 0, degree 7,
+1e-10; both fitted at Chebyshev nodes).
 
 Multiply-adds are written as `fma`, and kernels are compiled with `enable_fp_fusion=False`: contraction by the compiler
 would depend on what stands around an operator, and the two tiers could not give equal results.
 
-Rejected: `tanh.approx` and libdevice. The first has 11 bits, too few for float32; the second does not run under Triton's
-interpreter, so that nothing could be checked without a GPU.
+Rejected: `tanh.approx` and libdevice. The first has 11 bits, too few for float32; the second does not run under
+Triton's interpreter, so that nothing could be checked without a GPU.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - arguments of Triton functions are tensors, pointers and scalars of any type
@@ -20,8 +20,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.triton.primitives import power_of_two, reciprocal
+
 # Kernels may read module constants only as `tl.constexpr`. The values are those of `kernels.operators`.
-GELU_SCALE = tl.constexpr(0.7978845608028654)
+LOG2_E = tl.constexpr(1.4426950408889634)
+GELU_SLOPE = tl.constexpr(2 * 0.7978845608028654)
+"""Twice sqrt(2 / pi): (1 + tanh(u)) / 2 is sigmoid(2 u)."""
 GELU_CUBIC = tl.constexpr(0.044715)
 SLOPE = tl.constexpr(0.01)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -29,8 +33,13 @@ INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
+def _exp(a):
+    return power_of_two(a * LOG2_E)
+
+
+@triton.jit
 def sigmoid(a):
-    return 1.0 / (1.0 + tl.exp(-a))
+    return reciprocal(1.0 + power_of_two(a * -LOG2_E))
 
 
 @triton.jit
@@ -47,8 +56,8 @@ def tanh(a):
     p = tl.fma(s, p, 0.13333114)
     p = tl.fma(s, p, -0.33333332)
     small = tl.fma(s * p, a, a)
-    t = tl.exp(-2.0 * tl.abs(a))
-    large = (1.0 - t) / (1.0 + t)
+    t = power_of_two(tl.abs(a) * (-2.0 * LOG2_E))
+    large = (1.0 - t) * reciprocal(1.0 + t)
     large = tl.where(a < 0.0, -large, large)
     return tl.where(tl.abs(a) < 0.55, small, large)
 
@@ -61,23 +70,21 @@ def tanh_dual(a, g):
 
 @triton.jit
 def _gelu_sigmoid(a):
-    """(1 + tanh(u)) / 2 = sigmoid(2 u) with GELU's argument u, and its derivative's factor u' / u's slope at 0."""
-    square = a * a
-    u = (GELU_SCALE * a) * tl.fma(square, GELU_CUBIC, 1.0)
-    return sigmoid(2.0 * u), tl.fma(square, 3.0 * GELU_CUBIC, 1.0)
+    """sigmoid(2 u), with 2 u = GELU_SLOPE (a + GELU_CUBIC a^3)."""
+    e = power_of_two(a * tl.fma(a * a, -GELU_SLOPE * GELU_CUBIC * LOG2_E, -GELU_SLOPE * LOG2_E))
+    return reciprocal(1.0 + e)
 
 
 @triton.jit
 def gelu(a):
-    s, _ = _gelu_sigmoid(a)
-    return a * s
+    return a * _gelu_sigmoid(a)
 
 
 @triton.jit
 def gelu_dual(a, g):
-    s, slope = _gelu_sigmoid(a)
-    derivative = tl.fma((2.0 * GELU_SCALE) * (a * (s * (1.0 - s))), slope, s)
-    return g * derivative, a * s
+    s = _gelu_sigmoid(a)
+    slope = tl.fma(a * a, 3.0 * GELU_SLOPE * GELU_CUBIC, GELU_SLOPE)
+    return g * tl.fma(a * (s * (1.0 - s)), slope, s), a * s
 
 
 @triton.jit
@@ -112,13 +119,13 @@ def _expm1_near_zero(a):
 
 @triton.jit
 def elu(a):
-    below = tl.where(a > -0.5, _expm1_near_zero(a), tl.exp(a) - 1.0)
+    below = tl.where(a > -0.5, _expm1_near_zero(a), _exp(a) - 1.0)
     return tl.where(a <= 0.0, below, a)
 
 
 @triton.jit
 def elu_dual(a, g):
-    return tl.where(a <= 0.0, g * tl.exp(a), g), elu(a)
+    return tl.where(a <= 0.0, g * _exp(a), g), elu(a)
 
 
 @triton.jit
@@ -140,7 +147,7 @@ def gelu_erf(a):
 @triton.jit
 def gelu_erf_dual(a, g):
     cdf = tl.fma(tl.erf(a * SQRT_HALF), 0.5, 0.5)
-    density = tl.exp(-0.5 * a * a) * INVERSE_SQRT_2PI
+    density = power_of_two(a * a * (-0.5 * LOG2_E)) * INVERSE_SQRT_2PI
     return g * tl.fma(a, density, cdf), a * cdf
 
 

@@ -7,7 +7,7 @@
     code            the device words of the program (int32)
     x, a, b, g      float32 tiles of one shape: the input registers; any tile where the segment does not read one
     columns         the tile's column numbers, broadcastable to it; hidden is H (only `select` reads them)
-    SEGMENT         which of the nine
+    SEGMENT         which of the nine, counted from where `code` points to
     SLOTS           slots the machine has
     GRADIENTS       whether the segment may contain derivatives
     OUTPUTS         bits 0..3: which of value, dx, da, db the caller uses; the others come back as any tile
@@ -229,7 +229,7 @@ def interpret(
     s13 = acc
     s14 = acc
     s15 = acc
-    words = code + tl.load(entry)
+    words = entry + tl.load(entry)
     word = tl.load(words)
     for step in tl.range(0, count, num_stages=1):
         following = tl.load(words + step + 1)  # one ahead: its latency hides behind the operation

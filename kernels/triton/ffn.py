@@ -102,12 +102,21 @@ def saved_like(call: FFNCall) -> list[Tensor]:
     return like
 
 
-def forward(call: FFNCall, save: bool, rows: Rows | None = None) -> tuple[Tensor, list[Tensor]]:
-    """(out [T, H] contiguous in x.dtype, saved tensors, in the order of `saved_like`)."""
+def forward(
+    call: FFNCall, save: bool, rows: Rows | None = None, program: DeviceProgram | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """(out [T, H] contiguous in x.dtype, saved tensors, in the order of `saved_like`).
+
+    Args:
+        call: the call.
+        save: whether backward will follow.
+        rows: the row kernels (`kernels.triton.rows`); None: this package's.
+        program: the program on the device; None: found, and chosen between the tiers, by `kernels.triton.specialize`.
+    """
     if call.tokens == 0:
         return call.x.new_empty(call.x.shape), saved_like(call) if save else []
     rows = rows or TritonRows()
-    program = specialize.program_of(call)
+    program = program or specialize.program_of(call, save)
     z, saved = call.x, []
     for layer in range(call.layers):
         if save and layer > 0:
@@ -153,14 +162,19 @@ def _operand(call: FFNCall, x: Tensor, program: DeviceProgram, segment: Segment,
 
 
 def backward(
-    call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool], rows: Rows | None = None
+    call: FFNCall,
+    grad_out: Tensor,
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
+    rows: Rows | None = None,
+    program: DeviceProgram | None = None,
 ) -> list[Tensor]:
-    """Gradients for the inputs with `needs[i]`, in the order x, then `call.parameters`."""
+    """Gradients for the inputs with `needs[i]`, in the order x, then `call.parameters`; see `forward`."""
     inputs = [call.x, *call.parameters]
     if call.tokens == 0 or not any(needs):
         return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t, n in zip(inputs, needs, strict=True) if n]
     rows = rows or TritonRows()
-    program = specialize.program_of(call)
+    program = program or specialize.program_of(call, True, needs)
     layers = _saved_layers(call, saved)
     gradients: list[Tensor | None] = [None] * len(inputs)
     g: Tensor | None = grad_out
@@ -209,7 +223,7 @@ class _LayerBackward:
         call, saved, width = self.call, self.saved, self.call.hidden
         y, y2 = (None if t is None else t[:, :width] for t in (saved.y, saved.y2))
         needs = Needs(self.b1, self.b2, self.ln_weight, self.ln_bias)
-        dy, dy2, self.dx, dgamma, dbeta, db2, db1 = self.rows.backward(
+        dy, dy2, self.dx, dgamma, dbeta, db_y, db_y2 = self.rows.backward(
             call, self.layer, grad_out, saved.x, y, y2, saved.stats, self.program, needs
         )
         if call.flags & Flag.PARALLEL:
@@ -217,13 +231,13 @@ class _LayerBackward:
             second = self.deeper
             _, dw1 = self._input_branch(dy, self.w1, Segment.PRE, Flag.PRE_IDENTITY, call.w1[self.layer], last=False)
             dx, dw2 = self._input_branch(dy2, self.w2, Segment.MID, Flag.MID_IDENTITY, call.w2[self.layer], last=second)
-            return dx, [dw1, db1, dw2, db2, dgamma, dbeta]
+            return dx, [dw1, db_y, dw2, db_y2, dgamma, dbeta]
         dw2, db1, dh = self._mid(dy)
         dx, dw1 = None, None
         if dh is not None:
             weight = call.w1[self.layer]
             dx, dw1 = self._input_branch(dh, self.w1, Segment.PRE, Flag.PRE_IDENTITY, weight, last=self.deeper)
-        return dx, [dw1, db1, dw2, db2, dgamma, dbeta]
+        return dx, [dw1, db1, dw2, db_y, dgamma, dbeta]
 
     def _mid(self, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(dw2, db1, dh) of the serial form; adds mid's share to dx."""

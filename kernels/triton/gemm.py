@@ -26,13 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _halves(t):
-    """Left and right half of the columns of a tile; both stay in the registers they are in."""
-    rows: tl.constexpr = t.shape[0]
-    half: tl.constexpr = t.shape[1] // 2
-    return tl.split(tl.permute(tl.reshape(t, (rows, 2, half)), (0, 2, 1)))
+from kernels.triton.epilogues import linear_bwd_epilogue, linear_epilogue
 
 
 @triton.jit
@@ -66,39 +60,6 @@ def _multiply(
         a_tile += BK
         b_tile += b_step
     return acc
-
-
-@triton.jit
-def _load_tile(t, stride, m0, rows, columns, mask):
-    """float32 tile of t at row m0 + rows."""
-    return tl.load(t + m0.to(tl.int64) * stride + (rows * stride + columns), mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_tile(t, stride, m0, rows, columns, value, mask):
-    tl.store(t + m0.to(tl.int64) * stride + (rows * stride + columns), value.to(t.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _linear_epilogue(
-    h, n0, m0, out, stride_out, saved_h, bias, x, stride_x, code, tokens, columns, hidden,
-    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr,
-):  # fmt: skip
-    BM: tl.constexpr = h.shape[0]
-    BN: tl.constexpr = h.shape[1]
-    rows = tl.arange(0, BM)[:, None]
-    n = (n0 + tl.arange(0, BN))[None, :]
-    h += tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)
-    written = (m0 + rows < tokens) & (n < stride_out)
-    if saved_h is not None:
-        _store_tile(saved_h, stride_out, m0, rows, n, tl.where(n < columns, h, 0.0), written)
-    value = h
-    if EVALUATE is not None:
-        x_tile = h
-        if READS_X:
-            x_tile = _load_tile(x, stride_x, m0, rows, n, (m0 + rows < tokens) & (n < hidden))
-        value, _, _, _ = EVALUATE(code, x_tile, h, h, h, n, hidden, SEGMENT, SLOTS, False, 1)
-    _store_tile(out, stride_out, m0, rows, n, tl.where(n < columns, value, 0.0), written)
 
 
 @triton.jit(
@@ -138,57 +99,10 @@ def ffn_linear_kernel(
         a, units_a * ALIGN_A, width_a * ALIGN_A, w, units_w * ALIGN_W, depth, depth, m0, tokens, n0, columns,
         True, BM, BN, BK, PRECISION,
     )  # fmt: skip
-    if SPLIT == 1:
-        _linear_epilogue(
-            acc, n0, m0, out, stride_out, saved_h, bias, x, units_x * ALIGN_X, code, tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X,
-        )  # fmt: skip
-    else:
-        left, right = _halves(acc)
-        _linear_epilogue(
-            left, n0, m0, out, stride_out, saved_h, bias, x, units_x * ALIGN_X, code, tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X,
-        )  # fmt: skip
-        _linear_epilogue(
-            right, n0 + BN // 2, m0, out, stride_out, saved_h, bias, x, units_x * ALIGN_X, code, tokens, columns,
-            hidden, SEGMENT, SLOTS, EVALUATE, READS_X,
-        )  # fmt: skip
-
-
-@triton.jit
-def _linear_bwd_epilogue(
-    g, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr, READS_H: tl.constexpr,
-):  # fmt: skip
-    BM: tl.constexpr = g.shape[0]
-    BN: tl.constexpr = g.shape[1]
-    rows = tl.arange(0, BM)[:, None]
-    n = (n0 + tl.arange(0, BN))[None, :]
-    inside = m0 + rows < tokens
-    x_tile = g
-    if READS_X:
-        x_tile = _load_tile(x, stride_x, m0, rows, n, inside & (n < hidden))
-    h_tile = g
-    if READS_H:
-        h_tile = _load_tile(h, stride_out, m0, rows, n, inside & (n < stride_out))
-    VALUE: tl.constexpr = 0 if value is None else 1
-    DX: tl.constexpr = 0 if dx_out is None else 2
-    DA: tl.constexpr = 0 if da is None else 4
-    out, dx, dh, _ = EVALUATE(code, x_tile, h_tile, g, g, n, hidden, SEGMENT, SLOTS, True, VALUE + DX + DA)
-    if dx_out is not None:
-        shared = inside & (n < columns) & (n < hidden)
-        if dx_in is not None:
-            dx += _load_tile(dx_in, stride_in, m0, rows, n, shared)
-        _store_tile(dx_out, stride_dx, m0, rows, n, dx, shared)
-    if value is not None:
-        _store_tile(value, stride_out, m0, rows, n, tl.where(n < columns, out, 0.0), inside & (n < stride_out))
-    if da is not None:
-        dh = tl.where(inside & (n < columns), dh, 0.0)
-        _store_tile(da, stride_out, m0, rows, n, dh, inside & (n < stride_out))
-        if sums is not None:
-            n = n0 + tl.arange(0, BN)
-            tl.store(sums + tl.program_id(1) * stride_out + n, tl.sum(dh, axis=0), mask=n < stride_out)
+    linear_epilogue(
+        acc, n0, m0, out, stride_out, saved_h, bias, x, units_x * ALIGN_X, code, tokens, columns, hidden,
+        SEGMENT, SLOTS, EVALUATE, READS_X, SPLIT,
+    )  # fmt: skip
 
 
 @triton.jit(
@@ -223,22 +137,10 @@ def ffn_linear_bwd_kernel(
         g, units_g * ALIGN_G, width_g * ALIGN_G, w, units_w * ALIGN_W, width_w * ALIGN_W, depth, m0, tokens, n0, columns,
         False, BM, BN, BK, PRECISION,
     )  # fmt: skip
-    if SPLIT == 1:
-        _linear_bwd_epilogue(
-            acc, n0, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in, units_in * ALIGN_IN,
-            dx_out, units_dx * ALIGN_IN, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
-        )  # fmt: skip
-    else:
-        left, right = _halves(acc)
-        _linear_bwd_epilogue(
-            left, n0, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in, units_in * ALIGN_IN,
-            dx_out, units_dx * ALIGN_IN, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
-        )  # fmt: skip
-        _linear_bwd_epilogue(
-            right, n0 + BN // 2, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in,
-            units_in * ALIGN_IN, dx_out, units_dx * ALIGN_IN, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE,
-            READS_X, READS_H,
-        )  # fmt: skip
+    linear_bwd_epilogue(
+        acc, n0, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in, units_in * ALIGN_IN,
+        dx_out, units_dx * ALIGN_IN, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, SPLIT,
+    )  # fmt: skip
 
 
 @triton.jit(

@@ -19,8 +19,8 @@ fewer choices per step. Its state is four input tiles, two working tiles `acc` a
 
 Most values are used once, by the next step: they stay in acc. Released expressions need no slot or one.
 
-Layout on the device (int32): nine entries of eight words, in the order of `kernels.program.Segment`: first word,
-number of steps, registers of value, dx, da, db (-1: absent), register acc holds at the start, 0. Steps follow, and one
+Layout on the device (int32): nine entries of eight words, in the order of `kernels.program.Segment`: first word (counted
+from the entry), number of steps, registers of value, dx, da, db (-1: absent), register acc holds at the start, 0. Steps follow, and one
 unused word (the machine reads one ahead).
 
 Rejected: interpreting the program's own words in Triton. Two operands and a destination of 20 registers each are chosen
@@ -100,7 +100,7 @@ def encode(words: tuple[int, ...]) -> tuple[int, ...]:
     table: list[int] = []
     code: list[int] = []
     for segment in translate(words):
-        first = ENTRY_WORDS * NUM_SEGMENTS + len(code)
+        first = ENTRY_WORDS * NUM_SEGMENTS + len(code) - len(table)
         table += [first, len(segment.steps), *segment.outputs, segment.start, 0]
         code += [step.word() for step in segment.steps]
     return (*table, *code, 0)

@@ -66,15 +66,16 @@ def linear(
         launch(
             gemm.ffn_linear_kernel,
             (-(-columns // c.columns), -(-tokens // c.rows)),
-            a.tensor, w, bias, out, kept, x if reads_x else None, None if program is None else program.code,
+            a.tensor, w, bias, out, kept, x if reads_x else None, None if evaluator is None else evaluator.code,
             a.tensor.stride(0) // align_a, a.width // align_a, w.stride(0) // align_w, depth // align_w,
             out.stride(0) // PAD, 0 if x is None else x.stride(0) // align_x, tokens, columns, call.hidden,
-            EVALUATE=None if evaluator is None else evaluator.function, SEGMENT=int(Segment.MID), SLOTS=slots,
+            EVALUATE=None if evaluator is None else evaluator.function, SEGMENT=0 if evaluator is None else evaluator.segment,
+            SLOTS=slots,
             READS_X=reads_x, ALIGN_A=align_a, ALIGN_W=align_w, ALIGN_X=align_x, ALIGN_OUT=PAD,
             PRECISION=precision(call.compute_dtype), **c.constants(),
         )  # fmt: skip
 
-    start(tuning.chosen("linear", call.compute_dtype, slots, w.device, start))
+    start(tuning.chosen(tuning.family("linear", call.compute_dtype, slots, columns), w.device, start))
     return out, kept
 
 
@@ -114,12 +115,12 @@ def linear_bwd(
         launch(
             gemm.ffn_linear_bwd_kernel,
             (-(-columns // c.columns), blocks),
-            g.tensor, w, x if reads_x else None, h, dx_in, out, gradient, sums, into, program.code,
+            g.tensor, w, x if reads_x else None, h, dx_in, out, gradient, sums, into, evaluator.code,
             g.tensor.stride(0) // align_g, g.width // align_g, w.stride(0) // align_w, width_w // align_w,
             stride_out // PAD, 0 if x is None else x.stride(0) // align_x,
             0 if dx_in is None else dx_in.stride(0) // align_in, 0 if into is None else into.stride(0) // align_in,
             tokens, w.shape[0], columns, call.hidden,
-            EVALUATE=evaluator.function, SEGMENT=int(backward), SLOTS=evaluator.slots, READS_X=reads_x,
+            EVALUATE=evaluator.function, SEGMENT=evaluator.segment, SLOTS=evaluator.slots, READS_X=reads_x,
             READS_H=h is not None, ALIGN_G=align_g, ALIGN_W=align_w, ALIGN_X=align_x, ALIGN_IN=align_in,
             ALIGN_OUT=PAD, PRECISION=precision(dtype), **c.constants(),
         )  # fmt: skip
@@ -129,9 +130,10 @@ def linear_bwd(
         start(c, None if dx_out is None else scratch)
 
     scratch = dx_out
-    if dx_out is not None and tuning.due("linear_bwd", dtype, evaluator.slots, w.device):
+    family = tuning.family("linear_bwd", dtype, evaluator.slots, columns)
+    if dx_out is not None and tuning.due(family, w.device):
         scratch = torch.empty_like(dx_out)  # dx_out may be dx_in, which is added to once
-    sums = start(tuning.chosen("linear_bwd", dtype, evaluator.slots, w.device, trial), dx_out)
+    sums = start(tuning.chosen(family, w.device, trial), dx_out)
     db = None if bias is None or sums is None else reduce_parts(sums, sums.shape[0], columns, bias.dtype)
     return out, gradient, db
 
@@ -140,9 +142,11 @@ def weight_grad(left: Operand, right: Operand, like: Tensor) -> Tensor:
     """left.T @ right over tokens: contiguous, the shape and dtype of `like`."""
     rows, columns = like.shape
     tokens = left.tensor.shape[0]
-    depth = tuning.gemm("weight_grad", left.tensor.dtype, 0).depth
+    family = tuning.family("weight_grad", left.tensor.dtype, 0, rows, columns)
+    depth = tuning.shipped(family).depth
     groups = tuning.token_groups(tokens, depth)
-    group = -(-(-(-tokens // groups)) // depth) * depth
+    share = -(-tokens // groups)
+    group = -(-share // depth) * depth
     groups = -(-tokens // group)
     out = torch.empty((rows, columns), dtype=like.dtype, device=like.device)
     parts = out if groups == 1 else torch.empty((groups, rows * columns), dtype=torch.float32, device=like.device)
@@ -160,7 +164,7 @@ def weight_grad(left: Operand, right: Operand, like: Tensor) -> Tensor:
             **c.constants(split=False),
         )  # fmt: skip
 
-    start(tuning.chosen("weight_grad", left.tensor.dtype, 0, like.device, start))
+    start(tuning.chosen(family, like.device, start))
     return out if groups == 1 else reduce_parts(parts, groups, rows * columns, like.dtype).view(rows, columns)
 
 

@@ -185,11 +185,9 @@ def _store_sums(
     if LN:
         tl.store(at, dgamma, mask=columns < hidden)
         tl.store(at + plane, dbeta, mask=columns < hidden)
+    tl.store(at + 2 * plane, da, mask=columns < hidden)
     if PARALLEL:
-        tl.store(at + 2 * plane, db, mask=columns < hidden)
-        tl.store(at + 3 * plane, da, mask=columns < hidden)
-    else:
-        tl.store(at + 2 * plane, da, mask=columns < hidden)
+        tl.store(at + 3 * plane, db, mask=columns < hidden)
 
 
 @triton.jit(
@@ -215,7 +213,7 @@ def ffn_rows_bwd_kernel(
 
     Args:
         dx: float32 [tokens, hidden] contiguous, or None; dy, dy2: row stride units_dy * ALIGN.
-        sums: float32 [4, programs, hidden] or None: of dgamma, dbeta, db2, db1.
+        sums: float32 [4, programs, hidden] or None: of dgamma, dbeta, dy, dy2.
     """
     hidden = hidden_units * ALIGN
     stride_g = units_g * ALIGN

@@ -5,7 +5,7 @@ The driver (`kernels.triton.ffn`) calls a `rows` object, so that another impleme
 
     forward(call, layer, x, y, y2, device_program, save_stats) -> (out, stats)
     backward(call, layer, grad_out, x, y, y2, stats, device_program, needs)
-        -> (dy, dy2, dx_partial, dgamma, dbeta, db2, db1)
+        -> (dy, dy2, dx_partial, dgamma, dbeta, db_y, db_y2)
 
     call            the `FFNCall`; layer, the position in the stack: parameters, and the dropout stream
     x, grad_out     [T, H], x.dtype; last stride 1, any row stride (0 included)
@@ -19,8 +19,9 @@ The driver (`kernels.triton.ffn`) calls a `rows` object, so that another impleme
     dy, dy2         [T, H], compute dtype, last stride 1: gradients of y and y2 (dy2 None in the serial form)
     dx_partial      float32 [T, H] contiguous: what reaches x past the products (through LayerNorm's input and post); None
                     where that is nothing
-    dgamma, dbeta   [H], dtype of LayerNorm's parameters; db2 [H], dtype of the bias: column sums of dy2 in the parallel
-                    form, of dy in the serial one; db1 [H], column sums of dy, parallel form only. None where not wanted.
+    dgamma, dbeta   [H], dtype of LayerNorm's parameters; None where not wanted
+    db_y, db_y2     [H], dtype of the bias: column sums of dy and dy2. Serial: db_y is the gradient of b2; parallel: db_y
+                    is that of b1, db_y2 that of b2. None where not wanted
 
 T >= 1. `out` and `stats` are new tensors; nothing is written to an argument.
 
@@ -103,7 +104,9 @@ class TritonRows:
         slots = max(post.slots, post_bwd.slots)
         config = tuning.rows(hidden, slots, backward=True)
         programs = min(-(-tokens // config.rows), config.programs)
-        wanted = (needs.ln_weight and call.has_ln, needs.ln_bias and call.has_ln, needs.b2, needs.b1 and parallel)
+        b_y, b_y2 = (call.b1, call.b2) if parallel else (call.b2, call.b2)
+        wanted = [needs.ln_weight and call.has_ln, needs.ln_bias and call.has_ln]
+        wanted += [needs.b1, needs.b2] if parallel else [needs.b2, False]
         sums = None
         if any(wanted):
             sums = torch.empty((4, programs, hidden), dtype=torch.float32, device=x.device)
@@ -122,7 +125,7 @@ class TritonRows:
             ROWS=config.rows, FIRST=config.first, SECOND=config.second, warps=config.warps, stages=1,
         )  # fmt: skip
         likes = [call.ln_weight[layer], call.ln_bias[layer]] if call.has_ln else [None, None]
-        likes += [call.b2[layer], call.b1[layer]]
+        likes += [b_y[layer], b_y2[layer]]
         gradients = [
             reduce_parts(sums[k], programs, hidden, like.dtype) if want else None
             for k, (want, like) in enumerate(zip(wanted, likes, strict=True))
@@ -144,8 +147,8 @@ def pre_forward(call: FFNCall, x: Tensor, device_program: DeviceProgram, segment
     launch(
         row_kernels.ffn_pre_kernel,
         (-(-out.stride(0) // columns), -(-tokens // rows)),
-        x, out, device_program.code, units_x, out.stride(0) // align, tokens, hidden,
-        EVALUATE=evaluator.function, SEGMENT=int(segment), SLOTS=evaluator.slots, ALIGN=align, BM=rows, BN=columns,
+        x, out, evaluator.code, units_x, out.stride(0) // align, tokens, hidden,
+        EVALUATE=evaluator.function, SEGMENT=evaluator.segment, SLOTS=evaluator.slots, ALIGN=align, BM=rows, BN=columns,
         warps=warps, stages=1,
     )  # fmt: skip
     return out

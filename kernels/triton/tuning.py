@@ -12,10 +12,12 @@ so that results do not depend on which one runs (only the bias gradient of w1 is
 Timing synchronizes the device; it never happens while a CUDA graph is captured or kernels are only compiled: then the
 shipped values are used, and nothing is remembered.
 
-Reasoning. A 128 x 64 block with 8 warps leaves 32 accumulators a thread; the epilogue works on them in halves of 16, so
-that the tiles of the interpreting machine fit. 64 columns waste 7 % of 540 and of 180 columns, where 128 waste 19 % and
-42 %. Depth 64 makes 128-byte rows of shared memory; three stages hide the latency of the second-level cache. float32
-without TF32 runs on plain multiply-adds, which want many results a thread and little depth.
+Reasoning. Products this small are bound by what travels from the second-level cache: 8192 x 540 x 540 reads 119 MB in
+blocks of 128 x 64, 81 MB in blocks of 128 x 128. So blocks are 128 columns wide where that wastes at most a fifth of them
+(540: 19 %), else 64 (270, 180, 135). The epilogue works on a quarter of the columns at a time, which leaves the tiles of
+the interpreting machine 16 elements a thread, or 8. Depth 64 makes 128-byte rows of shared memory; three stages hide
+the cache's latency. float32 without TF32 runs on plain multiply-adds, which want many results a thread and little depth.
+Row kernels have 8 elements a thread forward and 4 backward, where more tiles are alive.
 
 Rejected: `triton.autotune`. It tunes per launch site and process, and cannot be told not to while a graph is captured.
 """
@@ -67,73 +69,105 @@ class RowBlocks(NamedTuple):
 
 
 _SHIPPED = {
-    ("linear", 16): {0: Gemm(128, 64, 64, 1, 8, 3), 2: Gemm(128, 64, 64, 2, 8, 3), 6: Gemm(64, 64, 64, 2, 8, 3)},
-    ("linear_bwd", 16): {0: Gemm(128, 64, 64, 2, 8, 3), 2: Gemm(128, 64, 64, 2, 8, 3), 6: Gemm(64, 64, 64, 2, 8, 3)},
-    ("weight_grad", 16): {0: Gemm(64, 64, 64, 1, 4, 3)},
-    ("linear", 32): {0: Gemm(64, 64, 32, 1, 8, 3), 2: Gemm(64, 64, 32, 1, 8, 3), 6: Gemm(64, 64, 32, 2, 8, 3)},
-    ("linear_bwd", 32): {0: Gemm(64, 64, 32, 1, 8, 3), 2: Gemm(64, 64, 32, 2, 8, 3), 6: Gemm(64, 64, 32, 2, 8, 3)},
-    ("weight_grad", 32): {0: Gemm(64, 64, 32, 1, 8, 3)},
+    ("linear", 16): {
+        0: (Gemm(128, 64, 64, 1, 8, 3), Gemm(128, 128, 64, 2, 8, 3)),
+        2: (Gemm(128, 64, 64, 4, 8, 3), Gemm(128, 128, 64, 4, 8, 3)),
+        6: (Gemm(64, 64, 64, 2, 8, 3), Gemm(64, 64, 64, 2, 8, 3)),
+        16: (Gemm(32, 64, 64, 2, 8, 2), Gemm(32, 64, 64, 2, 8, 2)),
+    },
+    ("linear_bwd", 16): {
+        0: (Gemm(128, 64, 64, 2, 8, 3), Gemm(128, 128, 64, 4, 8, 3)),
+        2: (Gemm(128, 64, 64, 4, 8, 3), Gemm(128, 128, 64, 4, 8, 3)),
+        6: (Gemm(64, 64, 64, 2, 8, 3), Gemm(64, 64, 64, 2, 8, 3)),
+        16: (Gemm(32, 64, 64, 2, 8, 2), Gemm(32, 64, 64, 2, 8, 2)),
+    },
+    ("weight_grad", 16): {0: (Gemm(64, 64, 64, 1, 4, 3), Gemm(128, 128, 64, 1, 8, 3))},
+    ("linear", 32): {
+        0: (Gemm(64, 64, 32, 1, 8, 3), Gemm(64, 64, 32, 1, 8, 3)),
+        2: (Gemm(64, 64, 32, 2, 8, 3), Gemm(64, 64, 32, 2, 8, 3)),
+        6: (Gemm(64, 64, 32, 2, 8, 3), Gemm(64, 64, 32, 2, 8, 3)),
+        16: (Gemm(32, 64, 32, 2, 8, 2), Gemm(32, 64, 32, 2, 8, 2)),
+    },
+    ("linear_bwd", 32): {
+        0: (Gemm(64, 64, 32, 2, 8, 3), Gemm(64, 64, 32, 2, 8, 3)),
+        2: (Gemm(64, 64, 32, 2, 8, 3), Gemm(64, 64, 32, 2, 8, 3)),
+        6: (Gemm(64, 64, 32, 2, 8, 3), Gemm(64, 64, 32, 2, 8, 3)),
+        16: (Gemm(32, 64, 32, 2, 8, 2), Gemm(32, 64, 32, 2, 8, 2)),
+    },
+    ("weight_grad", 32): {0: (Gemm(64, 64, 32, 1, 8, 3), Gemm(64, 64, 32, 1, 8, 3))},
 }
-_MANY_SLOTS = {16: Gemm(32, 32, 64, 1, 8, 2), 32: Gemm(32, 32, 32, 1, 8, 2)}
-"""More than six slots: four elements a thread, whatever the product loses by it."""
+"""(kernel, bits of the dtype) -> slots -> (narrow, wide); 0 slots: no program, or a generated one."""
 _INTERPRETER = Gemm(32, 32, 32, 2, 1, 1)
 """Small enough that odd test sizes span several blocks."""
 
 _tuned: dict[str, dict[str, list[int]]] = {}
 
 
-def gemm(kind: str, dtype: torch.dtype, slots: int) -> Gemm:
-    """The shipped configuration of a product kernel ("linear", "linear_bwd" or "weight_grad")."""
+class Family(NamedTuple):
+    """A product kernel ("linear", "linear_bwd" or "weight_grad"), its dtype, slots, and whether its blocks are wide."""
+
+    kind: str
+    dtype: torch.dtype
+    slots: int
+    wide: bool
+
+    def key(self) -> str:
+        return f"{self.kind} {self.dtype} {self.slots} {'wide' if self.wide else 'narrow'}"
+
+
+def family(kind: str, dtype: torch.dtype, slots: int, *sizes: int) -> Family:
+    """The family of a product: wide where blocks of 128 waste at most a fifth of each of the given sizes."""
+    return Family(kind, dtype, slots, all(-(-size // 128) * 128 <= 1.2 * size for size in sizes))
+
+
+def shipped(of: Family) -> Gemm:
+    """The shipped configuration of a family."""
     if interpreted(interpret):
         return _INTERPRETER
-    bits = 8 * dtype.itemsize
-    if slots > 6:
-        return _MANY_SLOTS[bits]
-    return _SHIPPED[kind, bits][slots]
+    return _SHIPPED[of.kind, 8 * of.dtype.itemsize][of.slots][of.wide]
 
 
-def candidates(kind: str, dtype: torch.dtype, slots: int) -> list[Gemm]:
+def candidates(of: Family) -> list[Gemm]:
     """The shipped configuration first, and others of equal depth to be timed against it."""
-    first = gemm(kind, dtype, slots)
-    if slots > 6 or dtype == torch.float32:
-        return [first, first._replace(stages=2), first._replace(warps=4)]
-    others = [
-        first._replace(stages=4),
-        first._replace(rows=64, warps=4),
-        first._replace(rows=64, warps=8, split=1),
-        first._replace(columns=128, split=2, warps=8),
-    ]
+    first = shipped(of)
+    others = [first._replace(stages=2), first._replace(stages=4)]
+    if of.slots <= 2 and of.dtype != torch.float32:
+        others += [
+            first._replace(rows=64, columns=64, warps=4),
+            first._replace(rows=128, columns=64),
+            first._replace(rows=256, columns=64),
+        ]
     return [first, *(c for c in others if c != first)]
 
 
-def chosen(kind: str, dtype: torch.dtype, slots: int, device: torch.device, run: Callable[[Gemm], None]) -> Gemm:
+def chosen(of: Family, device: torch.device, run: Callable[[Gemm], object]) -> Gemm:
     """The configuration to use: shipped, remembered, or timed now.
 
     Args:
+        of: the family.
+        device: where the kernel runs.
         run: launches the kernel with a configuration on the caller's tensors, into outputs that are written again
             afterwards; called only where timing is due.
     """
-    shipped = gemm(kind, dtype, slots)
     if device.type != "cuda" or compiling() or not _tunes(device):
-        return shipped
-    file, key = _file(device), f"{kind} {dtype} {slots}"
+        return shipped(of)
+    file = _file(device)
     known = _load(file)
-    if key in known:
-        return Gemm(*known[key])
-    if not due(kind, dtype, slots, device):
-        return shipped
-    best = min(candidates(kind, dtype, slots), key=lambda c: _time(run, c))
-    known[key] = list(best)
+    if of.key() in known:
+        return Gemm(*known[of.key()])
+    if not due(of, device):
+        return shipped(of)
+    best = min(candidates(of), key=lambda c: _time(run, c))
+    known[of.key()] = list(best)
     _save(file, known)
     return best
 
 
-def due(kind: str, dtype: torch.dtype, slots: int, device: torch.device) -> bool:
+def due(of: Family, device: torch.device) -> bool:
     """Whether `chosen` would time candidates now."""
     if device.type != "cuda" or compiling() or not _tunes(device):
         return False
-    known = f"{kind} {dtype} {slots}" in _load(_file(device))
-    return not known and not torch.cuda.is_current_stream_capturing()
+    return of.key() not in _load(_file(device)) and not torch.cuda.is_current_stream_capturing()
 
 
 def _tunes(device: torch.device) -> bool:
@@ -148,7 +182,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _time(run: Callable[[Gemm], None], config: Gemm) -> float:
+def _time(run: Callable[[Gemm], object], config: Gemm) -> float:
     """Milliseconds, or infinity where the device has not the resources for it."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
@@ -190,8 +224,8 @@ def _save(file: str, known: dict[str, list[int]]) -> None:
 def rows(hidden: int, slots: int, *, backward: bool) -> RowBlocks:
     """Blocks of the row kernels: 540 columns are 512 and 32."""
     first, second = blocks(hidden)
-    warps = 1 if first < 256 else 4 if first < 2048 else 8
-    per_thread = 16 if slots <= 2 and not backward else 8 if slots <= 6 else 4
+    per_thread = 4 if backward or slots > 6 else 8
+    warps = max(1, min(8, first // (32 * per_thread)))
     count = max(1, min(8, per_thread * 32 * warps // first))
     return RowBlocks(count, first, second, warps, 512)
 
@@ -218,4 +252,4 @@ def token_groups(tokens: int, depth: int) -> int:
     """Groups of tokens that weight gradients are summed over separately; a function of the call's size alone."""
     if interpreted(interpret):
         return -(-tokens // (2 * depth))
-    return max(1, min(16, tokens // 512))
+    return max(1, min(8, tokens // 512))

@@ -1,0 +1,121 @@
+"""Background processes that compile kernels into Triton's cache on disk.
+
+Each is `python -m kernels.triton.compile_pool`: it reads one job a line (JSON) from its input, and writes one line
+when it is done: {"kernels": n} or {"error": "..."}. It needs no GPU and never touches one; it ends with its input.
+
+A process that dies takes one job with it, whose caller hears of it; the next job starts another.
+
+Rejected: multiprocessing. Forked processes inherit a CUDA context they must not use; spawned ones run the caller's
+main module again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+PROCESSES = max(1, min(4, (os.cpu_count() or 2) // 4))
+"""Compilers at work at once: a quarter of the processors, so that data loading keeps its own."""
+
+_COMMAND = (sys.executable, "-m", "kernels.triton.compile_pool")
+
+Finished = Callable[[str | None], None]
+
+
+class CompilePool:
+    """Jobs are compiled in the order they come; processes start on demand and end with this one.
+
+    Args:
+        processes: processes at once.
+        command: what a process is started with; for tests.
+    """
+
+    def __init__(self, processes: int = PROCESSES, command: tuple[str, ...] = _COMMAND) -> None:
+        self._jobs: queue.SimpleQueue[tuple[dict[str, Any], Finished]] = queue.SimpleQueue()
+        self._command = command
+        self._room = processes
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def submit(self, job: dict[str, Any], finished: Finished) -> None:
+        """Queues {"words", "recipe", "arch"}; `finished` gets None or one line saying what failed, on another thread."""
+        with self._lock:
+            start = self._idle == 0 and self._room > 0
+            self._room -= start
+        self._jobs.put((job, finished))
+        if start:
+            threading.Thread(target=self._serve, name="ffnas-compile", daemon=True).start()
+
+    def _serve(self) -> None:
+        process: subprocess.Popen[str] | None = None
+        while True:
+            with self._lock:
+                self._idle += 1
+            job, finished = self._jobs.get()
+            with self._lock:
+                self._idle -= 1
+            if process is None or process.poll() is not None:
+                process = self._start()
+            finished(_ask(process, job))
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "FFNAS_SPECIALIZE": "0"}
+        folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, environment.get("PYTHONPATH"))))
+        return subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+
+
+def _ask(process: subprocess.Popen[str], job: dict[str, Any]) -> str | None:
+    """Has a process do a job: None, or one line saying what failed."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except OSError as error:
+        return f"a process that compiles kernels ended: {error}"
+    if not answer:
+        return f"a process that compiles kernels ended with exit code {process.wait()}"
+    return json.loads(answer).get("error")
+
+
+def main() -> None:
+    """Serves jobs from standard input until it ends. What kernels print goes to standard error."""
+    from kernels.triton.recipe import compile_recipe
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        names: list[str] = []
+        try:
+            compile_recipe(
+                job["words"],
+                job["recipe"],
+                job["arch"],
+                lambda kernel, *_: names.append(kernel.__name__),
+                generated=True,
+            )
+        except Exception as error:  # whatever it is, the caller reports it and goes on without
+            text = str(error).strip() or repr(error)
+            answer: dict[str, Any] = {
+                "error": f"compiling a program failed: {type(error).__name__}: {text.splitlines()[0]}"
+            }
+        else:
+            answer = {"kernels": len(names)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
