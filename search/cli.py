@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
     """Runs a subcommand; wrong input ends in one line and exit code 2, an interruption in 130 or 143."""
+    from search.waiting import wait_briefly
+
+    wait_briefly()
     from engine.errors import UserError
     from kernels.expression import ExpressionError
 
