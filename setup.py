@@ -1,8 +1,9 @@
-"""Build script: adds the C++ kernels to what pyproject.toml declares.
+"""Build script: adds the C++ and CUDA kernels to what pyproject.toml declares.
 
-The library is built by `kernels.build` and placed beside the package's modules. Where it cannot be built (no compiler,
-say) the installation goes on without it: the first use tries again and says what is missing. Wheels carry the C++
-sources as `kernels/_csrc` for that.
+The libraries are built by `kernels.build` and `kernels.cuda.build` and placed beside the package's modules; the CUDA
+one where there is nvcc, whether or not there is a device. What cannot be built (no compiler, say) is left out and the
+installation goes on: the first use tries again and says what is missing. Wheels carry the sources as `kernels/_csrc`
+for that.
 """
 
 import shutil
@@ -17,31 +18,41 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from kernels import build as native  # noqa: E402 - standard library only, needs no torch
+from kernels.cuda import build as cuda  # noqa: E402 - likewise
+
+LIBRARIES = {"kernels._ffnas_cpu": native.LIBRARY_NAME, "kernels._ffnas_cuda": cuda.LIBRARY_NAME}
 
 
 class BuildNative(build_ext):
-    """Builds `kernels/_ffnas_cpu.so`, a plain C library rather than a Python module."""
+    """Builds `kernels/_ffnas_cpu.so` and `kernels/_ffnas_cuda.so`, plain C libraries rather than Python modules."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        compiler = native.find_compiler()
+        if ext.name == "kernels._ffnas_cuda":
+            what, compiler, build_library = "CUDA kernels", cuda.find_nvcc(), cuda.build_library
+        else:
+            what, compiler, build_library = "CPU kernels", native.find_compiler(), native.build_library
         if compiler is None:
-            print("ffnas: no C++ compiler found, the CPU kernels are not built now", file=sys.stderr)
+            print(f"ffnas: no compiler found, the {what} are not built now", file=sys.stderr)
             return
-        print(f"ffnas: building the CPU kernels with {compiler}", file=sys.stderr)
+        print(f"ffnas: building the {what} with {compiler}", file=sys.stderr)
         try:
-            native.build_library(target, ROOT / "csrc", compiler)
+            build_library(target, ROOT / "csrc", compiler)
         except native.BuildError as error:
-            print(f"ffnas: {error}; the CPU kernels are not built now", file=sys.stderr)
+            print(f"ffnas: {error}; the {what} are not built now", file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1], native.LIBRARY_NAME))
+        return str(Path(*fullname.split(".")[:-1], LIBRARIES[fullname]))
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installations: the library goes straight into the source folder, if it was built."""
-        built = Path(self.build_lib) / "kernels" / native.LIBRARY_NAME
-        if built.exists():
-            shutil.copyfile(built, ROOT / "kernels" / native.LIBRARY_NAME)
+        """Editable installations: the libraries go straight into the source folder, if they were built."""
+        for name in LIBRARIES.values():
+            built = Path(self.build_lib) / "kernels" / name
+            if built.exists():
+                shutil.copyfile(built, ROOT / "kernels" / name)
+                report = cuda.report_path(built)
+                if report.exists():
+                    shutil.copyfile(report, cuda.report_path(ROOT / "kernels" / name))
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
@@ -58,6 +69,6 @@ class BuildPython(build_py):
 
 
 setup(
-    ext_modules=[Extension("kernels._ffnas_cpu", sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )

@@ -185,12 +185,14 @@ def _compile(compiler: str, source: Path, output: Path, flags: tuple[str, ...] |
     return run_compiler([compiler, *_COMMON_FLAGS, *flags, *_extra_flags(), "-c", str(source), "-o", str(output)])
 
 
-def run_compiler(command: list[str]) -> str | None:
-    """Runs a compiler: None, or one line with its first error."""
+def run_compiler(command: list[str], log: Path | None = None) -> str | None:
+    """Runs a compiler: None, or one line with its first error. What it writes to stderr also goes to the file `log`."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         return f"cannot run the compiler {command[0]}: {error}"
+    if log is not None:
+        log.write_text(result.stderr)
     if result.returncode == 0:
         return None
     lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()[:1]

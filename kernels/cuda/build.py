@@ -3,6 +3,7 @@ cache.
 
     kernels/_ffnas_cuda.so          built at installation; used if its sources are those at hand
     <cache>/cuda-<sources>-<nvcc>.so
+    <library>.ptxas.txt             registers and spills of every kernel, as ptxas reports them
 
 One library holds machine code for sm_80 and sm_90a, and PTX of compute_80 that the driver compiles for anything else.
 It speaks plain C and links the CUDA runtime statically: one build serves every PyTorch, whichever CUDA that was built
@@ -17,11 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from kernels.build import PACKAGE, BuildError, build_once, compiler_key, run_compiler, source_folder
 from kernels.cache import cache_dir
@@ -29,7 +32,7 @@ from kernels.cache import cache_dir
 LIBRARY_NAME = "_ffnas_cuda.so"
 """Name of the library built at installation, in the package's folder."""
 ARCHITECTURES = ("80", "90a")
-FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v")
 
 
 def library_path() -> Path:
@@ -97,7 +100,8 @@ def build_library(target: Path, sources: Path, nvcc: str) -> None:
         files = source_files(sources)
 
         def compile_file(source: Path) -> str | None:
-            return run_compiler([nvcc, *flags, "-c", str(source), "-o", str(work / f"{source.name}.o")])
+            command = [nvcc, *flags, "-c", str(source), "-o", str(work / f"{source.name}.o")]
+            return run_compiler(command, log=work / f"{source.name}.log")
 
         with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
             errors = [e for e in pool.map(compile_file, files) if e is not None]
@@ -108,7 +112,36 @@ def build_library(target: Path, sources: Path, nvcc: str) -> None:
         error = run_compiler(link)
         if error is not None:
             raise BuildError(error)
+        (work / "ptxas.log").write_text("".join((work / f"{f.name}.log").read_text() for f in files))
+        os.replace(work / "ptxas.log", report_path(target))
         os.replace(work / "library.so", target)
+
+
+def report_path(library: Path) -> Path:
+    """Where `build_library` leaves what ptxas said about registers and spills of every kernel."""
+    return library.with_suffix(".ptxas.txt")
+
+
+class KernelReport(NamedTuple):
+    """One kernel in machine code for one architecture; `name` is mangled, sizes are in bytes."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+
+def kernel_reports(log: str) -> list[KernelReport]:
+    """What ptxas said (`-Xptxas -v`) about every kernel, from the text at `report_path`."""
+    found = []
+    for part in log.split("Compiling entry function ")[1:]:
+        name, architecture = re.findall(r"'(\S+)'", part)[:2]
+        (sizes,) = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        (registers,) = re.findall(r"Used (\d+) registers", part)
+        found.append(KernelReport(name, architecture, int(registers), *map(int, sizes)))
+    return found
 
 
 def _targets() -> list[str]:

@@ -107,7 +107,19 @@ def emulated(path: Path) -> Iterator[None]:
         _emulation = previous
 
 
+@contextmanager
+def thread_order(step: int) -> Iterator[None]:
+    """Runs the emulated threads of a block upwards (+1) or downwards (-1): results must not change."""
+    assert _emulation is not None
+    _emulation.ffnas_emulation_order(step)
+    try:
+        yield
+    finally:
+        _emulation.ffnas_emulation_order(1)
+
+
 def is_emulated() -> bool:
+    """Whether CPU tensors are served by the emulation at this moment."""
     return _emulation is not None
 
 
