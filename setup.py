@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from kernels import build as native  # noqa: E402 - standard library only, needs no torch
 from kernels.cuda import build as cuda  # noqa: E402 - likewise
 
-LIBRARIES = {"kernels._ffnas_cpu": native.LIBRARY_NAME, "kernels._ffnas_cuda": cuda.LIBRARY_NAME}
+LIBRARIES = {"_ffnas_cpu": native.LIBRARY_NAME, "_ffnas_cuda": cuda.LIBRARY_NAME}
 
 
 class BuildNative(build_ext):
@@ -42,7 +42,7 @@ class BuildNative(build_ext):
             print(f"ffnas: {error}; the {what} are not built now", file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1], LIBRARIES[fullname]))
+        return str(Path(*fullname.split(".")[:-1], LIBRARIES[fullname.split(".")[-1]]))
 
     def copy_extensions_to_source(self) -> None:
         """Editable installations: the libraries go straight into the source folder, if they were built."""
@@ -50,9 +50,6 @@ class BuildNative(build_ext):
             built = Path(self.build_lib) / "kernels" / name
             if built.exists():
                 shutil.copyfile(built, ROOT / "kernels" / name)
-                report = cuda.report_path(built)
-                if report.exists():
-                    shutil.copyfile(report, cuda.report_path(ROOT / "kernels" / name))
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
@@ -69,6 +66,6 @@ class BuildPython(build_py):
 
 
 setup(
-    ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
+    ext_modules=[Extension(f"kernels.{name}", sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )

@@ -1,8 +1,9 @@
 // The unary operators and their derivatives on single floats, and max.
 //
 // Formulas and selections are those of csrc/cpu/activations.h; exp, tanh, erf and expm1 are CUDA's full-precision
-// functions (1 to 2 ulp, no fast-math). Smooth operators share one exponential between f and f'. `both` gives f(a) and a
-// d with gradient f'(a) * b == d * b bit for bit, NaN and infinities included; relu alone must select, as 0 * inf is NaN.
+// functions (1 to 2 ulp, no fast-math). Smooth operators share one exponential between f and f'. `both` gives f(a) and
+// a d with gradient f'(a) * b == d * b bit for bit, NaN and infinities included; relu alone must select, as 0 * inf is
+// NaN.
 #pragma once
 
 #include "../opcodes.h"

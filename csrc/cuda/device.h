@@ -7,7 +7,7 @@
 //   shared_memory()                         the block's dynamic shared memory, 128-byte aligned
 //   sync_threads(), sync_warp()             barriers, with every thread of the block or warp
 //   shuffle_xor(v, mask)                    a value of another lane
-//   load_matrices, load_matrices_transposed four 8x8 matrices of 16-bit elements (ldmatrix .x4), one row address per lane
+//   load_matrices[_transposed]              four 8 x 8 matrices of 16-bit elements (ldmatrix .x4), a row per lane
 //   multiply_16816                          d += a * b on tensor cores (mma.sync m16n8k16, float32 accumulators)
 //   launch(...)                             starts a kernel; returns a cudaError_t, 0 being success
 //

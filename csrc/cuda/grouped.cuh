@@ -1,15 +1,16 @@
 // What the grouped kernels share: which rows a block has, its shared memory, and row arguments of a layer.
 //
 // A block owns kRows rows of one member and takes them through the member's whole stack: no row needs another row's
-// result, so layers need barriers of the block only, and one launch serves any mix of widths, stacks and programs. Operands
-// of products (p, m; backward: dy, dh) stay in shared memory; products are cut into chunks of 128 columns, whose results
-// pass through shared memory into the interpreter. What crosses from one phase to the next in device memory (y, z, the
-// gradient in float32) is written and read by the same block and stays in L2.
+// result, so layers need barriers of the block only, and one launch serves any mix of widths, stacks and programs.
+// Operands of products (p, m; backward: dy, dh) stay in shared memory; products are cut into chunks of 128 columns,
+// whose results pass through shared memory into the interpreter. What crosses from one phase to the next in device
+// memory (y, z, the gradient in float32) is written and read by the same block and stays in L2.
 //
 // Blocks are numbered member by member, the costliest member first; the hardware hands them out as blocks finish.
 //
-// Chosen over a persistent queue of (layer, tile) tasks: that one needs grid-wide waits between the layers of a member, for
-// work that is already independent by rows. Its price is that each block reads all of its member's weights (from L2).
+// Chosen over a persistent queue of (layer, tile) tasks: that one needs grid-wide waits between the layers of a
+// member, for work that is already independent by rows. Its price is that each block reads all of its member's weights
+// (from L2).
 #pragma once
 
 #include "group.h"

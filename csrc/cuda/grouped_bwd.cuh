@@ -1,12 +1,12 @@
 // Backward of the grouped FFN: one block, kRows rows, its member's stack from the last layer to the first.
 //
 //   rows      dy[, dy2] and the first shares of dx, from LayerNorm and post (rows.cuh)
-//   serial    per 128 columns: dm = dy @ w2;  dh, m, dx += mid_bwdv(x, h, dm);   then dp = dh @ w1;  p, dx += pre_bwdv(x, dp)
+//   serial    per chunk: dm = dy @ w2;  dh, m, dx += mid_bwdv(x, h, dm);  then dp = dh @ w1, p, dx += pre_bwdv(x, dp)
 //   parallel  p1, dx += pre_bwdv(x, dy1 @ w1);   p2, dx += mid_bwdv(x, dy2 @ w2)
 //
 // dx gathers in float32 in device memory (member.g), each element in one and the same thread. What the weight gradients
-// need (dy, dh, m, p in the compute dtype) is left in device memory for the second kernel (grouped_weights.cuh), and column
-// sums for dgamma and dbeta per block for the third.
+// need (dy, dh, m, p in the compute dtype) is left in device memory for the second kernel (grouped_weights.cuh), and
+// column sums for dgamma and dbeta per block for the third.
 #pragma once
 
 #include "grouped.cuh"

@@ -1,6 +1,6 @@
 // Forward of the grouped FFN: one block, kRows rows, the whole stack of its member.
 //
-//   serial    p = pre(x);  per 128 columns: h = p @ w1.T + b1, m = mid(x, h);  y = m @ w2.T + b2;  rows: post ... LayerNorm
+//   serial    p = pre(x);  per chunk: h = p @ w1.T + b1, m = mid(x, h);  y = m @ w2.T + b2;  rows: post .. LayerNorm
 //   parallel  p1 = pre(x), p2 = mid(x);  y1 = p1 @ w1.T + b1;  y2 = p2 @ w2.T + b2;  rows
 #pragma once
 

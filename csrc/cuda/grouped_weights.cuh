@@ -1,4 +1,5 @@
-// Weight and bias gradients of a grouped call, from what grouped_bwd_kernel left, and the second stage of dgamma, dbeta.
+// Weight and bias gradients of a grouped call, from what grouped_bwd_kernel left, and the second stage of dgamma,
+// dbeta.
 //
 //   dw1 = grad_first.T @ p     db1 = column sums of grad_first        dw2 = grad_second.T @ m     db2 likewise
 //
@@ -21,8 +22,8 @@ constexpr int kTileThreads = kTileWarps * kWarp;
 
 // Tiles of a member's two gradients in one layer; both are first_width x hidden or its transpose.
 FFNAS_DEVICE int tiles_of(const Member& m) {
-  const int inner = static_cast<int>((m.inner + kTile - 1) / kTile), hidden = static_cast<int>((m.hidden + kTile - 1) / kTile);
-  return 2 * inner * hidden;
+  const int64_t inner = (m.inner + kTile - 1) / kTile, hidden = (m.hidden + kTile - 1) / kTile;
+  return static_cast<int>(2 * inner * hidden);
 }
 
 // One float of a vector in any dtype.
@@ -58,17 +59,15 @@ grouped_weights_kernel(FFNAS_ARGUMENT Group group) {
   const View left = {second ? layer.grad_second : layer.grad_first, rows, DTypeOf<T>::kValue};
   const View right = {second ? layer.m : layer.p, columns, DTypeOf<T>::kValue};
 
-  T* stages = Carver(shared_memory()).take<T>(4 * kStage);
-  T* left_stage[2] = {stages, stages + kStage};
-  T* right_stage[2] = {stages + 2 * kStage, stages + 3 * kStage};
+  T* stages = Carver(shared_memory()).take<T>(4 * kStage);  // two of the left operand, two of the right
   const int down = warp() % 2 * 32, right_of = warp() / 2 * 32;
   float acc[kDown][kAcross][4] = {};
   float bias = 0.0f;
   TileCopy<T, kDepth, kTile, kTileThreads> copy_left, copy_right;
   copy_left.load(left, 0, member.tokens, row, rows);
   copy_right.load(right, 0, member.tokens, column, columns);
-  copy_left.store(left_stage[0]);
-  copy_right.store(right_stage[0]);
+  copy_left.store(stages);
+  copy_right.store(stages + 2 * kStage);
   sync_threads();
   int stage = 0;
   for (int64_t t = 0; t < member.tokens; t += kDepth) {
@@ -77,9 +76,8 @@ grouped_weights_kernel(FFNAS_ARGUMENT Group group) {
       copy_left.load(left, t + kDepth, member.tokens, row, rows);
       copy_right.load(right, t + kDepth, member.tokens, column, columns);
     }
-    const T* a = stages + stage * kStage;
-    Multiply<T, kDown, kAcross, true, true>::run(acc, a + down, kStride, stages + (2 + stage) * kStage + right_of, kStride,
-                                                 kDepth);
+    const T *a = stages + stage * kStage, *b = stages + (2 + stage) * kStage;
+    Multiply<T, kDown, kAcross, true, true>::run(acc, a + down, kStride, b + right_of, kStride, kDepth);
     if (column == 0 && thread() < kTile)
       for (int i = 0; i < kDepth; ++i) bias += float_of(a[i * kStride + thread()]);
     stage ^= 1;

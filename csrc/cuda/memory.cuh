@@ -1,8 +1,9 @@
 // Groups of four neighbouring elements between global memory, in any dtype, and float registers.
 //
-// The dtype is a number at run time: a uniform branch next to a memory access costs nothing that can be seen, and spares
-// the product of all dtypes of activations, products and parameters in compiled kernels. A group inside the row and
-// aligned to its size is one access of 8 or 16 bytes; rows of odd width, or views that start anywhere, go element-wise.
+// The dtype is a number at run time: a uniform branch next to a memory access costs nothing that can be seen, and
+// spares the product of all dtypes of activations, products and parameters in compiled kernels. A group inside the row
+// and aligned to its size is one access of 8 or 16 bytes; rows of odd width, or views that start anywhere, go
+// element-wise.
 #pragma once
 
 #include "device.h"

@@ -1,16 +1,16 @@
 // Matrix products of one block, accumulated in float32 fragments.
 //
-// The unit is a warp's m16n8k16 tile. 16-bit elements go through ldmatrix and mma.sync; float32 through fused multiply-adds
-// (tf32 would lose 13 bits) with the same fragment layout, so that everything around is written once:
+// The unit is a warp's m16n8k16 tile. 16-bit elements go through ldmatrix and mma.sync; float32 through fused
+// multiply-adds (tf32 would lose 13 bits) with the same fragment layout, so that everything around is written once:
 //
-//   fragment d[4] of a 16 x 8 tile:  d[0], d[1] at row lane / 4, columns 2 (lane % 4) and the next;  d[2], d[3] 8 rows below
+//   fragment d[4] of a 16 x 8 tile:  d[0], d[1] at row lane / 4, column 2 (lane % 4) and next;  d[2], d[3] 8 rows on
 //
-// Leading dimensions in shared memory are 8 elements more than a multiple of 16, so that the eight rows of an 8 x 8 matrix
-// fall into different banks.
+// Leading dimensions in shared memory are 8 elements more than a multiple of 16, so that the eight rows of an 8 x 8
+// matrix fall into different banks.
 //
 // Chosen: weights through registers into two shared stages. Their rows start at any element (views of a supernet, width
-// 135 in bfloat16), which cp.async (4 bytes) and TMA (16) cannot take, and float32 weights are rounded on the way. Rejected:
-// a padded copy of the weights per call, which costs more than what it saves at these sizes.
+// 135 in bfloat16), which cp.async (4 bytes) and TMA (16) cannot take, and float32 weights are rounded on the way.
+// Rejected: a padded copy of the weights per call, which costs more than what it saves at these sizes.
 #pragma once
 
 #include "memory.cuh"
@@ -164,7 +164,7 @@ struct BlockProduct {
   static constexpr int kStageElements = (kTransposed ? kDepth : kChunk) * Copy::kStride;
   static constexpr int kResultStride = kChunk + kPad;
 
-  // result [kRows][kResultStride] = operand @ columns n .. n + kChunk - 1 of the weight. All threads; ends with a barrier.
+  // result [kRows][kResultStride] = operand @ columns n .. n + kChunk - 1 of the weight. Ends with a barrier.
   static FFNAS_DEVICE void run(const T* operand, const View& weight, int depth, int columns, int n, T* stages,
                                float* result) {
     const int down = warp() % kWarpsDown * kWarpRows, across = warp() / kWarpsDown * kWarpColumns;

@@ -1,8 +1,9 @@
-// Kernels around rows.cuh: forward, backward with column sums, and the second stage of those sums. C interface at the end.
+// Kernels around rows.cuh: forward, backward with column sums, and the second stage of those sums. C interface at the
+// end.
 //
 // Teams walk the rows with the stride of the grid and keep their column sums in shared memory; at the end a block adds
-// those of its teams and writes one partial row per sum. A second kernel adds the blocks' rows in a fixed order: the same
-// bits on every run, without atomics.
+// those of its teams and writes one partial row per sum. A second kernel adds the blocks' rows in a fixed order: the
+// same bits on every run, without atomics.
 //
 // Chosen: z and the sums in shared memory, one kernel for any width. Rejected: register tiles by width (a kernel per
 // width class for a few percent of shared memory traffic), and atomics for the sums.
@@ -35,7 +36,8 @@ rows_fwd_kernel(FFNAS_ARGUMENT Rows rows, const int32_t* program, int slots_per_
 
 template <int kWarps, int kBlockWarps>
 FFNAS_KERNEL(kBlockWarps* kWarp, 1)
-rows_bwd_kernel(FFNAS_ARGUMENT Rows rows, const int32_t* program, int slots_per_thread, int64_t tokens, float* partial) {
+rows_bwd_kernel(FFNAS_ARGUMENT Rows rows, const int32_t* program, int slots_per_thread, int64_t tokens,
+                float* partial) {
   constexpr int kThreads = kBlockWarps * kWarp, kTeams = kBlockWarps / kWarps;
   const int width = padded(rows.hidden), kinds = sums_of(rows);
   Carver carver(shared_memory());

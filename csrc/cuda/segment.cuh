@@ -1,20 +1,20 @@
 // The interpreter: runs one segment of a program on four neighbouring columns of a row per thread.
 //
-// The program is read from device memory and packed into shared memory once per block, one word an instruction; a thread
-// then walks the list. All threads of a warp run the same instruction, so no branch here diverges.
+// The program is read from device memory and packed into shared memory once per block, one word an instruction; a
+// thread then walks the list. All threads of a warp run the same instruction, so no branch here diverges.
 //
-// Where registers live. The program names up to 20 registers, and a register array indexed at run time would become local
-// memory. So the interpreter is an accumulator machine:
-//   - the result of the last instruction stays in machine registers, and so do the four inputs (chosen by a short ladder
-//     of uniform branches);
-//   - a temporary lives in a slot in shared memory, [slot][thread] of float4: conflict-free, private to the thread, hence
-//     without barriers;
+// Where registers live. The program names up to 20 registers, and a register array indexed at run time would become
+// local memory. So the interpreter is an accumulator machine:
+//   - the result of the last instruction stays in machine registers, and so do the four inputs, chosen by a short
+//     ladder of uniform branches;
+//   - a temporary lives in a slot in shared memory, [slot][thread] of float4: conflict-free and private to the thread,
+//     hence without barriers;
 //   - the packing marks results that are only read by the next instruction. They are never stored, and most segments
 //     (activations, gates, sums of products with x) touch no slot at all.
-// An instruction costs about 20 issue slots of decoding per warp over 4 elements a thread, next to 60 to 100 for an
-// exponential on them.
+// An instruction costs about 20 issue slots of decoding per warp over 4 elements a thread (by count), next
+// to 60 to 100 for an exponential on them.
 //
-// Chosen over a switch on register numbers around 20 x 4 machine registers (moves in and out of it for each operand, and
+// Chosen over a switch on register numbers around 20 x 4 machine registers (moves in and out for each operand, and
 // half the warps per multiprocessor), and over one slot access per operand (three times the shared memory traffic).
 // Segments longer than the packed area read their tail from device memory, where it stays in L1.
 #pragma once
@@ -65,13 +65,14 @@ struct SegmentCode {
   FFNAS_DEVICE bool reads(int r) const { return inputs >> r & 1; }
 };
 
-// Whether a result in `dst` of instruction i can be read by anything but instruction i + 1 or, as an output, at the end.
+// Whether a result in `dst` of instruction i can be read by anything but instruction i + 1 or, if last, as an output.
 FFNAS_DEVICE bool outlives_next(const SegmentCode& s, int i, int dst) {
   const int end = s.count < i + kReadAhead ? s.count : i + kReadAhead;
   for (int k = i + 1; k < end; ++k) {
     const uint32_t w = pack(s.tail + kInstructionWords * k);
     const int opcode = opcode_of(w);
-    const bool reads = a_of(w) == dst || (reads_b(opcode) && b_of(w) == dst) || (opcode == kOpMaxGrad && c_of(w) == dst);
+    const bool reads_c = opcode == kOpMaxGrad && c_of(w) == dst;
+    const bool reads = a_of(w) == dst || (reads_b(opcode) && b_of(w) == dst) || reads_c;
     if (reads && k > i + 1) return true;
     if (dst_of(w) == dst || (has_two_results(opcode) && c_of(w) == dst)) return false;
   }

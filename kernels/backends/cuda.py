@@ -31,6 +31,7 @@ from torch import Tensor
 from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.cuda import grouped, rows, stack
 from kernels.cuda.library import is_emulated, library
+from kernels.program import Flag
 from kernels.validation import checked_words
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class CudaBackend:
     def __init__(self, route: str = ROUTES[0]) -> None:
         self._order = (route, *(r for r in ROUTES if r != route))
         self._device_reasons: dict[torch.device, str | None] = {}
+        self._answers: dict[tuple[object, ...], str] = {}
 
     @property
     def saved_layout(self) -> int:
@@ -78,9 +80,8 @@ class CudaBackend:
     def supports(self, call: FFNCall) -> str | None:
         reason = self._device_reason(call.x.device)
         if reason is None:
-            reasons = {route: self._route_reason(route, call) for route in self._order}
-            if None not in reasons.values():
-                reason = "; ".join(f"{route}: {why}" for route, why in reasons.items())
+            answer = self._route(call)
+            reason = None if answer in ROUTES else answer
         return reason
 
     def supports_group(self, calls: Sequence[FFNCall]) -> str | None:
@@ -108,8 +109,16 @@ class CudaBackend:
         return self._triton
 
     def _route(self, call: FFNCall) -> str:
-        """The first route that can serve a call that `supports` accepted."""
-        return next(route for route in self._order if self._route_reason(route, call) is None)
+        """The first route that can serve the call, or why none can; remembered by all that it depends on."""
+        parallel = call.flags & Flag.PARALLEL
+        key = (call.x.device, call.x.dtype, call.compute_dtype, call.hidden, call.inner, parallel)
+        answer = self._answers.get(key)
+        if answer is None:
+            reasons = {route: self._route_reason(route, call) for route in self._order}
+            served = next((route for route, reason in reasons.items() if reason is None), None)
+            answer = served or "; ".join(f"{route}: {why}" for route, why in reasons.items())
+            self._answers[key] = answer
+        return answer
 
     def _route_reason(self, route: str, call: FFNCall) -> str | None:
         if route == "stack":

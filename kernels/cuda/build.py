@@ -2,8 +2,7 @@
 cache.
 
     kernels/_ffnas_cuda.so          built at installation; used if its sources are those at hand
-    <cache>/cuda-<sources>-<nvcc>.so
-    <library>.ptxas.txt             registers and spills of every kernel, as ptxas reports them
+    <cache>/ffnas-cuda-<sources>-<nvcc>.so
 
 One library holds machine code for sm_80 and sm_90a, and PTX of compute_80 that the driver compiles for anything else.
 It speaks plain C and links the CUDA runtime statically: one build serves every PyTorch, whichever CUDA that was built
@@ -52,11 +51,11 @@ def library_path() -> Path:
         return installed
     nvcc = find_nvcc()
     if nvcc is None:
-        built = sorted(cache_dir().glob(f"cuda-{key}-*.so"))
+        built = sorted(cache_dir().glob(f"{key}-*.so"))
         if built:
             return built[-1]
         raise BuildError("no CUDA compiler found (CUDA_HOME, PATH, /usr/local/cuda): install the CUDA toolkit")
-    target = cache_dir() / f"cuda-{key}-{compiler_key(nvcc)}.so"
+    target = cache_dir() / f"{key}-{compiler_key(nvcc)}.so"
     if not target.exists():
         build_once(target, key, f"CUDA kernels with {nvcc}", lambda: build_library(target, sources, nvcc))
     return target
@@ -112,14 +111,17 @@ def build_library(target: Path, sources: Path, nvcc: str) -> None:
         error = run_compiler(link)
         if error is not None:
             raise BuildError(error)
-        (work / "ptxas.log").write_text("".join((work / f"{f.name}.log").read_text() for f in files))
-        os.replace(work / "ptxas.log", report_path(target))
+        with open(work / "library.so", "ab") as library:
+            library.write(_LOG_MARK + b"".join((work / f"{f.name}.log").read_bytes() for f in files))
         os.replace(work / "library.so", target)
 
 
-def report_path(library: Path) -> Path:
-    """Where `build_library` leaves what ptxas said about registers and spills of every kernel."""
-    return library.with_suffix(".ptxas.txt")
+_LOG_MARK = b"\nffnas: messages of ptxas\n"
+
+
+def ptxas_log(library: Path) -> str:
+    """What ptxas said about every kernel of a library: `build_library` appends it to the file, past what is loaded."""
+    return library.read_bytes().rpartition(_LOG_MARK)[2].decode()
 
 
 class KernelReport(NamedTuple):
@@ -134,7 +136,7 @@ class KernelReport(NamedTuple):
 
 
 def kernel_reports(log: str) -> list[KernelReport]:
-    """What ptxas said (`-Xptxas -v`) about every kernel, from the text at `report_path`."""
+    """What ptxas said (`-Xptxas -v`) about every kernel, from `ptxas_log`."""
     found = []
     for part in log.split("Compiling entry function ")[1:]:
         name, architecture = re.findall(r"'(\S+)'", part)[:2]

@@ -83,19 +83,15 @@ def saved_like(call: FFNCall) -> list[Tensor]:
 def forward(calls: Sequence[FFNCall], save: bool) -> tuple[list[Tensor], list[list[Tensor]]]:
     """(outputs [T_k, H_k] in x.dtype, per member the tensors saved for `backward`, or empty lists)."""
     outs = [call.x.new_empty((call.tokens, call.hidden)) for call in calls]
-    kept = [saved_like(call) for call in calls]
+    kept = [saved_like(call) if save else [] for call in calls]
     for members in _launches(calls):
         record = _Record([calls[k] for k in members], backward=False)
         for k in members:
-            views = _saved_views(calls[k], kept[k])
-            if not save and not calls[k].flags & Flag.PARALLEL:
-                views = [(z, 0, second, stats) for z, _, second, stats in views]  # h has no reader
-            layers = [
-                (*parameters, *own, *_NOTHING) for parameters, own in zip(_parameters(calls[k]), views, strict=True)
-            ]
+            views = _saved_views(calls[k], kept[k]) if save else record.unsaved(calls[k])
+            layers = [(*given, *own, *_NOTHING) for given, own in zip(_parameters(calls[k]), views, strict=True)]
             record.add(calls[k], outs[k], layers)
         record.run("ffnas_grouped_forward")
-    return outs, kept if save else [[] for _ in calls]
+    return outs, kept
 
 
 def backward(
@@ -172,6 +168,14 @@ class _Record:
         first, second = (call.hidden if parallel else call.inner), call.hidden
         mid = call.hidden if parallel else call.inner
         return [self._take(call, (call.tokens, w), call.compute_dtype) for w in (first, second, call.hidden, mid)]
+
+    def unsaved(self, call: FFNCall) -> list[tuple[int, int, int, int]]:
+        """Addresses as of `_saved_views` where nothing is kept: layers share buffers, h of the serial form has none."""
+        shape = (call.tokens, call.hidden)
+        between = [self._take(call, shape, call.x.dtype) for _ in range(min(2, call.layers - 1))]
+        second = self._take(call, shape, call.compute_dtype)
+        first = self._take(call, shape, call.compute_dtype) if call.flags & Flag.PARALLEL else 0
+        return [(between[layer % 2 - 1] if layer else 0, first, second, 0) for layer in range(call.layers)]
 
     def run(self, name: str) -> None:
         head = (

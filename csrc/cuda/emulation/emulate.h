@@ -1,15 +1,16 @@
-// device.h on the CPU, for tests: the threads of a block are fibers of one system thread, run in turn; blocks follow one
-// another. Everything is deterministic.
+// device.h on the CPU, for tests: the threads of a block are fibers of one system thread, run in turn; blocks follow
+// one another. Everything is deterministic.
 //
-// A fiber runs until it waits at a barrier; shuffles, ldmatrix and mma exchange data through a warp barrier. What it finds:
+// A fiber runs until it waits at a barrier; shuffles, ldmatrix and mma exchange data through a warp barrier. What it
+// finds:
 //   - shared memory past what the launch asked for: it ends at an unreadable page;
 //   - reads of shared memory nobody wrote: it starts as NaN in every block;
 //   - missing barriers: `set_order(-1)` runs the threads backwards, and results must not change;
 //   - barriers not reached by all threads: the emulation stops with a message.
 // It says nothing about speed, rounding of the device's own functions, or memory ordering within a warp.
 //
-// Chosen: fibers, switched by _setjmp/_longjmp (tens of nanoseconds). Rejected: one std::thread per CUDA thread, which is
-// slow and differs from run to run.
+// Chosen: fibers, switched by _setjmp/_longjmp (tens of nanoseconds). Rejected: one std::thread per CUDA thread, which
+// is slow and differs from run to run.
 #pragma once
 
 #include <functional>
