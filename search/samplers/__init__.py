@@ -8,21 +8,47 @@ from typing import Any
 
 from engine.errors import UserError
 from search.samplers.base import Observation, Sampler, Space, SpaceExhausted
+from search.samplers.evolution import EvolutionSampler
+from search.samplers.gaussian import GaussianSampler
+from search.samplers.local import LocalSampler
+from search.samplers.nsga2 import NSGA2Sampler
 from search.samplers.partition import PartitionSampler
+from search.samplers.partition_greedy import PartitionGreedySampler
 from search.samplers.random_search import RandomSampler
+from search.samplers.tpe import TPESampler
 
 __all__ = [
     "SAMPLERS",
+    "EvolutionSampler",
+    "GaussianSampler",
+    "LocalSampler",
+    "NSGA2Sampler",
     "Observation",
+    "PartitionGreedySampler",
     "PartitionSampler",
     "RandomSampler",
     "Sampler",
     "Space",
     "SpaceExhausted",
+    "TPESampler",
     "make_sampler",
 ]
 
-SAMPLERS = MappingProxyType({cls.name: cls for cls in (RandomSampler, PartitionSampler)})
+SAMPLERS = MappingProxyType(
+    {
+        cls.name: cls
+        for cls in (
+            RandomSampler,
+            PartitionSampler,
+            PartitionGreedySampler,
+            EvolutionSampler,
+            LocalSampler,
+            TPESampler,
+            NSGA2Sampler,
+            GaussianSampler,
+        )
+    }
+)
 
 
 def make_sampler(name: str, space: Space, seed: int, **options: Any) -> Sampler:

@@ -14,33 +14,61 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from engine.architecture import Architecture
 from engine.errors import UserError
+from kernels.expression import Expression
 from search.ledger import Trial
 from search.space import NoNeighbour
 
-FORMAT = 1
+FORMAT = 2
 MAX_TRIES = 20_000
 """Draws, at most, before a space counts as exhausted."""
 
 
 class Space(Protocol):
-    """What a sampler asks of a search space (`search.space.SearchSpace`)."""
+    """What samplers ask of a search space (`search.space.SearchSpace`).
+
+    Attributes:
+        stacks, ratios: what a layer may have.
+        activations, binaries: operators of expressions.
+        fixed_expressions: one per layer where only (stack, ratio) is searched, else None.
+        fixed_shapes: one (stack, ratio) per layer where only expressions are searched, else None.
+    """
+
+    stacks: tuple[int, ...]
+    ratios: tuple[Fraction, ...]
+    activations: tuple[str, ...]
+    binaries: tuple[str, ...]
+    fixed_expressions: tuple[Expression, ...] | None
+    fixed_shapes: tuple[tuple[int, Fraction], ...] | None
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """A random architecture of the space."""
         ...
 
     def mutate(self, architecture: Architecture, rng: np.random.Generator) -> Architecture:
-        """A random neighbour of an architecture, in the space."""
+        """A random neighbour of an architecture (which need not lie in the space), in the space."""
+        ...
+
+    def contains(self, architecture: Architecture) -> bool:
+        """Whether it lies in the space."""
         ...
 
     def encode(self, architecture: Architecture) -> np.ndarray:
-        """Features, float, of a fixed length."""
+        """The paper's features, float, of a fixed length."""
+        ...
+
+    def features(self, architecture: Architecture) -> np.ndarray:
+        """Structure and cost, float [layers, D]."""
+        ...
+
+    def parameters(self, architecture: Architecture) -> int:
+        """Parameter count."""
         ...
 
     def key(self, architecture: Architecture) -> str:
@@ -124,6 +152,7 @@ class Sampler(ABC):
             "pending": [str(a) for a in self._pending.values()],
             "observed": [[str(o.architecture), o.score] for o in self.observed],
             "duplicates": self.duplicates,
+            "own": self._own_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,6 +173,7 @@ class Sampler(ABC):
             observed = [(Architecture.parse(text), _score(score)) for text, score in state["observed"]]
             self.duplicates = int(state["duplicates"])
             self._rng.bit_generator.state = state["rng"]
+            self._load_own_state(state["own"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"sampler state: is damaged ({type(error).__name__}: {error}): start a new run") from error
         self._initial = initial
@@ -163,6 +193,13 @@ class Sampler(ABC):
 
     def _forget(self) -> None:  # noqa: B027
         """Called before everything is learned anew."""
+
+    def _own_state(self) -> dict[str, Any]:
+        """What a sampler keeps beside its observations and cannot learn from them again, as JSON values."""
+        return {}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes over what `_own_state` returned."""
 
     def _next(self) -> Architecture | None:
         while self._initial:

@@ -94,9 +94,13 @@ class PartitionSampler(Sampler):
         """The tree of the last rebuild: a function of the first trials alone, however they were handed in."""
         known = self.startup + (len(features) - self.startup) // self.rebuild_every * self.rebuild_every
         if self._tree is None or self._tree[0] != known:
-            tree = build(features[:known], self._values(known), min_leaf=MIN_LEAF, max_depth=MAX_DEPTH)
+            tree = build(features[:known], self._values(known), min_leaf=MIN_LEAF, max_depth=self._max_depth(known))
             self._tree = (known, tree)
         return self._tree[1]
+
+    def _max_depth(self, trials: int) -> int:
+        """Most splits above a leaf of a tree over this many trials."""
+        return MAX_DEPTH
 
     def _values(self, number: int) -> np.ndarray:
         """Ranks in [0, 1] of the first `number` trials, failed ones as the worst among them."""

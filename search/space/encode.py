@@ -86,12 +86,12 @@ def _tree(expr: Expression) -> np.ndarray:
     padded = (ids + [0] * MAX_TOKENS)[:MAX_TOKENS]
     counts = [sum(node.op == name for node in expr.walk()) for name in OPERATORS]
     mid = any(node.weight == "wb2" and is_activation(node.args[0]) for node in expr.walk())
-    features = np.asarray([*padded, expr.height, expr.size, *counts, mid, _residual(expr)], dtype=np.float64)
+    features = np.asarray([*padded, expr.height, expr.size, *counts, mid, has_residual(expr)], dtype=np.float64)
     features.flags.writeable = False  # shared by all who ask
     return features
 
 
-def _residual(expr: Expression) -> bool:
+def has_residual(expr: Expression) -> bool:
     """Whether a binary operator above both weights joins their value with a weightless operand."""
     node = expr
     while node.args and node.op != LINEAR:

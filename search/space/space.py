@@ -33,6 +33,7 @@ from kernels.widths import validate
 from search.space import options
 from search.space.budget import BudgetTable, budget_table
 from search.space.encode import encode, feature_names
+from search.space.features import features
 from search.space.generate import ExpressionGenerator
 from search.space.mutate import mutate_expression
 from search.space.rules import Rules, check
@@ -205,6 +206,10 @@ class SearchSpace:
     def encode(self, arch: Architecture) -> np.ndarray:
         """Feature vector, float64, of the length of `feature_names()`; see `search.space.encode`."""
         return encode(arch, self.shape, self.budget)
+
+    def features(self, arch: Architecture) -> np.ndarray:
+        """Structure and cost, float64 [layers, D]; see `search.space.features`."""
+        return features(arch, self.shape)
 
     def feature_names(self) -> list[str]:
         """Names of the entries of `encode`."""

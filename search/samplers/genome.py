@@ -1,0 +1,98 @@
+"""Architectures as a fixed set of categories, for optimizers that know nothing else.
+
+Genes, per layer and only where the space leaves a choice:
+
+    layer0.stack, layer0.ratio                   the layer's own
+    layer0.root, layer0.mid, layer0.pre          operators at the root, under wb2 and under wb1
+    layer0.height                                of the tree
+
+An expression is a tree of any shape; three places that every FFN has (`search.space.features.places`) and the height
+say what kind it is. Genes to an architecture: (stack, ratio) are taken as they are, and of a pool of expressions (draws
+of the space and those of the best trials) each layer gets the one that agrees with most of its genes. Where the result
+does not lie in the space, a mutation brings it there.
+
+Rejected: one category per node of a maximal tree with the lower ones conditional on the upper. Seven levels are 127
+conditional categories per layer, most of them unused in any one trial; and codons read modulo the number of productions
+(grammatical evolution), where one changed gene changes the meaning of all after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from engine.architecture import Architecture, LayerSpec
+from engine.architecture import parse_ratio as ratio_of
+from kernels.expression import Expression
+from kernels.operators import LEAF, LINEAR
+from search.samplers.base import Space
+from search.space.features import places
+from search.space.rules import MAX_HEIGHT, MIN_HEIGHT
+
+Genes = dict[str, str | int]
+TREE_GENES = ("root", "mid", "pre", "height")
+POOL_DRAWS = 12
+"""Draws of the space whose expressions join the pool."""
+
+
+def categories(space: Space, layers: int) -> dict[str, tuple[str | int, ...]]:
+    """Every gene with its values."""
+    operators = (*space.activations, *space.binaries, LINEAR, LEAF)
+    heights = tuple(range(MIN_HEIGHT, MAX_HEIGHT + 1))
+    result: dict[str, tuple[str | int, ...]] = {}
+    for i in range(layers):
+        if space.fixed_shapes is None:
+            result[f"layer{i}.stack"] = tuple(space.stacks)
+            result[f"layer{i}.ratio"] = tuple(str(r) for r in space.ratios)
+        if space.fixed_expressions is None:
+            result |= dict.fromkeys((f"layer{i}.{name}" for name in TREE_GENES[:3]), operators)
+            result[f"layer{i}.height"] = heights
+    return result
+
+
+def genes(space: Space, arch: Architecture) -> Genes:
+    """An architecture's genes."""
+    result: Genes = {}
+    for i, layer in enumerate(arch.layers):
+        if space.fixed_shapes is None:
+            result |= {f"layer{i}.stack": layer.stack, f"layer{i}.ratio": str(layer.ratio)}
+        if space.fixed_expressions is None:
+            tree = _tree_genes(layer.expression)
+            result |= {f"layer{i}.{name}": value for name, value in zip(TREE_GENES, tree, strict=True)}
+    return result
+
+
+def express(
+    space: Space, wanted: Genes, like: Architecture, best: Sequence[Architecture], rng: np.random.Generator
+) -> Architecture:
+    """An architecture with (nearly) these genes; it need not lie in the space.
+
+    Args:
+        space: where it is to lie.
+        wanted: values of `categories`.
+        like: gives what is fixed.
+        best: architectures whose expressions join the pool, the preferred of equally good ones first.
+        rng: draws the rest of the pool.
+    """
+    pool = [] if space.fixed_expressions is not None else [*best, *(space.sample(rng) for _ in range(POOL_DRAWS))]
+    layers = []
+    for i, layer in enumerate(like.layers):
+        expression, stack, ratio = layer.expression, layer.stack, layer.ratio
+        if space.fixed_shapes is None:
+            stack, ratio = int(wanted[f"layer{i}.stack"]), ratio_of(str(wanted[f"layer{i}.ratio"]))
+        if pool:
+            target = tuple(wanted[f"layer{i}.{name}"] for name in TREE_GENES)
+            expression = max((a.layers[i].expression for a in pool), key=lambda e: _agreement(e, target))
+        layers.append(LayerSpec(expression, stack, ratio))
+    return Architecture(tuple(layers))
+
+
+def _agreement(expression: Expression, wanted: tuple[str | int, ...]) -> int:
+    return sum(a == b for a, b in zip(_tree_genes(expression), wanted, strict=True))
+
+
+@lru_cache(maxsize=1 << 14)
+def _tree_genes(expression: Expression) -> tuple[str | int, ...]:
+    return (*places(expression), expression.height)

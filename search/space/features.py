@@ -1,0 +1,74 @@
+"""What a surrogate model sees of an architecture: structure and cost, layer by layer.
+
+One row per layer, all of one width; `names` says what its entries are. Per layer:
+
+    root_<op>, mid_<op>, pre_<op>   1 for the operator at the root, under wb2 and under wb1 (`linear` and `x` included)
+    count_<op>                      how often each operator occurs
+    height, size, residual          of the tree (see `search.space.encode`)
+    stack, ratio                    n and r
+    cost                            the layer's FFN parameters in units of H^2
+    log_cost                        the logarithm of that
+
+`search.space.encode` beside it is the paper's: token ids in text order. Ids are names written as numbers, so a distance
+between them means nothing; models that measure distances (`search.samplers.gaussian`) take these rows instead, models
+that split on thresholds take either.
+
+Rejected: one flat vector. Effects of layers add up to a good part, and only a model that knows which features belong to
+which layer can use that.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from engine.architecture import Architecture
+from engine.params import ModelShape, ffn_parameters, inner_width
+from kernels.expression import Expression
+from kernels.operators import LEAF, LINEAR, OPERATORS
+from search.space.encode import has_residual
+
+PLACES = ("root", "mid", "pre")
+OPERATOR_NAMES = tuple(dict.fromkeys((*OPERATORS, LINEAR, LEAF)))
+_NAMES = (
+    *(f"{place}_{name}" for place in PLACES for name in OPERATOR_NAMES),
+    *(f"count_{name}" for name in OPERATOR_NAMES),
+    *("height", "size", "residual", "stack", "ratio", "cost", "log_cost"),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Names of the entries of a row."""
+    return _NAMES
+
+
+def features(arch: Architecture, shape: ModelShape) -> np.ndarray:
+    """float64 [L, D], D the number of `names()`."""
+    return np.stack([_layer(s.expression, s.stack, s.ratio, shape) for s in arch.layers])
+
+
+def places(expr: Expression) -> tuple[str, str, str]:
+    """Operators at the root, directly under wb2 and directly under wb1: the three places of the hand-made FFN."""
+    under = {node.weight: node.args[0].op for node in expr.walk() if node.op == LINEAR}
+    return expr.op, under["wb2"], under["wb1"]
+
+
+@lru_cache(maxsize=1 << 14)
+def _layer(expr: Expression, stack: int, ratio: Fraction, shape: ModelShape) -> np.ndarray:
+    hidden = shape.hidden_size
+    params = ffn_parameters(hidden, inner_width(ratio, shape.ffn_size), stack)
+    cost = params / hidden**2
+    row = np.array([*_tree(expr), stack, float(ratio), cost, math.log(cost)])
+    row.flags.writeable = False  # shared by all who ask
+    return row
+
+
+@lru_cache(maxsize=1 << 14)
+def _tree(expr: Expression) -> tuple[float, ...]:
+    ops = [node.op for node in expr.walk()]
+    hot = [float(found == name) for found in places(expr) for name in OPERATOR_NAMES]
+    counts = [float(ops.count(name)) for name in OPERATOR_NAMES]
+    return (*hot, *counts, float(expr.height), float(expr.size), float(has_residual(expr)))
