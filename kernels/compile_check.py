@@ -42,10 +42,10 @@ SAMPLED = 20
 _ROOT = Path(__file__).resolve().parent
 _DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 _INTERPRETED = (
-    ("linear(gelu(mul(linear(x,wb1),x)),wb2)", "truncate"),
-    ("linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)", "truncate"),
-    ("tanh(add(x,linear(gelu(linear(x,wb1)),wb2)))", "truncate"),
-    ("mul(gelu(linear(x,wb1)),linear(tanh(x),wb2))", "truncate"),
+    "linear(gelu(mul(linear(x,wb1),x)),wb2)",
+    "linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)",
+    "tanh(add(x,linear(gelu(linear(x,wb1)),wb2)))",
+    "mul(gelu(linear(x,wb1)),linear(tanh(x),wb2))",
 )
 """Between them every kernel in every form: mid with and without x, pre, post with x, the parallel form."""
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|IMMA|QGMMA)\b")
@@ -87,24 +87,26 @@ def triton_jobs(architectures: Sequence[int], quick: bool) -> list[Job]:
     jobs = []
     for arch in architectures:
         for dtype in _DTYPES[:1] if quick else _DTYPES:
-            for text, policy in _INTERPRETED[:1] if quick else _INTERPRETED:
-                for slots in SLOT_VARIANTS[:1] if quick else SLOT_VARIANTS:
-                    words = lower(text, policy).words
-                    inner = HIDDEN if "mul(gelu" in text else 180
-                    jobs.append(Job(f"interpreted {dtype[6:]}", arch, words, _recipe(dtype, inner), slots))
+            name = f"interpreted {dtype[6:]}"
+            for text in _INTERPRETED[:1] if quick else _INTERPRETED:
+                inner = HIDDEN if text is _INTERPRETED[-1] else 180
+                jobs.append(Job(name, arch, lower(text).words, _recipe(dtype, inner), SLOT_VARIANTS[0]))
+            for slots in () if quick else SLOT_VARIANTS[1:]:
+                jobs.append(Job(name, arch, lower(_INTERPRETED[0]).words, _recipe(dtype, HIDDEN), slots))
         for k, (text, policy) in enumerate(sampled_programs(2 if quick else SAMPLED)):
-            words = lower(text, policy).words
-            inner = HIDDEN if words[5] == 3 or k % 2 else 270 if words[5] != 2 else 720
-            jobs.append(Job(f"generated {_DTYPES[k % 3][6:]}", arch, words, _recipe(_DTYPES[k % 3], inner), generated=True))
+            words, dtype = lower(text, policy).words, _DTYPES[k % 3]
+            inner = {0: 270, 1: 270, 2: 720, 3: HIDDEN}[words[5]]
+            jobs.append(Job(f"generated {dtype[6:]}", arch, words, _recipe(dtype, inner), generated=True))
         if not quick:
-            words = lower(_INTERPRETED[0][0], "truncate").words
-            jobs.append(Job("interpreted tf32", arch, words, _recipe("torch.float32", HIDDEN, tf32=True), 2))
-            jobs.append(Job("interpreted odd widths", arch, words, _recipe("torch.bfloat16", 135), 2))
-            wide = _recipe("torch.bfloat16", HIDDEN)
-            jobs.append(Job("interpreted wide", arch, words, wide, 2))
-            autocast = _recipe("torch.float32", HIDDEN, compute="torch.bfloat16")
-            jobs.append(Job("interpreted autocast", arch, words, autocast, 2))
-            jobs.append(Job("interpreted bare", arch, words, _recipe("torch.bfloat16", HIDDEN, norm=False), 2))
+            words = lower(_INTERPRETED[0]).words
+            others = {
+                "tf32": _recipe("torch.float32", HIDDEN, tf32=True),
+                "odd widths": _recipe("torch.bfloat16", 135),
+                "wide": _recipe("torch.bfloat16", HIDDEN),
+                "autocast": _recipe("torch.float32", HIDDEN, compute="torch.bfloat16"),
+                "bare": _recipe("torch.bfloat16", HIDDEN, norm=False),
+            }
+            jobs += [Job(f"interpreted {k}", arch, words, recipe, SLOT_VARIANTS[0]) for k, recipe in others.items()]
     return jobs
 
 
@@ -142,7 +144,14 @@ def sampled_programs(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 def _recipe(dtype: str, inner: int, *, compute: str | None = None, norm: bool = True, tf32: bool = False) -> str:
     """A backward call's recipe, as JSON; the forward call's is the same without `needs`."""
-    shapes = [(TOKENS, HIDDEN), (inner, HIDDEN), (inner,), (HIDDEN, inner), (HIDDEN,), *([(HIDDEN,)] * 2 if norm else [])]
+    shapes = [
+        (TOKENS, HIDDEN),
+        (inner, HIDDEN),
+        (inner,),
+        (HIDDEN, inner),
+        (HIDDEN,),
+        *([(HIDDEN,)] * 2 if norm else []),
+    ]
     tensors = [[list(s), [s[1], 1] if len(s) == 2 else [1], dtype] for s in shapes]
     made = {
         "tensors": tensors, "layers": 1, "p_drop": 0.1 if norm else 0.0, "eps": 1e-12, "compute": compute or dtype,
@@ -221,11 +230,17 @@ def _row(job: Job, kernel: str, built: Any, constants: dict[str, Any]) -> Row:
         raise RuntimeError(f"cuobjdump says nothing of {kernel}'s registers")
     registers, stack = int(found[1]), int(found[2])
     core = _TENSOR_CORE.search(code)
-    sizes = [constants.get(name, constants.get(other)) for name, other in (("BM", "ROWS"), ("BN", "FIRST"), ("BK", "SECOND"))]
+    sizes = [
+        constants.get(name, constants.get(other)) for name, other in (("BM", "ROWS"), ("BN", "FIRST"), ("BK", "SECOND"))
+    ]
     blocks = "x".join(str(v) for v in sizes if v is not None)
     variant = f"{job.name} {constants.get('SLOTS', 0)} slots {blocks} {constants['warps']} warps"
     problem = f"spills {stack} bytes" if stack else ""
-    if kernel in _PRODUCTS and core is None and not ("float32" in job.name or constants.get("PRECISION") == "ieee"):
+    if (
+        kernel in _PRODUCTS
+        and core is None
+        and not (job.name.endswith("float32") or constants.get("PRECISION") == "ieee")
+    ):
         problem = "no tensor-core instruction"
     return Row(kernel, variant, job.arch, registers, stack, built.metadata.shared, core[1] if core else "-", problem)
 
@@ -319,7 +334,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_check", description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="compute capabilities times 10")
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="compute capabilities times 10"
+    )
     parser.add_argument("--quick", action="store_true", help="one program, one dtype, two generated programs, one .cu")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at once")
     options = parser.parse_args(arguments)

@@ -123,6 +123,7 @@ class TritonRows:
             EVALUATE=post_bwd.function, SLOTS=slots, ALIGN=align, DROPOUT=drop_threshold(call.p_drop) > 0,
             USES_X=bool(call.flags & Flag.POST_USES_X), PARALLEL=parallel,
             ROWS=config.rows, FIRST=config.first, SECOND=config.second, warps=config.warps, stages=1,
+            **config.limits(),
         )  # fmt: skip
         likes = [call.ln_weight[layer], call.ln_bias[layer]] if call.has_ln else [None, None]
         likes += [b_y[layer], b_y2[layer]]

@@ -59,13 +59,18 @@ class Gemm(NamedTuple):
 
 
 class RowBlocks(NamedTuple):
-    """Rows of a tile, its two blocks of columns, warps, and programs launched at most (backward)."""
+    """Rows of a tile, its two blocks of columns, warps, programs launched at most (backward), and most registers."""
 
     rows: int
     first: int
     second: int
     warps: int
     programs: int
+    registers: int | None
+
+    def limits(self) -> dict[str, int]:
+        """As arguments of `kernels.triton.launch.launch`."""
+        return {} if self.registers is None else {"maxnreg": self.registers}
 
 
 _SHIPPED = {
@@ -227,7 +232,9 @@ def rows(hidden: int, slots: int, *, backward: bool) -> RowBlocks:
     per_thread = 4 if backward or slots > 6 else 8
     warps = max(1, min(8, first // (32 * per_thread)))
     count = max(1, min(8, per_thread * 32 * warps // first))
-    return RowBlocks(count, first, second, warps, 512)
+    # left alone, ptxas aims at 80 registers for generated code and spills two of them to get there
+    registers = 128 if backward and slots == 0 and first <= 128 * warps else None
+    return RowBlocks(count, first, second, warps, 512, registers)
 
 
 def blocks(hidden: int) -> tuple[int, int]:
