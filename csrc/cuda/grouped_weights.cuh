@@ -64,21 +64,17 @@ grouped_weights_kernel(FFNAS_ARGUMENT Group group) {
   float acc[kDown][kAcross][4] = {};
   float bias = 0.0f;
   TileCopy<T, kDepth, kTile, kTileThreads> copy_left, copy_right;
-  copy_left.load(left, 0, member.tokens, row, rows);
-  copy_right.load(right, 0, member.tokens, column, columns);
-  copy_left.store(stages);
-  copy_right.store(stages + 2 * kStage);
-  sync_threads();
-  int stage = 0;
-  for (int64_t t = 0; t < member.tokens; t += kDepth) {
+  int stage = 1;
+  // one turn early: the first only fetches stage 0
+  for (int64_t t = -kDepth; t < member.tokens; t += kDepth) {
     const bool more = t + kDepth < member.tokens;
     if (more) {
       copy_left.load(left, t + kDepth, member.tokens, row, rows);
       copy_right.load(right, t + kDepth, member.tokens, column, columns);
     }
     const T *a = stages + stage * kStage, *b = stages + (2 + stage) * kStage;
-    Multiply<T, kDown, kAcross, true, true>::run(acc, a + down, kStride, b + right_of, kStride, kDepth);
-    if (column == 0 && thread() < kTile)
+    if (t >= 0) Multiply<T, kDown, kAcross, true, true>::run(acc, a + down, kStride, b + right_of, kStride, kDepth);
+    if (t >= 0 && column == 0 && thread() < kTile)
       for (int i = 0; i < kDepth; ++i) bias += float_of(a[i * kStride + thread()]);
     stage ^= 1;
     if (more) {

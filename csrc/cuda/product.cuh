@@ -103,13 +103,14 @@ struct DTypeOf<Half> {
   static constexpr int64_t kValue = kFloat16;
 };
 
-// Columns column..column + 3 of a row of `m`, rounded to T; zero outside [0, rows) x [0, width).
+// Columns column..column + 3 of a row of `m`, which is T or float32, rounded to T; zero outside [0, rows) x [0, width).
 template <class T>
 FFNAS_DEVICE Four<T> load_four(const View& m, int64_t row, int64_t rows, int column, int width) {
   Four<T> f = {};
   if (row >= rows || column >= width) return f;
+  const int64_t at = row * m.stride + column;
   if (m.dtype == DTypeOf<T>::kValue) {
-    const T* p = static_cast<const T*>(m.data) + row * m.stride + column;
+    const T* p = static_cast<const T*>(m.data) + at;
     if (column + 4 <= width && aligned(p, sizeof f)) return *reinterpret_cast<const Four<T>*>(p);
 #pragma unroll
     for (int j = 0; j < 4; ++j)
@@ -117,7 +118,7 @@ FFNAS_DEVICE Four<T> load_four(const View& m, int64_t row, int64_t rows, int col
     return f;
   }
   float v[4];
-  load4(m, row, column, width, v);
+  load_group(static_cast<const float*>(m.data) + at, width - column, v);
 #pragma unroll
   for (int j = 0; j < 4; ++j) f.v[j] = element_of<T>(v[j]);
   return f;
@@ -172,15 +173,13 @@ struct BlockProduct {
     const int stride = operand_stride(depth);
     float acc[kDown][kAcross][4] = {};
     Copy copy;
-    load(copy, weight, depth, columns, n, 0);
-    copy.store(stages);
-    sync_threads();
-    int stage = 0;
-    for (int k = 0; k < depth; k += kDepth) {
+    int stage = 1;
+    // one turn early: the first only fetches stage 0
+    for (int k = -kDepth; k < depth; k += kDepth) {
       const bool more = k + kDepth < depth;
       if (more) load(copy, weight, depth, columns, n, k + kDepth);
       const T* right = stages + stage * kStageElements + across * (kTransposed ? 1 : Copy::kStride);
-      if (works)
+      if (works && k >= 0)
         Multiply<T, kDown, kAcross, false, kTransposed>::run(acc, operand + down * stride + k, stride, right,
                                                              Copy::kStride, kDepth);
       stage ^= 1;
