@@ -1,7 +1,8 @@
 """Programs on a device: one copy per program and device, made at the first call and kept with the program's tensor.
 
-The kernels read the words of `kernels.program` as they are. A graph captured with one program runs another one after
-`words.copy_(other)` on the device copy, if the other is no longer.
+The kernels read the words of `kernels.program` as they are, at every launch, and are launched with room for all 16
+temporaries while a graph is captured: such a graph runs another program of the same form and flags after its words were
+copied over those of the device copy, if they are no more.
 
 Rejected: words in kernel arguments. A graph would keep the program it was captured with.
 """
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.cuda.library import is_capturing
 from kernels.validation import checked_words
 
 _ATTRIBUTE = "_ffnas_cuda_copies"
@@ -28,7 +30,8 @@ class DeviceProgram(NamedTuple):
 def device_program(program: Tensor, device: torch.device) -> DeviceProgram:
     """The device's copy of a program (int32, on the CPU), and how many temporaries it uses.
 
-    Not for the first time while a graph is captured: run the call once before, as captures ask for anyway.
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the program was never used on this device before.
     """
     version, copies = getattr(program, _ATTRIBUTE, (None, {}))
     if version != program._version:
@@ -36,6 +39,8 @@ def device_program(program: Tensor, device: torch.device) -> DeviceProgram:
         setattr(program, _ATTRIBUTE, (program._version, copies))
     found = copies.get(device)
     if found is None:
+        if is_capturing(device):
+            raise RuntimeError("a program was first used while a CUDA graph was captured: call it once before")
         temporaries = checked_words(program)[_TEMPORARIES]
         words = program if device.type == "cpu" else program.to(device)
         found = copies[device] = DeviceProgram(words, temporaries)
