@@ -23,7 +23,7 @@ namespace amx { extern const Kernels kernels; }
 namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words, status codes, instruction sets.
-constexpr int64_t kAbiVersion = 2;
+constexpr int64_t kAbiVersion = 3;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
 
@@ -244,6 +244,8 @@ void run_tasks(int64_t tasks, TaskFn fn, void* ctx) {
 
 }  // namespace ffnas
 
+#include "losses_api.h"
+
 #define FFNAS_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Both may be null: then everything runs on the calling thread.
@@ -268,6 +270,7 @@ FFNAS_EXPORT int ffnas_forward(const int64_t* words, int64_t count, double eps, 
 FFNAS_EXPORT int ffnas_backward(const int64_t* words, int64_t count, double eps, double drop_scale) {
   return ffnas::run(words, count, eps, drop_scale, true);
 }
+FFNAS_EXPORT int ffnas_loss(const int64_t* words, const double* reals) { return ffnas::run_loss(words, reals); }
 // Test hook; mode 0 value, 1 derivative, 2 and 3 derivative and value of the pair instruction.
 FFNAS_EXPORT int ffnas_unary(int isa, int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);

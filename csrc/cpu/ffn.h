@@ -90,3 +90,5 @@ struct Kernels {
 };
 
 }  // namespace ffnas
+
+#include "losses.h"

@@ -9,7 +9,8 @@ struct TileConfig {
 // Tile registers are configured per thread, by everybody for himself: held around a task's products.
 struct ProductScope {
   ProductScope() {
-    const TileConfig config;
+    // static: GCC's intrinsic names only the first 8 bytes as read, so stores to a local could be dropped
+    static constexpr TileConfig config = {};
     _tile_loadconfig(&config);
   }
   ~ProductScope() { _tile_release(); }

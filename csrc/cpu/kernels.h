@@ -20,6 +20,13 @@
 #include "forward.h"
 #include "backward_block.h"
 #include "backward.h"
+#include "losses_rows.h"
+#include "losses_gram.h"
+#include "losses_score.h"
+#include "losses_hidden.h"
+#include "losses_soft.h"
+#include "attention.h"
+#include "attention_backward.h"
 
 // Test hook: one instruction on n floats, a vector at a time.
 inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
@@ -39,3 +46,5 @@ inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int
 }
 
 extern const Kernels kernels;
+extern const LossKernels loss_kernels;
+const LossKernels loss_kernels = {score_mse, hidden_mse, soft_cross_entropy, attention_forward, attention_backward};

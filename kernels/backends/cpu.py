@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends.base import BackendUnavailable, FFNCall
+from kernels.backends.cpu_losses import CpuLosses
 from kernels.build import BuildError, library_path
 from kernels.philox import drop_threshold
 from kernels.program import Flag
@@ -37,7 +38,7 @@ ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 """Instruction sets in rising order; the position is the number the library knows."""
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
@@ -65,6 +66,7 @@ class CpuBackend:
             torch.float32: max(i for i in best if i <= ISAS.index("avx512")),
             torch.bfloat16: _bfloat16_isa(best),
         }
+        self.losses = CpuLosses(self._library, _ABI_VERSION, self._isa)
 
     def isa(self, dtype: torch.dtype) -> str:
         """The instruction set that serves products in `dtype`."""

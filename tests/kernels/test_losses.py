@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import losses
-from kernels.losses import attention_score_mse, gram_error_bound, hidden_mse, soft_cross_entropy
+from kernels import losses_reference
+from kernels.losses import TILE, attention_score_mse, gram_error_bound, hidden_mse, soft_cross_entropy
 from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
 
 EXACT = ("dense", "tiled", "gram")
@@ -120,11 +120,13 @@ def test_teacher_gets_no_gradient(method):
     assert all(x.grad is not None for x in student)
 
 
-def test_tiled_saves_nothing_of_size_s_squared():
-    student, teacher, mask = make_qk([256], 1, 4, 4)
+@pytest.mark.parametrize("method", ["tiled", "gram", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["cpu-kernels", "reference"])
+def test_nothing_of_size_s_squared_is_saved(method, dtype):
+    student, teacher, mask = make_qk([256], 1, 4, 4, dtype=dtype)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        attention_score_mse(*student, *teacher, mask, method="tiled")
+        attention_score_mse(*student, *teacher, mask, method=method)
     assert saved
     assert max(saved) <= 256 * 4
 
@@ -154,19 +156,12 @@ def test_gram_bound_holds_and_auto_is_within_a_thousandth(noise):
     assert (auto - true).abs() <= 1e-3 * true
 
 
-def test_auto_takes_each_form_where_it_should(monkeypatch):
+def test_auto_of_the_reference_takes_each_form_where_it_should(monkeypatch):
     taken = []
-    gram, tiled = losses._score_sum_gram, losses._TiledScoreSum
-    monkeypatch.setattr(losses, "_score_sum_gram", lambda *a: taken.append("gram") or gram(*a))
-
-    class Spy:
-        @staticmethod
-        def apply(*args):
-            taken.append("tiled")
-            return tiled.apply(*args)
-
-    monkeypatch.setattr(losses, "_TiledScoreSum", Spy)
-    for length, width, expected in [(64, 4, []), (65, 32, ["tiled"]), (100, 4, ["gram"])]:
+    gram, tiled = losses_reference._gram_sum, losses_reference._tiled_sum
+    monkeypatch.setattr(losses_reference, "_gram_sum", lambda *a: taken.append("gram") or gram(*a))
+    monkeypatch.setattr(losses_reference, "_tiled_sum", lambda *a: taken.append(a[4]) or tiled(*a))
+    for length, width, expected in [(64, 16, [64]), (65, 32, [TILE]), (100, 4, ["gram"])]:
         student, teacher, mask = make_qk([length], 1, width, width)
         taken.clear()
         attention_score_mse(*student, *teacher, mask)
@@ -174,7 +169,7 @@ def test_auto_takes_each_form_where_it_should(monkeypatch):
     taken.clear()
     equal = [x.detach() for x in student]
     assert attention_score_mse(*equal, *equal, mask).item() == 0.0
-    assert taken == ["gram", "tiled"]  # tried, not proven accurate, replaced
+    assert taken == ["gram", TILE]  # tried, not proven accurate, replaced
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+// Plain data of the distillation losses and of attention, shared by the entry points (losses_api.h) and the kernels of
+// every instruction set. Part of ffn.h, which includes it; nothing here has a body worth vectorizing.
+//
+// Names: B samples, S positions, L layers, d head size. Layers of one call agree in shape and are reduced to one scalar.
+#pragma once
+
+#include <cstdint>
+
+namespace ffnas {
+
+// A tensor [B, heads, S, d], or [B, S, d] with head 0: strides in elements, last stride 1; data == nullptr where absent.
+struct Heads {
+  void* data;
+  int64_t batch, head, row;
+  int32_t dtype;
+};
+
+// [B, S] bytes, contiguous, not 0 at real tokens.
+struct Mask {
+  const uint8_t* real;
+  int64_t batch, length;
+};
+
+struct ScoreLayer {
+  Heads q_s, k_s, q_t, k_t, grad_q, grad_k;  // gradients absent where not needed (both or none)
+};
+
+// How the score loss is computed: per head, the Gram form where it pays and is proven accurate, or one of the two always.
+enum ScoreForm : int64_t { kAutomatic = 0, kTiled = 1, kGram = 2 };
+
+struct ScoreCall {
+  int64_t layers, heads, d_s, d_t;
+  ScoreForm form;
+  float scale_s, scale_t;
+  Mask mask;
+  ScoreLayer* layer;
+  float* loss;
+  int failed;
+};
+
+struct HiddenLayer {
+  Heads h_s, h_t, grad;  // grad absent where not needed (all or none)
+};
+
+struct HiddenCall {
+  int64_t layers, d_s, d_t;
+  Mask mask;
+  HiddenLayer* layer;
+  View weight, bias, grad_weight, grad_bias;  // bias, gradients absent where there is none or none is needed
+  float* loss;
+  int failed;
+};
+
+struct SoftCrossEntropyCall {
+  int64_t rows, classes;
+  float temperature;
+  View student, teacher, grad;  // [rows, classes]; grad absent where not needed
+  float* loss;
+  int failed;
+};
+
+struct AttentionCall {
+  int64_t heads, d, d_t;
+  float scale, scale_t;
+  Mask mask;
+  Call dropout;              // its drop_* and seed
+  Heads q, k, v, q_t, k_t;   // q_t, k_t absent without the score loss
+  Heads context;             // written by forward, read by backward
+  Heads grad_context, grad_q, grad_k, grad_v;
+  float* lse;                // [B, heads, S] log of the softmax's denominator, natural logarithm
+  float* loss;               // forward's result
+  const float* grad_loss;    // nullptr: 0
+  int failed;
+};
+
+// What one instruction set offers; all return 0, or 1 when out of memory.
+struct LossKernels {
+  int (*score_mse)(ScoreCall&);
+  int (*hidden_mse)(HiddenCall&);
+  int (*soft_cross_entropy)(SoftCrossEntropyCall&);
+  int (*attention_forward)(AttentionCall&);
+  int (*attention_backward)(AttentionCall&);
+};
+
+}  // namespace ffnas
