@@ -2,8 +2,8 @@
 
 The source comes from running a program's microcode (`kernels.triton.microcode`) on names instead of tiles: the same
 operations in the same order as the interpreting machine, so that both tiers give the same bits. It is written to
-`<cache>/triton/generated/` and imported as a module, since Triton reads a function's source from its file. A file that is
-there already is used only if it holds exactly what would be written.
+`<cache>/triton/generated/` and imported as a module, since Triton reads a function's source from its file. A file that
+is there already is used only if it holds exactly what would be written.
 
 Rejected: one generated kernel per place of use. Kernels take the evaluator as a constant; only that differs.
 """
@@ -93,8 +93,8 @@ def _function(k: Segment, segment: MicroSegment) -> str:
 
 
 def _chooser() -> str:
-    text = "@triton.jit\ndef evaluate(\n    code, x, a, b, g, columns, hidden, SEGMENT: tl.constexpr, SLOTS: tl.constexpr,\n"
-    text += "    GRADIENTS: tl.constexpr, OUTPUTS: tl.constexpr,\n):\n"
+    text = "@triton.jit\ndef evaluate(\n    code, x, a, b, g, columns, hidden,\n"
+    text += "    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, GRADIENTS: tl.constexpr, OUTPUTS: tl.constexpr,\n):\n"
     for k in Segment:
         text += f"    {'if' if k == 0 else 'elif'} SEGMENT == {int(k)}:\n"
         text += f"        value, dx, da, db = _{k.name.lower()}(x, a, b, g, columns, hidden)\n"

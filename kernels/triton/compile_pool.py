@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 PROCESSES = max(1, min(4, (os.cpu_count() or 2) // 4))
@@ -44,7 +45,7 @@ class CompilePool:
         self._lock = threading.Lock()
 
     def submit(self, job: dict[str, Any], finished: Finished) -> None:
-        """Queues {"words", "recipe", "arch"}; `finished` gets None or one line saying what failed, on another thread."""
+        """Queues {"words", "recipe", "arch"}; `finished` gets None or what failed, on another thread."""
         with self._lock:
             start = self._idle == 0 and self._room > 0
             self._room -= start
@@ -89,6 +90,10 @@ def _ask(process: subprocess.Popen[str], job: dict[str, Any]) -> str | None:
     return json.loads(answer).get("error")
 
 
+def _note(kernels: list[Any], kernel: Any, *_: object) -> None:
+    kernels.append(kernel)
+
+
 def main() -> None:
     """Serves jobs from standard input until it ends. What kernels print goes to standard error."""
     from kernels.triton.recipe import compile_recipe
@@ -97,22 +102,16 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         job = json.loads(line)
-        names: list[str] = []
+        kernels: list[Any] = []
         try:
-            compile_recipe(
-                job["words"],
-                job["recipe"],
-                job["arch"],
-                lambda kernel, *_: names.append(kernel.__name__),
-                generated=True,
-            )
+            compile_recipe(job["words"], job["recipe"], job["arch"], partial(_note, kernels), generated=True)
         except Exception as error:  # whatever it is, the caller reports it and goes on without
             text = str(error).strip() or repr(error)
             answer: dict[str, Any] = {
                 "error": f"compiling a program failed: {type(error).__name__}: {text.splitlines()[0]}"
             }
         else:
-            answer = {"kernels": len(names)}
+            answer = {"kernels": len(kernels)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -3,9 +3,9 @@
 `NAME_dual` returns (f'(a) * g, f(a)): gradient, dual and pair instructions of a program are all this one function, and
 a compiler drops the half that is not used. Values at kinks, infinities and NaN are those of PyTorch's autograd.
 
-Error: one exponential (about 2 units in the last place times the size of its argument) and one reciprocal (1 unit); tanh
-and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11, 4e-9; elu: -0.5 to 0, degree 7,
-1e-10; both fitted at Chebyshev nodes).
+Error: one exponential (about 2 units in the last place times the size of its argument) and one reciprocal (1 unit);
+tanh and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11, 4e-9; elu: -0.5 to 0,
+degree 7, 1e-10; both fitted at Chebyshev nodes).
 
 Multiply-adds are written as `fma`, and kernels are compiled with `enable_fp_fusion=False`: contraction by the compiler
 would depend on what stands around an operator, and the two tiers could not give equal results.

@@ -72,8 +72,8 @@ def _linear_halves(
             SEGMENT, SLOTS, EVALUATE, READS_X,
         )  # fmt: skip
         _linear_columns(
-            right, n0 + acc.shape[1] // 2, m0, out, stride_out, saved_h, bias, x, stride_x, code, tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X,
+            right, n0 + acc.shape[1] // 2, m0, out, stride_out, saved_h, bias, x, stride_x, code, tokens, columns,
+            hidden, SEGMENT, SLOTS, EVALUATE, READS_X,
         )  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def linear_epilogue(
             SEGMENT, SLOTS, EVALUATE, READS_X, 2,
         )  # fmt: skip
         _linear_halves(
-            right, n0 + acc.shape[1] // 2, m0, out, stride_out, saved_h, bias, x, stride_x, code, tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, 2,
+            right, n0 + acc.shape[1] // 2, m0, out, stride_out, saved_h, bias, x, stride_x, code, tokens, columns,
+            hidden, SEGMENT, SLOTS, EVALUATE, READS_X, 2,
         )  # fmt: skip
     else:
         _linear_halves(
@@ -140,25 +140,23 @@ def _linear_bwd_columns(
 def _linear_bwd_halves(
     acc, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
     tokens, columns, hidden,
-    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr, READS_H: tl.constexpr, SPLIT: tl.constexpr,
+    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr, READS_H: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     if SPLIT == 1:
         _linear_bwd_columns(
             acc, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
+            tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
         )  # fmt: skip
     else:
         left, right = _halves(acc)
         _linear_bwd_columns(
             left, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
+            tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
         )  # fmt: skip
         _linear_bwd_columns(
-            right, n0 + acc.shape[1] // 2, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
+            right, n0 + acc.shape[1] // 2, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out,
+            stride_dx, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H,
         )  # fmt: skip
 
 
@@ -166,24 +164,22 @@ def _linear_bwd_halves(
 def linear_bwd_epilogue(
     acc, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
     tokens, columns, hidden,
-    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr, READS_H: tl.constexpr, SPLIT: tl.constexpr,
+    SEGMENT: tl.constexpr, SLOTS: tl.constexpr, EVALUATE: tl.constexpr, READS_X: tl.constexpr, READS_H: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """The backward segment and the stores of `ffn_linear_bwd_kernel`."""
     if SPLIT == 4:
         left, right = _halves(acc)
         _linear_bwd_halves(
             left, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, 2,
+            tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, 2,
         )  # fmt: skip
         _linear_bwd_halves(
-            right, n0 + acc.shape[1] // 2, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, 2,
+            right, n0 + acc.shape[1] // 2, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out,
+            stride_dx, code, tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, 2,
         )  # fmt: skip
     else:
         _linear_bwd_halves(
             acc, n0, m0, value, da, stride_out, sums, x, stride_x, h, dx_in, stride_in, dx_out, stride_dx, code,
-    tokens, columns, hidden,
-            SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, SPLIT,
+            tokens, columns, hidden, SEGMENT, SLOTS, EVALUATE, READS_X, READS_H, SPLIT,
         )  # fmt: skip

@@ -250,7 +250,7 @@ def interpret(
         target = ((word >> 16) & 255) - 1
         if target >= 0:
             kept = acc
-            if GRADIENTS:
+            if GRADIENTS:  # noqa: SIM102 - only the outer condition is known to the compiler
                 if word >= 1 << 24:
                     kept = v
             if target == 0:

@@ -36,7 +36,7 @@ from kernels.triton import products, specialize
 from kernels.triton.device_program import DeviceProgram
 from kernels.triton.layout import padded
 from kernels.triton.products import Operand
-from kernels.triton.rows import Needs, TritonRows, pre_forward
+from kernels.triton.rows import Needs, RowGradients, TritonRows, pre_forward
 
 
 class Rows(Protocol):
@@ -48,19 +48,9 @@ class Rows(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...  # fmt: skip
 
     def backward(
-        self,
-        call: FFNCall,
-        layer: int,
-        grad_out: Tensor,
-        x: Tensor,
-        y: Tensor | None,
-        y2: Tensor | None,
-        stats: Tensor | None,
-        device_program: DeviceProgram,
-        needs: Needs,
-    ) -> tuple[
-        Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
-    ]: ...  # fmt: skip
+        self, call: FFNCall, layer: int, grad_out: Tensor, x: Tensor, y: Tensor | None, y2: Tensor | None,
+        stats: Tensor | None, device_program: DeviceProgram, needs: Needs,
+    ) -> RowGradients: ...  # fmt: skip
 
 
 class Saves(NamedTuple):

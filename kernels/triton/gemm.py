@@ -123,7 +123,7 @@ def ffn_linear_bwd_kernel(
     """A backward segment on G = g @ w.
 
     Args:
-        g: [tokens, depth], width_g readable columns, zeros past depth; w: [depth, columns], of which width_w may be read.
+        g: [tokens, depth], width_g readable columns, zeros past depth; w: [depth, columns], width_w readable.
         x: [tokens, hidden], h: [tokens, columns]: read where READS_X, READS_H.
         value, da: [tokens, columns], or None: the segment's value and its gradient for A; the surplus gets zeros.
         sums: float32 [row blocks, row stride of da], or None: column sums of da, one row per block of tokens.
@@ -134,8 +134,8 @@ def ffn_linear_bwd_kernel(
     n0 = tl.program_id(0) * BN
     m0 = tl.program_id(1) * BM
     acc = _multiply(
-        g, units_g * ALIGN_G, width_g * ALIGN_G, w, units_w * ALIGN_W, width_w * ALIGN_W, depth, m0, tokens, n0, columns,
-        False, BM, BN, BK, PRECISION,
+        g, units_g * ALIGN_G, width_g * ALIGN_G, w, units_w * ALIGN_W, width_w * ALIGN_W, depth, m0, tokens, n0,
+        columns, False, BM, BN, BK, PRECISION,
     )  # fmt: skip
     linear_bwd_epilogue(
         acc, n0, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in, units_in * ALIGN_IN,

@@ -69,8 +69,8 @@ def linear(
             a.tensor, w, bias, out, kept, x if reads_x else None, None if evaluator is None else evaluator.code,
             a.tensor.stride(0) // align_a, a.width // align_a, w.stride(0) // align_w, depth // align_w,
             out.stride(0) // PAD, 0 if x is None else x.stride(0) // align_x, tokens, columns, call.hidden,
-            EVALUATE=None if evaluator is None else evaluator.function, SEGMENT=0 if evaluator is None else evaluator.segment,
-            SLOTS=slots,
+            EVALUATE=None if evaluator is None else evaluator.function,
+            SEGMENT=0 if evaluator is None else evaluator.segment, SLOTS=slots,
             READS_X=reads_x, ALIGN_A=align_a, ALIGN_W=align_w, ALIGN_X=align_x, ALIGN_OUT=PAD,
             PRECISION=precision(call.compute_dtype), **c.constants(),
         )  # fmt: skip

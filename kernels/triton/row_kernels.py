@@ -153,10 +153,9 @@ def _post_bwd_block(
     if y2 is not None:
         b_tile = _tile(y2, stride_y, first_row, columns, tokens, hidden, ROWS)
     g = grad
-    if LN:
-        if DROPOUT:
-            kept = _kept(tl.load(seed), first_row, limit, layer, START, ROWS, COLUMNS)
-            g = tl.where(kept, g * scale, 0.0)
+    if LN and DROPOUT:
+        kept = _kept(tl.load(seed), first_row, limit, layer, START, ROWS, COLUMNS)
+        g = tl.where(kept, g * scale, 0.0)
     OUTPUTS: tl.constexpr = 4 + (2 if USES_X else 0) + (8 if PARALLEL else 0)
     _, own, da, db = EVALUATE(code, x_tile, y_tile, b_tile, g, columns[None, :], hidden, POST_BWD, SLOTS, True, OUTPUTS)
     _store(dy, stride_dy, first_row, columns, tokens, hidden, da, ROWS)

@@ -14,26 +14,26 @@ The driver (`kernels.triton.ffn`) calls a `rows` object, so that another impleme
                     where nothing was normalized and no gradient of post reads it
     device_program  `kernels.triton.device_program.DeviceProgram`
     out             [T, H] contiguous, x.dtype: LayerNorm(x + dropout(post(x, y, y2))), or post alone without LayerNorm
-    stats           float32 [T, 2]: mean, 1 / deviation of the rows under LayerNorm; None unless save_stats and LayerNorm
+    stats           float32 [T, 2]: mean, 1 / deviation of the rows under LayerNorm; or None (LayerNorm and save_stats)
     needs           `Needs`: which parameter gradients are wanted (dy and dx_partial always are)
     dy, dy2         [T, H], compute dtype, last stride 1: gradients of y and y2 (dy2 None in the serial form)
-    dx_partial      float32 [T, H] contiguous: what reaches x past the products (through LayerNorm's input and post); None
-                    where that is nothing
+    dx_partial      float32 [T, H] contiguous: what reaches x past the products (through LayerNorm's input and post);
+                    None where that is nothing
     dgamma, dbeta   [H], dtype of LayerNorm's parameters; None where not wanted
-    db_y, db_y2     [H], dtype of the bias: column sums of dy and dy2. Serial: db_y is the gradient of b2; parallel: db_y
-                    is that of b1, db_y2 that of b2. None where not wanted
+    db_y, db_y2     [H], dtype of the bias: column sums of dy and dy2. Serial: db_y is the gradient of b2; parallel:
+                    db_y is that of b1, db_y2 that of b2. None where not wanted
 
 T >= 1. `out` and `stats` are new tensors; nothing is written to an argument.
 
 How: one program per group of rows. A row of H columns is two blocks, the largest power of two that fits and the next
 power of two for the rest (540 = 512 + 28 of 32), since a single block of 1024 would leave half the lanes idle. Column
 sums are kept in registers over all rows of a program, written as one partial row each and added by a second kernel in
-a fixed order: deterministic, whatever torch's setting, and no slower than atomics at 256 partial rows.
+a fixed order: deterministic, whatever torch's setting.
 
 Dropout words are those of `kernels.philox`: four neighbouring columns share one counter.
 
-Rejected: LayerNorm in the epilogue of the second product. It needs a block as wide as H; 540 columns of accumulator leave
-no registers for a program.
+Rejected: LayerNorm in the epilogue of the second product. It needs a block as wide as H; 540 columns of accumulator
+leave no registers for a program.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class Needs(NamedTuple):
     ln_bias: bool
 
 
+RowGradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""dy, dy2, dx_partial, dgamma, dbeta, db_y, db_y2."""
+
+
 class TritonRows:
     """The Triton implementation of the interface above."""
 
@@ -92,7 +96,7 @@ class TritonRows:
     def backward(
         self, call: FFNCall, layer: int, grad_out: Tensor, x: Tensor, y: Tensor | None, y2: Tensor | None,
         stats: Tensor | None, device_program: DeviceProgram, needs: Needs,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    ) -> RowGradients:  # fmt: skip
         tokens, hidden = x.shape
         parallel = bool(call.flags & Flag.PARALLEL)
         dy = padded(tokens, hidden, call.compute_dtype, x.device)

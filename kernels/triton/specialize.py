@@ -1,9 +1,9 @@
 """The specialized tier: which calls run generated code, and the processes that compile it.
 
 A call runs on the interpreting kernels until its program has run so often in one shape family that compiling repays
-(`THRESHOLD` calls). Then a background process compiles what it needs into Triton's cache on disk, keyed there by source,
-architecture, options and version; once it reports success, calls of that kind load the kernels from disk (milliseconds)
-and run them. A compilation that fails is reported once, and the interpreting kernels go on serving.
+(`THRESHOLD` calls). Then a background process compiles what it needs into Triton's cache on disk, keyed there by
+source, architecture, options and version; once it reports success, calls of that kind load the kernels from disk
+(milliseconds) and run them. A compilation that fails is reported once, and the interpreting kernels go on serving.
 
     FFNAS_SPECIALIZE=0         never
     FFNAS_SPECIALIZE=1         as above (the default)

@@ -1,8 +1,8 @@
 """Block sizes, warps and stages per shape family, and where they come from.
 
 A family is a kernel, a dtype and a number of slots; widths do not matter to it, since every width of the search space
-is a few blocks. The depth of a block (BK) and the number of token groups are the same for all configurations of a family,
-so that results do not depend on which one runs (only the bias gradient of w1 is grouped by rows of a block).
+is a few blocks. The depth of a block (BK) and the number of token groups are the same for all configurations of a
+family, so that results do not depend on which one runs (only the bias gradient of w1 is grouped by rows of a block).
 
     shipped    `_SHIPPED`: by reasoning, for sm_90 (H100) and sm_80 (A100); not yet measured on either
     tuned      on any other architecture, or where FFNAS_TUNE=1: the candidates of `candidates` are timed once at the
@@ -13,11 +13,11 @@ Timing synchronizes the device; it never happens while a CUDA graph is captured 
 shipped values are used, and nothing is remembered.
 
 Reasoning. Products this small are bound by what travels from the second-level cache: 8192 x 540 x 540 reads 119 MB in
-blocks of 128 x 64, 81 MB in blocks of 128 x 128. So blocks are 128 columns wide where that wastes at most a fifth of them
-(540: 19 %), else 64 (270, 180, 135). The epilogue works on a quarter of the columns at a time, which leaves the tiles of
-the interpreting machine 16 elements a thread, or 8. Depth 64 makes 128-byte rows of shared memory; three stages hide
-the cache's latency. float32 without TF32 runs on plain multiply-adds, which want many results a thread and little depth.
-Row kernels have 8 elements a thread forward and 4 backward, where more tiles are alive.
+blocks of 128 x 64, 81 MB in blocks of 128 x 128. So blocks are 128 columns wide where that wastes at most a fifth of
+them (540: 19 %), else 64 (270, 180, 135). The epilogue works on a quarter of the columns at a time, which leaves the
+tiles of the interpreting machine 16 elements a thread, or 8. Depth 64 makes 128-byte rows of shared memory; three
+stages hide the cache's latency. float32 without TF32 runs on plain multiply-adds, which want many results a thread and
+little depth. Row kernels have 8 elements a thread forward and 4 backward, where more tiles are alive.
 
 Rejected: `triton.autotune`. It tunes per launch site and process, and cannot be told not to while a graph is captured.
 """

@@ -142,7 +142,7 @@ def test_generated_code_gives_the_same_bits(device, text, monkeypatch, tmp_path)
 
 
 def test_dropout_masks_are_those_of_philox(device):
-    """The value of the FFN is 1: LayerNorm's output is above 0 exactly where it was kept. Each layer has its own mask."""
+    """The FFN's value is 1: LayerNorm's output is above 0 exactly where it was kept. Each layer has its own mask."""
     hidden, tokens, p, seed = 45, 7, 0.6, 2**63 - 12345
     zeros, ones = torch.zeros(hidden, device=device), torch.ones(hidden, device=device)
     w = torch.zeros(hidden, hidden, device=device)
