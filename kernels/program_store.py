@@ -32,7 +32,8 @@ def store(words: tuple[int, ...]) -> torch.Tensor:
             return values
         if _block is None or not _slots or _used + len(words) > BLOCK_WORDS:
             _block = torch.empty(BLOCK_WORDS, dtype=torch.int32)
-            _slots = [_block.as_strided((0,), (1,)).detach() for _ in range(BLOCK_PROGRAMS)]
+            # .data: a version counter of its own, so that storing one program does not mark the others as changed
+            _slots = [_block.as_strided((0,), (1,)).data for _ in range(BLOCK_PROGRAMS)]
             _used = 0
         slot = _slots.pop()
         slot.as_strided_((len(words),), (1,), _used)

@@ -15,6 +15,7 @@ from kernels.expression import Expression, ExpressionError, X, apply, linear, pa
 from kernels.graph import late_order
 from kernels.lowering import lower
 from kernels.operators import UNARY
+from kernels.ops import fused_ffn
 from kernels.pressure import TooFewRegisters, fit
 from kernels.program import MAX_TEMPORARIES, Form, Segment, decode_segments, encode
 from kernels.reference import evaluate
@@ -198,3 +199,17 @@ def test_lowering_reads_no_sizes():
 
 def test_the_reference_backend_is_always_there():
     assert ReferenceBackend().supports(None) is None
+
+
+def test_lowering_between_forward_and_backward_changes_no_saved_program():
+    """Programs share memory but not version counters: a new program is no change of an old one."""
+    x = torch.randn(2, 4, requires_grad=True)
+    weights = [torch.randn(3, 4), torch.zeros(3), torch.randn(4, 3), torch.zeros(4), torch.ones(4), torch.zeros(4)]
+    program = lower("linear(gelu(linear(x,wb1)),wb2)")
+    words, version = program.words, program.tensor._version
+    out = fused_ffn(x, *weights, program)
+    for operator in ("sigmoid", "tanh", "elu"):
+        lower(f"{operator}(linear(swish(linear(x,wb1)),wb2))")
+    out.sum().backward()
+    assert program.tensor._version == version
+    assert program.words == words
