@@ -13,7 +13,9 @@ class PhaseSettings:
     Args:
         steps: optimizer steps (give this or epochs; 0 skips the phase).
         epochs: passes over the phase's data (give this or steps).
-        batch_size: sequences per step.
+        batch_size: sequences per step, over all devices.
+        accumulate: parts a step's batch is worked through in, one after the other on each device, to save memory;
+            the result is that of the whole batch, up to rounding and dropout.
         lr: peak learning rate.
         weight_decay: decoupled weight decay; biases and LayerNorm are exempt.
         warmup_ratio: share of the steps with rising learning rate.
@@ -24,6 +26,7 @@ class PhaseSettings:
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 1e-4
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1

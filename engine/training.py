@@ -4,12 +4,18 @@ The data position *is* the step number: batch k of epoch e is a function of (see
 model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps, so that
 a step never waits for the host.
 
+A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
+(`engine.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
+(`engine.data.parts`): with the same `batch_size`, N ranks train what one does, up to rounding. Dropout differs: each
+rank and part draws its own.
+
 Rejected: `transformers.Trainer`. It owns the model call, the data loader and the logging; a phase here switches
 subnets between steps, takes its targets from a teacher pass and must restart bit for bit.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +27,11 @@ from torch import Tensor, nn
 
 from engine.checkpoint import load_training_state, save_training_state
 from engine.data import Batch, EncodedDataset
-from engine.objective import KDLoss
+from engine.data.parts import Part, split
+from engine.data.prefetch import prefetch
+from engine.objective import KDLoss, KDWeights
 from engine.optim import build_optimizer, linear_schedule
+from engine.parallel import ALONE, Ranks, accumulating
 from engine.settings import PhaseSettings
 
 LOG_EVERY = 10
@@ -77,23 +86,29 @@ def run_phase(
     after_step: Callable[[int], None] | None = None,
     extra_state: Callable[[], dict[str, Tensor]] | None = None,
     restore_extra: Callable[[dict[str, Tensor]], None] | None = None,
+    weights: KDWeights | None = None,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Trains `model` for `total_steps` optimizer steps; returns the step it started from (0 unless resumed).
 
     Args:
         name: of the phase, for logs and messages.
         model: trained in place, left in eval mode.
-        batches: `batches(step)` gives the batches from that step on.
-        loss: `loss(batch, step)` runs the forward pass and returns the objective.
+        batches: `batches(step)` gives the batches from that step on, the same on every rank.
+        loss: `loss(batch, step)` runs the forward pass and returns the objective. Where a step has several parts it is
+            called for each (`batch.part` tells which); all must use the same parameters.
         settings: optimizer settings.
         total_steps: 0 does nothing.
         log: called every `LOG_EVERY` steps and at the end.
         checkpoint: file for the state inside the phase; read if present, removed by the caller when the phase's
-            result is safe.
+            result is safe. Only the first rank reads and writes it.
         checkpoint_every: steps between checkpoints.
         after_step: called after every step with the number of steps done, in eval or train mode as it likes;
             training mode is set again before the next step.
         extra_state, restore_extra: tensors saved and restored with the checkpoint (best weights so far, say).
+        weights: of the loss's terms, needed to weigh parts term by term; without them every term must be a mean over
+            sequences.
+        ranks: processes that train together; `log`, `after_step` and the two above are called on the first only.
 
     Raises:
         Diverged: a loss term became NaN or infinite.
@@ -105,38 +120,81 @@ def run_phase(
     optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
     scheduler = linear_schedule(optimizer, round(settings.warmup_ratio * total_steps), total_steps)
     start = 0
-    if checkpoint is not None and checkpoint.exists():
-        start, extra = load_training_state(checkpoint, model, optimizer, scheduler)
-        if restore_extra is not None:
+    if checkpoint is not None and ranks.agree(checkpoint.exists):
+        start, extra = load_training_state(checkpoint, model, optimizer, scheduler, ranks=ranks)
+        if restore_extra is not None and ranks.is_first:
             restore_extra(extra)
     device = parameters[0].device
     sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=device)
     since, began = 0, time.monotonic()
-    stream = batches(start)
-    for step in range(start, total_steps):
-        model.train()
-        terms = loss(next(stream).to(device), step)
-        terms.total.backward()
-        nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        sums += torch.stack([getattr(terms, t).detach().double() for t in LOSS_TERMS])
-        since += 1
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == total_steps:
-            losses = dict(zip(LOSS_TERMS, (sums / since).tolist(), strict=True))
-            sums.zero_()
-            since = 0
-            if not all(map(math.isfinite, losses.values())):
-                raise Diverged(f"{name}: the loss is not finite at step {done}: {losses}")
-            if log is not None:
-                log(PhaseLog(name, done, total_steps, losses, time.monotonic() - began))
-        if after_step is not None:
-            after_step(done)
-        if checkpoint is not None and done % checkpoint_every == 0 and done < total_steps:
-            save_training_state(
-                checkpoint, model, optimizer, scheduler, done, extra_state() if extra_state is not None else {}
-            )
+    stream = prefetch(_parts(batches(start), total_steps - start, settings.accumulate, ranks), device)
+    with ranks.data_parallel(_Objective(model, loss, weights)) as objective:
+        for step in range(start, total_steps):
+            model.train()
+            last = False
+            while not last:
+                part = next(stream)
+                last = part.last
+                with accumulating(objective, more=not last):
+                    total, terms = objective(part, step)
+                    (total if ranks.size == 1 else total * ranks.size).backward()
+                sums += terms
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            since += 1
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == total_steps:
+                losses = dict(zip(LOSS_TERMS, (ranks.sum(sums) / since).tolist(), strict=True))
+                sums.zero_()
+                since = 0
+                if not all(map(math.isfinite, losses.values())):
+                    raise Diverged(f"{name}: the loss is not finite at step {done}: {losses}")
+                if log is not None and ranks.is_first:
+                    log(PhaseLog(name, done, total_steps, losses, time.monotonic() - began))
+            if after_step is not None and ranks.is_first:
+                after_step(done)
+            if checkpoint is not None and done % checkpoint_every == 0 and done < total_steps:
+                extra = extra_state() if extra_state is not None and ranks.is_first else {}
+                save_training_state(checkpoint, model, optimizer, scheduler, done, extra, ranks=ranks)
     model.eval()
     return start
+
+
+def _parts(batches: Iterator[Batch], steps: int, accumulate: int, ranks: Ranks) -> Iterator[Part]:
+    """This rank's parts of `steps` batches."""
+    for batch in itertools.islice(batches, steps):
+        yield from split(batch, rank=ranks.rank, ranks=ranks.size, micro_batches=accumulate)
+
+
+class _Objective(nn.Module):
+    """The loss as a module around the model it trains, which is what data parallelism wraps."""
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Batch, int], KDLoss], weights: KDWeights | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.weights = weights
+
+    def forward(self, part: Part, step: int) -> tuple[Tensor, Tensor]:
+        """What to differentiate (a scalar), and `LOSS_TERMS` as float64 without gradient, both weighed by share."""
+        loss = self.loss(part.batch, step)
+        terms = (loss.hidden, loss.attention, loss.prediction)
+        total = loss.total
+        if not part.whole:
+            terms, total = self._weighed(terms, total, part)
+        return total, torch.stack([t.detach().double() for t in (total, *terms)])
+
+    def _weighed(self, terms: tuple[Tensor, ...], total: Tensor, part: Part) -> tuple[tuple[Tensor, ...], Tensor]:
+        weights = self.weights
+        if weights is None or weights.paper_exact:  # paper_exact: means over padded positions, of which rows have alike
+            return tuple(t * part.rows for t in terms), total * part.rows
+        shares = (part.tokens, part.pairs, part.rows)
+        factors = (weights.hidden, weights.attention, weights.prediction)
+        terms = tuple(t * share for t, share in zip(terms, shares, strict=True))
+        return terms, sum(
+            (t * factor for t, factor in zip(terms, factors, strict=True) if factor > 0), start=total.new_zeros(())
+        )

@@ -11,8 +11,8 @@ and its order is tied to the state of a generator rather than to a step number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Batch:
         attention_mask: [B, S] bool, True at real tokens.
         token_type_ids: [B, S] int64, 1 in the second text of a pair where the tokenizer tells them apart, else 0.
         labels: [B] int64 class ids or float32 targets, or None.
+        part: which part of its step's batch this is, 0 unless a step is cut into several (`engine.data.parts`).
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor
     labels: torch.Tensor | None = None
+    part: int = 0
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -47,10 +49,17 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
-        moved = [
-            t.to(device, non_blocking=non_blocking) for t in (self.input_ids, self.attention_mask, self.token_type_ids)
-        ]
-        return Batch(*moved, None if self.labels is None else self.labels.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same batch with `change` applied to each of its tensors."""
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            token_type_ids=change(self.token_type_ids),
+            labels=None if self.labels is None else change(self.labels),
+        )
 
 
 def plan_batches(
