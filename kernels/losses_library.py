@@ -178,12 +178,29 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.layers = len(inputs[0])
 
 
+class _OnceDifferentiable(torch.autograd.Function):
+    """Gradients as they are; refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("ffnas losses and attention have no second derivative")
+
+
+def _final(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, refusing to be differentiated where a graph of them is asked for."""
+    return list(_OnceDifferentiable.apply(*gradients)) if torch.is_grad_enabled() else list(gradients)
+
+
 def _scaled(ctx: Any, grad: Tensor | None) -> list[Tensor]:
     """The saved gradients times the incoming factor."""
     saved = ctx.saved_tensors
     if grad is None or not saved:
         return []
-    return [g * grad for g in saved]  # a scalar tensor does not change a gradient's dtype
+    return _final([g * grad for g in saved])  # a scalar tensor does not change a gradient's dtype
 
 
 def _score_mse_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
@@ -222,7 +239,7 @@ def _attention_backward(ctx: Any, grad_context: Tensor, _: Any, grad_loss: Tenso
     q, k, v, mask, context, lse, seed, q_t, k_t = ctx.saved_tensors
     scale, p_drop, scale_t = ctx.constants
     grads = attention_bwd(grad_context, grad_loss, q, k, v, mask, context, lse, scale, p_drop, seed, q_t, k_t, scale_t)
-    return (*grads, *[None] * 7)
+    return (*_final(grads), *[None] * 7)
 
 
 def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -51,10 +51,8 @@ def score_mse(
         d_q, d_k = [], []
         for layer in zip(q_s, k_s, q_t, k_t, strict=True):
             scales = (scale_s, 1.0, scale_t, 1.0)
-            q, k, q_teacher, k_teacher = (
-                _rows(x.to(dtype), real, scale) for x, scale in zip(layer, scales, strict=True)
-            )
-            value, grad_q, grad_k = _score_sum(q, k, q_teacher, k_teacher, method, tile, gradients)
+            rows = [_rows(x.to(dtype), real, scale) for x, scale in zip(layer, scales, strict=True)]
+            value, grad_q, grad_k = _score_sum(*rows, method, tile, gradients)
             total = total + value
             if gradients:
                 share = 1.0 / pairs.clamp(min=1).to(grad_q.dtype)

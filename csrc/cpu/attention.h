@@ -187,7 +187,7 @@ struct AttentionForward : AttentionHead {
       if (call.mask.real[b * length() + row + r] == 0) continue;
       F total = zero();
       for (int j = 0; j < kTileColumns; j += kLanes) {
-        const F d = fnma(load(s.tile + r * kTileColumns + j), t, load(tile + r * kTileColumns + j) * a);
+        const F d = load(tile + r * kTileColumns + j) * a - load(s.tile + r * kTileColumns + j) * t;
         total = fma(d, d, total);
       }
       row_squares[r] = row_squares[r] + total;

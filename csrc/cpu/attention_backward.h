@@ -12,7 +12,7 @@ struct AttentionBackwardScratch {
   Element *keys, *keys_t, *values, *key_rows;  // k, k_t and v as columns, k as rows
   Element *q, *q_t, *grad, *ds;                // row operands of a block of queries
   Element *left_s, *left_p, *right_q, *right_grad;
-  float *tile, *other, *factors, *dq, *dk, *dv, *delta, *room[4];
+  float *tile, *other, *factors, *teacher, *dq, *dk, *dv, *delta, *room[4];
   int64_t stride, stride_t, stride_s, width;
 
   void carve(Carver& c, const AttentionCall& call, bool gaps) {
@@ -37,6 +37,7 @@ struct AttentionBackwardScratch {
     tile = c.take<float>(kTileFloats);
     other = c.take<float>(kTileFloats);
     factors = c.take<float>(kTileFloats);
+    teacher = c.take<float>(kTileFloats);
     dq = c.take<float>(kBlockRows * width);
     dk = c.take<float>(round_up(n, kTileColumns) * width);
     dv = c.take<float>(round_up(n, kTileColumns) * width);
@@ -114,16 +115,17 @@ struct AttentionBackward : AttentionHead {
       const int64_t column = key + c, end = column + kTileColumns;
       product(s.q, s.stride, r, count, s.keys, call.d, column, end, kZeros, s.tile);
       product(s.grad, s.stride, r, count, s.values, call.d, column, end, kZeros, s.other);
+      if (compares())
+        product(s.q_t, s.stride_t, r, count, s.keys_t, call.d_t, column, end, kZeros, s.teacher);
       float* p = probabilities(row, r, count, column, keys - c);
-      if (with_loss() && loss_factor != 0.0f) compare(row, r, count, column);
       store_operand(s.tile, count, keys - c, s.ds + r * s.stride_s + c, s.stride_s);
       if (!kLeftIsOperand) store_left(s.tile, count, r, c, rows, keys_per_block, kBlockRows, s.left_s);
       store_left(p, count, r, c, rows, keys_per_block, kBlockRows, s.left_p);
     });
   }
 
-  // From raw scores in `tile` and dO v^T in `other`: attention's part of dS plus the loss's factor times scaled scores in
-  // `tile`; returns the dropped P. Past the last key all are 0.
+  // From raw scores in `tile`, the teacher's in `teacher` and dO v^T in `other`: dS in `tile`; returns the dropped P. Past
+  // the last key all are 0.
   float* probabilities(int64_t row, int64_t r, int count, int64_t column, int64_t keys_left) {
     const bool dropout = call.dropout.drop_threshold != 0;
     if (dropout) {
@@ -131,9 +133,10 @@ struct AttentionBackward : AttentionHead {
       drop(s.factors, count, row + r, column);
     }
     if (keys_left < kTileColumns) fill_tail(s.tile, count, keys_left, kNoScore);
-    const F scale = set1(call.scale);
+    const bool compared = compares();
+    const F scale = set1(call.scale), scale_t = set1(call.scale_t);
     for (int i = 0; i < count; ++i) {
-      const float factor = is_compared(row + r + i) ? loss_factor : 0.0f;
+      const float factor = compared && call.mask.real[b * length() + row + r + i] != 0 ? loss_factor : 0.0f;
       const F lse_row = set1(lse()[row + r + i]), delta = set1(s.delta[r + i]), a = set1(factor);
       for (int j = i * kTileColumns; j < (i + 1) * kTileColumns; j += kLanes) {
         const F score = load(s.tile + j) * scale;
@@ -141,7 +144,8 @@ struct AttentionBackward : AttentionHead {
         F dp = load(s.other + j);
         const F m = dropout ? load(s.factors + j) : set1(1.0f);
         dp = dp * m;
-        store(s.tile + j, fma(score, a, p * (dp - delta)));
+        const F difference = compared ? score - load(s.teacher + j) * scale_t : zero();
+        store(s.tile + j, fma(difference, a, p * (dp - delta)));
         store(s.other + j, p * m);
       }
     }
@@ -149,18 +153,7 @@ struct AttentionBackward : AttentionHead {
     return s.other;
   }
 
-  bool is_compared(int64_t position) const { return with_loss() && call.mask.real[b * length() + position] != 0; }
-
-  // tile -= loss_factor * teacher's scores.
-  void compare(int64_t row, int64_t r, int count, int64_t column) {
-    product(s.q_t, s.stride_t, r, count, s.keys_t, call.d_t, column, column + kTileColumns, kZeros, s.factors);
-    const F a = set1(loss_factor * call.scale_t);
-    for (int i = 0; i < count; ++i) {
-      if (!is_compared(row + r + i)) continue;
-      for (int j = i * kTileColumns; j < (i + 1) * kTileColumns; j += kLanes)
-        store(s.tile + j, fnma(a, load(s.factors + j), load(s.tile + j)));
-    }
-  }
+  bool compares() const { return with_loss() && loss_factor != 0.0f; }
 
   // dq += dS k, dk += dS^T q, dv += P^T dO.
   void accumulate(int64_t rows, int64_t key, int64_t keys, bool more_rows) {

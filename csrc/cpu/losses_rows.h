@@ -117,13 +117,14 @@ inline void clear_padding(const View& v, const RealTokens& real, int64_t b, int6
   }
 }
 
-// s = scale_s * s - scale_t * t; the sum of its squares.
+// s = scale_s * s - scale_t * t; the sum of its squares. Both products are rounded alike (no fused multiply-add), so that
+// equal scores leave exactly 0.
 inline float difference(float* s, const float* t, int rows, float scale_s, float scale_t) {
   const F a = set1(scale_s), b = set1(scale_t);
   F sums[2] = {zero(), zero()};
   for (int i = 0; i < rows * kTileColumns; i += kTileColumns)
     for (int j = 0; j < kTileColumns; j += kLanes) {
-      const F d = fnma(load(t + i + j), b, load(s + i + j) * a);
+      const F d = load(s + i + j) * a - load(t + i + j) * b;
       store(s + i + j, d);
       sums[j / kLanes & 1] = fma(d, d, sums[j / kLanes & 1]);
     }
