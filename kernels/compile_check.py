@@ -104,6 +104,7 @@ def triton_jobs(architectures: Sequence[int], quick: bool) -> list[Job]:
             others = {
                 "tf32": _recipe("torch.float32", HIDDEN, tf32=True),
                 "odd widths": _recipe("torch.bfloat16", 135),
+                "odd supernet view": _recipe("torch.bfloat16", 135, stride=HIDDEN),
                 "wide": _recipe("torch.bfloat16", HIDDEN),
                 "autocast": _recipe("torch.float32", HIDDEN, compute="torch.bfloat16"),
                 "bare": _recipe("torch.bfloat16", HIDDEN, norm=False),
@@ -144,8 +145,10 @@ def sampled_programs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return found
 
 
-def _recipe(dtype: str, inner: int, *, compute: str | None = None, norm: bool = True, tf32: bool = False) -> str:
-    """A backward call's recipe, as JSON; the forward call's is the same without `needs`."""
+def _recipe(
+    dtype: str, inner: int, *, compute: str | None = None, norm: bool = True, tf32: bool = False, stride: int = 0
+) -> str:
+    """A backward call's recipe, as JSON; the forward call's is the same without `needs`. `stride`: of w2's rows."""
     shapes = [
         (TOKENS, HIDDEN),
         (inner, HIDDEN),
@@ -155,6 +158,8 @@ def _recipe(dtype: str, inner: int, *, compute: str | None = None, norm: bool = 
         *([(HIDDEN,)] * 2 if norm else []),
     ]
     tensors = [[list(s), [s[1], 1] if len(s) == 2 else [1], dtype] for s in shapes]
+    if stride:
+        tensors[3][1] = [stride, 1]
     made = {
         "tensors": tensors, "layers": 1, "p_drop": 0.1 if norm else 0.0, "eps": 1e-12, "compute": compute or dtype,
         "tf32": tf32, "save": True, "needs": [True] * len(tensors),

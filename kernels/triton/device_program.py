@@ -4,8 +4,8 @@
         ...capture a CUDA graph that calls fused_ffn with that program...
     buffer.copy_(lower("linear(relu(linear(x,wb1)),wb2)"))   # then replay: the graph runs the other program
 
-A copy is made once per program and device, from pinned memory and without waiting; a program must have run once, or
-have a buffer, before a graph that uses it is captured.
+A copy is made once per program and device, on a stream of its own: no running kernel is waited for. A program must have
+run once, or have a buffer, before a graph that uses it is captured.
 
 Rejected: passing the words as kernel arguments. They would be frozen into a captured graph.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from kernels.triton import microcode
 from kernels.triton.evaluate import interpret
 
 CACHE_SIZE = 4096
-"""Device copies kept; the least recently used is dropped. One takes 1 to 4 KB."""
+"""Device copies kept; then the less recently used half is dropped. One takes 1 to 4 KB."""
 
 CAPACITY = 4096
 """Words of a `ProgramBuffer`, unless told otherwise."""
@@ -94,9 +95,17 @@ def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgra
             return known
         made = DeviceProgram(words, _upload(microcode.encode(words), device), microcode.slot_variants(words))
         _copies[key] = made
-        while len(_copies) > CACHE_SIZE:
-            _copies.popitem(last=False)
+        if len(_copies) > CACHE_SIZE:
+            _forget_half(device)
         return made
+
+
+def _forget_half(device: torch.device) -> None:
+    """Drops the half of the copies that was not used for longest. Kernels may still be reading them: waits."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    for _ in range(CACHE_SIZE // 2):
+        _copies.popitem(last=False)
 
 
 def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram | None:
@@ -117,10 +126,17 @@ def _upload(code: tuple[int, ...], device: torch.device) -> Tensor:
         raise RuntimeError(
             "a program was first used while a CUDA graph was captured: call it once before, or use a ProgramBuffer"
         )
-    copy = host.pin_memory().to(device, non_blocking=True)
-    # other streams may use the copy next; they cannot know that this one is still copying
-    torch.cuda.current_stream(device).synchronize()
+    # a stream of its own: waiting for it waits for these few bytes, not for the kernels queued before them
+    stream = _upload_stream(device)
+    with torch.cuda.stream(stream):
+        copy = host.pin_memory().to(device, non_blocking=True)
+    stream.synchronize()
     return copy
+
+
+@lru_cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class ProgramBuffer:

@@ -32,11 +32,14 @@ from kernels.triton.epilogues import linear_bwd_epilogue, linear_epilogue
 @triton.jit
 def _multiply(
     a, stride_a, width_a, b, stride_b, width_b, depth, m0, tokens, n0, columns,
-    ROWS_ARE_COLUMNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS_ARE_COLUMNS: tl.constexpr, PEEL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The [BM, BN] block at (m0, n0) of a @ b.T (b [columns, depth]) or, without ROWS_ARE_COLUMNS, a @ b.
 
     width_a, width_b: columns that may be read; beyond `depth` those of a are zeros. Rows past the last are the last.
+    PEEL (of a @ b.T): the last, partial step stands apart, so that the others need no mask along b's rows: a mask
+    that ends at an odd column would have every element loaded alone.
     """
     rows = tl.minimum(tl.arange(0, BM), tokens - 1 - m0)
     k = tl.arange(0, BK)
@@ -50,15 +53,24 @@ def _multiply(
         b_tile = b + (k[:, None].to(tl.int64) * stride_b + n[None, :])
         b_step = BK * stride_b
     acc = tl.zeros((BM, BN), tl.float32)
-    for start in range(0, depth, BK):
+    end = depth
+    if PEEL:
+        end = depth // BK * BK
+    for start in range(0, end, BK):
         left = tl.load(a_tile, mask=k[None, :] < width_a - start, other=0.0)
-        if ROWS_ARE_COLUMNS:
+        if PEEL:
+            right = tl.load(b_tile)
+        elif ROWS_ARE_COLUMNS:
             right = tl.load(b_tile, mask=k[:, None] < width_b - start, other=0.0)
         else:
             right = tl.load(b_tile, mask=(k[:, None] < depth - start) & (n[None, :] < width_b), other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
         a_tile += BK
         b_tile += b_step
+    if PEEL:
+        left = tl.load(a_tile, mask=k[None, :] < width_a - end, other=0.0)
+        right = tl.load(b_tile, mask=k[:, None] < width_b - end, other=0.0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
     return acc
 
 
@@ -67,7 +79,7 @@ def _multiply(
         "units_a",
         "width_a",
         "units_w",
-        "width_w",
+        "depth_units",
         "units_out",
         "units_x",
         "tokens",
@@ -77,9 +89,10 @@ def _multiply(
 )
 def ffn_linear_kernel(
     a, w, bias, out, saved_h, x, code,
-    units_a, width_a, units_w, width_w, units_out, units_x, tokens, columns, hidden,
+    units_a, width_a, units_w, depth_units, units_out, units_x, tokens, columns, hidden,
     EVALUATE: tl.constexpr, SEGMENT: tl.constexpr, SLOTS: tl.constexpr, READS_X: tl.constexpr,
-    ALIGN_A: tl.constexpr, ALIGN_W: tl.constexpr, ALIGN_X: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    ALIGN_A: tl.constexpr, ALIGN_W: tl.constexpr, ALIGN_DEPTH: tl.constexpr, ALIGN_X: tl.constexpr,
+    ALIGN_OUT: tl.constexpr, PEEL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out = f(a @ w.T + bias).
@@ -88,16 +101,17 @@ def ffn_linear_kernel(
         a: [tokens, K], width_a readable columns, zeros past K; w: [columns, K]; bias: [columns].
         out, saved_h: [tokens, columns] with row stride units_out * ALIGN_OUT; surplus columns get zeros.
         x: [tokens, hidden], read where READS_X; code: device words of the program.
-        units_*, width_*: row strides and widths in units of ALIGN_A (a), ALIGN_W (w; its width is K), ...
+        units_*, width_a: row strides and widths in units of ALIGN_A (a), ALIGN_W (w), ...; depth_units is K.
+        PEEL: see `_multiply`.
         EVALUATE: an evaluator (`kernels.triton.evaluate`), or None for f the identity.
     """
     n0 = tl.program_id(0) * BN
     m0 = tl.program_id(1) * BM
     stride_out = units_out * ALIGN_OUT
-    depth = width_w * ALIGN_W
+    depth = depth_units * ALIGN_DEPTH
     acc = _multiply(
         a, units_a * ALIGN_A, width_a * ALIGN_A, w, units_w * ALIGN_W, depth, depth, m0, tokens, n0, columns,
-        True, BM, BN, BK, PRECISION,
+        True, PEEL, BM, BN, BK, PRECISION,
     )  # fmt: skip
     linear_epilogue(
         acc, n0, m0, out, stride_out, saved_h, bias, x, units_x * ALIGN_X, code, tokens, columns, hidden,
@@ -135,7 +149,7 @@ def ffn_linear_bwd_kernel(
     m0 = tl.program_id(1) * BM
     acc = _multiply(
         g, units_g * ALIGN_G, width_g * ALIGN_G, w, units_w * ALIGN_W, width_w * ALIGN_W, depth, m0, tokens, n0,
-        columns, False, BM, BN, BK, PRECISION,
+        columns, False, False, BM, BN, BK, PRECISION,
     )  # fmt: skip
     linear_bwd_epilogue(
         acc, n0, m0, value, da, units_out * ALIGN_OUT, sums, x, units_x * ALIGN_X, h, dx_in, units_in * ALIGN_IN,

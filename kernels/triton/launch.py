@@ -103,18 +103,18 @@ class _TargetOnly:
 
 
 @contextmanager
-def compile_only(arch: int, seen: Compiled) -> Iterator[None]:
-    """Kernels launched in this block are compiled for sm_`arch` instead, without a device.
+def compile_only(seen: Compiled, arch: int | None = None) -> Iterator[None]:
+    """Kernels launched in this block are compiled, not run.
 
     Args:
-        arch: compute capability times ten, 80 or 90.
         seen: called with (kernel, compiled kernel, constants) for each.
-
-    Replaces Triton's driver for the process while it lasts: for command-line tools and worker processes.
+        arch: compile for this compute capability times ten (80 or 90) without a device, and replace Triton's driver
+            for the whole process meanwhile: for command-line tools and worker processes. None: for the current device.
     """
     token = _compile_only.set(seen)
     earlier = driver._active
-    driver.set_active(_TargetOnly(arch))  # type: ignore[arg-type]
+    if arch is not None:
+        driver.set_active(_TargetOnly(arch))  # type: ignore[arg-type]
     try:
         yield
     finally:

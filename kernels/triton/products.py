@@ -58,7 +58,11 @@ def linear(
     evaluator = None if program is None else program.evaluator(Segment.MID)
     reads_x = evaluator is not None and bool(call.flags & Flag.MID_USES_X)
     align_a = alignment([a.width, a.tensor.stride(0)], [a.tensor])
-    align_w = alignment([depth, w.stride(0)], [w])
+    align_w, align_depth = alignment([w.stride(0)], [w]), alignment([depth], [w])
+    # asynchronous copies take 4 bytes or more: a mask that ends at an odd column would leave none
+    peel = align_depth < align_w and align_depth * w.element_size() < 4
+    if not peel:
+        align_w = align_depth = min(align_w, align_depth)
     align_x = alignment([call.hidden, x.stride(0)], [x]) if reads_x and x is not None else 1
     slots = 0 if evaluator is None else evaluator.slots
 
@@ -67,12 +71,12 @@ def linear(
             gemm.ffn_linear_kernel,
             (-(-columns // c.columns), -(-tokens // c.rows)),
             a.tensor, w, bias, out, kept, x if reads_x else None, None if evaluator is None else evaluator.code,
-            a.tensor.stride(0) // align_a, a.width // align_a, w.stride(0) // align_w, depth // align_w,
+            a.tensor.stride(0) // align_a, a.width // align_a, w.stride(0) // align_w, depth // align_depth,
             out.stride(0) // PAD, 0 if x is None else x.stride(0) // align_x, tokens, columns, call.hidden,
             EVALUATE=None if evaluator is None else evaluator.function,
             SEGMENT=0 if evaluator is None else evaluator.segment, SLOTS=slots,
-            READS_X=reads_x, ALIGN_A=align_a, ALIGN_W=align_w, ALIGN_X=align_x, ALIGN_OUT=PAD,
-            PRECISION=precision(call.compute_dtype), **c.constants(),
+            READS_X=reads_x, ALIGN_A=align_a, ALIGN_W=align_w, ALIGN_DEPTH=align_depth, PEEL=peel, ALIGN_X=align_x,
+            ALIGN_OUT=PAD, PRECISION=precision(call.compute_dtype), **c.constants(),
         )  # fmt: skip
 
     start(tuning.chosen(tuning.family("linear", call.compute_dtype, slots, columns), w.device, start))

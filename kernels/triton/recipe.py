@@ -58,9 +58,9 @@ def meta_call(words: Sequence[int], made: dict[str, Any]) -> FFNCall:
 
 
 def compile_recipe(
-    words: Sequence[int], made: dict[str, Any], arch: int, seen: Compiled, *, generated: bool, slots: int = 0
+    words: Sequence[int], made: dict[str, Any], arch: int | None, seen: Compiled, *, generated: bool, slots: int = 0
 ) -> None:
-    """Compiles every kernel the recipe's call launches, for sm_`arch`; needs no GPU.
+    """Compiles every kernel the recipe's call launches, for sm_`arch` without a GPU (None: for the current device).
 
     Args:
         words: the program, validated here.
@@ -68,7 +68,7 @@ def compile_recipe(
         generated: the specialized tier's kernels instead of the interpreting ones.
         slots: slots that interpreting kernels have at least.
 
-    Replaces Triton's driver while it runs: for worker processes and command-line tools.
+    Given an architecture, replaces Triton's driver while it runs: for worker processes and command-line tools.
     """
     call = meta_call(words, made)
     program = device_program(tuple(words), call.x.device)
@@ -79,7 +79,7 @@ def compile_recipe(
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = made["tf32"]
     try:
-        with compile_only(arch, seen):
+        with compile_only(seen, arch):
             run(call, program, made["save"], made["needs"])
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -167,8 +167,9 @@ def test_dropout_of_nothing_and_of_everything(device, p_drop):
     assert_close(run(device, function, inputs, weight), from_reference(inputs, weight, function), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("offset", [0, 3])
-def test_strided_weights_are_read_in_place(device, offset):
+def test_strided_weights_are_read_in_place(device, offset, dtype):
     """Weights are corners of a supernet's; gradients reach the corner only."""
     hidden, inner, tokens = 33, 13, 9
     g = torch.Generator().manual_seed(0)
@@ -181,9 +182,10 @@ def test_strided_weights_are_read_in_place(device, offset):
         w2 = w2[offset : offset + hidden, offset : offset + inner]
         return fused_ffn(x, w1, b1, w2, b2, gamma, beta, MIXED)
 
-    inputs = [t.requires_grad_() for t in (*others, big1, big2)]
-    weight[:, 0] = 0.0
-    assert_close(run(device, function, inputs, weight), from_reference(inputs, weight, function), 1e-5)
+    inputs = [t.to(dtype).requires_grad_() for t in (*others, big1, big2)]
+    # float16: two correct results differ by roundings of 5e-4 each, and by jumps at the kinks of relu and max
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert_close(run(device, function, inputs, weight), from_reference(inputs, weight, function), tolerance)
 
 
 @pytest.mark.parametrize("text", [MIXED, PARALLEL])
