@@ -65,8 +65,9 @@ def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
     """Random search over the joint space: `trials` candidates, each by stage 1's proxy training."""
     sampler = new_sampler(ctx, "random", ctx.space, 0, [], kind="random")
     proxy = ProxyTrainer(ctx, "random", ctx.config.stage1, supernet)
+    together = ctx.config.stage1.population
     with ctx.timed("random candidates"):
-        log = run_trials("random", trials, sampler, ctx.space, proxy, ctx.ledger, ctx.reporter)
+        log = run_trials("random", trials, sampler, ctx.space, proxy, ctx.ledger, ctx.reporter, together=together)
     ctx.rundir.baseline("random").mkdir(parents=True, exist_ok=True)
     write_candidates(ctx.rundir.baseline("random") / "candidates.csv", log.trials)
     return log

@@ -93,17 +93,20 @@ class KDConfig:
 
 @dataclass
 class StageConfig:
-    """Stages 1 and 2: candidates are trained shortly, one by one, from the supernet's sliced weights.
+    """Stages 1 and 2: candidates are trained shortly, from the supernet's sliced weights.
 
     Args:
         trials: candidates to evaluate.
         startup: random candidates before the sampler learns (the initial GELU variants count).
         text: distillation on text, per candidate (steps 0: none).
         task: distillation on the task, per candidate.
+        population: candidates proposed together and trained side by side against shared teacher passes; fewer where
+            memory does not suffice.
     """
 
     trials: int = 200
     startup: int = 80
+    population: int = 4
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -117,10 +120,14 @@ class SharedStageConfig:
         startup: random candidates before the sampler learns.
         text: warm-up of the supernet with the stage-2 expressions, one random in-budget subnet a step.
         task: distillation of the supernet on the task, one random in-budget subnet a step.
+        subnets: random in-budget subnets per step, against one teacher pass.
+        gradients: "mean" or "sum" over the subnets of a step.
     """
 
     trials: int = 500
     startup: int = 80
+    subnets: int = 1
+    gradients: str = "mean"
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -311,6 +318,12 @@ def validate(config: SearchConfig) -> None:
         stage = getattr(config, name)
         _positive(f"{name}.trials", stage.trials)
         _positive(f"{name}.startup", stage.startup, zero=True)
+        if isinstance(stage, StageConfig):
+            _positive(f"{name}.population", stage.population)
+        else:
+            _positive(f"{name}.subnets", stage.subnets)
+            if stage.gradients not in ("mean", "sum"):
+                raise UserError(f"{name}.gradients: {stage.gradients!r} is not known: use mean or sum")
         _phase(f"{name}.text", stage.text)
         _phase(f"{name}.task", stage.task)
     _phase("warmup", config.warmup)

@@ -1,26 +1,31 @@
-"""Proxy training: the short distillation that scores a candidate of stages 1 and 2 (and of the random baseline).
+"""Proxy training: the short distillation that scores candidates of stages 1 and 2 (and of the random baseline).
 
-Every candidate starts from the supernet's sliced weights and sees the same batches in the same order, so the
-teacher's answers are computed once per stage (`engine.distill.TeacherTargets`) and differences between scores are
-differences between candidates.
+Every candidate starts from the supernet's sliced weights and sees the same batches in the same order, so differences
+between scores are differences between candidates. They are trained as populations against shared teacher passes
+(`engine.distill.population`); the teacher's answers are also kept from one population to the next while they fit.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
 
 from engine.architecture import Architecture
 from engine.data import EncodedDataset
-from engine.distill import TeacherTargets
+from engine.distill import Member, Outcome, TeacherTargets, train_population
+from engine.distill.population import Part, generator_state, side_by_side
 from engine.evaluation import evaluate
 from engine.metrics import primary
 from engine.seeding import seed_everything
 from engine.settings import PhaseSettings
 from engine.supernet import extract
-from engine.training import cycle, run_phase
+from engine.training import cycle
 from search.config import StageConfig
 from search.context import Context
 from search.phases import phase_data
+from search.trials import Result
 
 
 class ProxyTrainer:
@@ -33,7 +38,7 @@ class ProxyTrainer:
         supernet: gives candidates their first weights.
     """
 
-    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: nn.Module) -> None:
+    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: torch.nn.Module) -> None:
         self.ctx = ctx
         self.name = name
         self.settings = settings
@@ -44,26 +49,51 @@ class ProxyTrainer:
         self.text_targets = TeacherTargets(self.distiller, need_logits=False)
         self.task_targets = TeacherTargets(self.distiller, need_logits=True)
 
-    def __call__(self, architecture: Architecture) -> float:
-        """Trains `architecture` shortly and returns the task's primary metric on the score split."""
-        ctx = self.ctx
-        seed_everything(ctx.seed(self.name, ctx.space.key(architecture)))
-        model = extract(self.supernet, architecture, fit_dense=True)
-        self._run(model, "text", self.text, self.settings.text, self.text_targets)
-        self._run(model, "task", self.task, self.settings.task, self.task_targets)
-        metrics = evaluate(model, ctx.data.score, ctx.spec, precision=ctx.precision)
-        return primary(ctx.spec, metrics)[1]
+    def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
+        """Trains the candidates shortly; their scores are the task's primary metric on the score split."""
+        results: dict[int, Result] = {}
+        waiting = list(range(len(architectures)))
+        while waiting:
+            began = time.monotonic()
+            members = {k: self._member(architectures[k]) for k in waiting}
+            outcomes = self._train(list(members.values()))
+            finished = [k for k, o in zip(waiting, outcomes, strict=True) if o.state != "postponed"]
+            scores = self._score([members[k] for k in finished if members[k].reason is None])
+            share = (time.monotonic() - began) / len(finished)
+            for k in finished:
+                reason = members[k].reason
+                results[k] = Result(next(scores) if reason is None else None, reason, share)
+            waiting = [k for k in waiting if k not in results]
+        return [results[k] for k in range(len(architectures))]
 
-    def _run(
-        self, model: nn.Module, part: str, data: EncodedDataset, settings: PhaseSettings, targets: TeacherTargets
-    ) -> None:
-        seed = self.ctx.seed("proxy", part)
-        loss = self.distiller.text_loss if part == "text" else self.distiller.task_loss
-        run_phase(
+    def _member(self, architecture: Architecture) -> Member:
+        seed_everything(self.ctx.seed(self.name, self.ctx.space.key(architecture)))
+        model = extract(self.supernet, architecture, fit_dense=True)
+        return Member(model, generator_state(self.ctx.device))
+
+    def _train(self, members: list[Member]) -> list[Outcome]:
+        self._phase(members, "text", self.text, self.settings.text, self.text_targets)
+        return self._phase(members, "task", self.task, self.settings.task, self.task_targets)
+
+    def _phase(
+        self, members: list[Member], part: Part, data: EncodedDataset, settings: PhaseSettings, targets: TeacherTargets
+    ) -> list[Outcome]:
+        workers, threads = side_by_side(self.settings.population, self.ctx.device)
+        return train_population(
             f"{self.name} {part}",
-            model,
-            lambda start: cycle(data, settings.batch_size, seed=seed, start_step=start),
-            lambda batch, step: loss(model, batch, targets=targets.get(step, batch)),
+            members,
+            cycle(data, settings.batch_size, seed=self.ctx.seed("proxy", part)),
+            self.distiller,
             settings,
             settings.total_steps(data.num_batches(settings.batch_size)),
+            part,
+            targets=targets.get,
+            workers=workers,
+            threads=threads,
         )
+
+    def _score(self, members: list[Member]) -> Iterator[float]:
+        ctx = self.ctx
+        for member in members:
+            metrics = evaluate(member.model, ctx.data.score, ctx.spec, precision=ctx.precision)
+            yield primary(ctx.spec, metrics)[1]

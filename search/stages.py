@@ -12,7 +12,6 @@ Stages 1 and 2 share one warmed-up supernet, as in the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import nn
 
 from engine.architecture import Architecture, LayerSpec
 from engine.data import Batch
+from engine.distill import Distiller
 from engine.evaluation import evaluate
 from engine.files import write_json_atomic
 from engine.metrics import primary
@@ -33,7 +33,7 @@ from search.proxy import ProxyTrainer
 from search.report.tables import write_candidates
 from search.samplers import Sampler, make_sampler
 from search.space import SearchSpace
-from search.trials import TrialLog, run_trials
+from search.trials import Evaluate, TrialLog, one_by_one, run_trials
 
 
 def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:
@@ -90,7 +90,7 @@ def _expression_stage(
     name = f"stage{number}"
     sampler = new_sampler(ctx, name, space, settings.startup, initial)
     proxy = ProxyTrainer(ctx, name, settings, supernet)
-    return _search(ctx, number, settings.trials, sampler, space, proxy)
+    return _search(ctx, number, settings.trials, sampler, space, proxy, settings.population)
 
 
 def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
@@ -104,20 +104,22 @@ def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> 
     inherit(model, supernet)
     distiller = ctx.distiller()
     folder = ctx.rundir.stage(3)
-    for part, data, settings, loss, result in (
-        ("text", ctx.data.text, ctx.config.stage3.text, distiller.text_loss, "warmup.safetensors"),
-        ("task", ctx.data.train, ctx.config.stage3.task, distiller.task_loss, "supernet.safetensors"),
+    for part, data, settings, result in (
+        ("text", ctx.data.text, ctx.config.stage3.text, "warmup.safetensors"),
+        ("task", ctx.data.train, ctx.config.stage3.task, "supernet.safetensors"),
     ):
-        objective = partial(_subnet_loss, ctx, model, space, part, loss)
+        objective = partial(_subnet_loss, ctx, distiller, model, space, part)
         train_phase(ctx, f"stage3 {part}", model, data, settings, objective, folder / result)
     return model, space
 
 
 def _subnet_loss(
-    ctx: Context, model: nn.Module, space: SearchSpace, part: str, loss: Callable[..., KDLoss], batch: Batch, step: int
+    ctx: Context, distiller: Distiller, model: nn.Module, space: SearchSpace, part: str, batch: Batch, step: int
 ) -> KDLoss:
     rng = np.random.default_rng(ctx.seed("stage3", part, "subnet", step))
-    return loss(model, batch, architecture=space.sample(rng))
+    settings = ctx.config.stage3
+    subnets = [space.sample(rng) for _ in range(settings.subnets)]
+    return distiller.mixed_loss(model, batch, subnets, task=part == "task", average=settings.gradients == "mean")
 
 
 def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architecture) -> TrialLog:
@@ -129,7 +131,7 @@ def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architect
         metrics = evaluate(model, ctx.data.score, ctx.spec, precision=ctx.precision, architecture=architecture)
         return primary(ctx.spec, metrics)[1]
 
-    return _search(ctx, 3, settings.trials, sampler, space, score)
+    return _search(ctx, 3, settings.trials, sampler, space, one_by_one(score))
 
 
 def new_sampler(
@@ -154,11 +156,12 @@ def _search(
     total: int,
     sampler: Sampler,
     space: SearchSpace,
-    evaluate_candidate: Callable[[Architecture], float],
+    evaluate_candidates: Evaluate,
+    together: int = 1,
 ) -> TrialLog:
     name = f"stage{number}"
     with ctx.timed(f"{name} candidates"):
-        log = run_trials(name, total, sampler, space, evaluate_candidate, ctx.ledger, ctx.reporter)
+        log = run_trials(name, total, sampler, space, evaluate_candidates, ctx.ledger, ctx.reporter, together=together)
     best = log.best()
     folder = ctx.rundir.stage(number)
     write_candidates(folder / "candidates.csv", log.trials)

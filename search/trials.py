@@ -11,7 +11,7 @@ kill between the two writes loses or repeats a trial.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,26 @@ from search.samplers import Sampler, SpaceExhausted
 from search.space import SearchSpace
 
 MAX_DUPLICATES_IN_A_ROW = 1000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What evaluating a candidate gave.
+
+    Attributes:
+        score: higher is better; None when it failed.
+        reason: why it failed.
+        seconds: wall time, a candidate's share where several were evaluated together.
+    """
+
+    score: float | None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+Evaluate = Callable[[Sequence[Architecture]], list[Result]]
+"""Evaluates candidates together. A candidate that diverges or does not fit in memory has a reason and no score; other
+errors are raised and end the run."""
 
 
 @dataclass
@@ -58,10 +78,11 @@ def run_trials(
     total: int,
     sampler: Sampler,
     space: SearchSpace,
-    evaluate: Callable[[Architecture], float],
+    evaluate: Evaluate,
     ledger: Ledger,
     reporter: Reporter,
     *,
+    together: int = 1,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrialLog:
     """Evaluates `total` different candidates, or all there are.
@@ -71,43 +92,42 @@ def run_trials(
         total: candidates to evaluate.
         sampler: proposes candidates; observes every finished trial.
         space: the space the candidates come from.
-        evaluate: trains and scores a candidate; higher is better. It may raise `Diverged` or run out of memory: the
-            trial is recorded as failed with its reason, which is not a score. Other errors end the run.
+        evaluate: trains and scores candidates.
         ledger: finished trials are read from and written to it.
         reporter: shows progress.
+        together: candidates proposed and evaluated at a time; the sampler sees their scores when all are done.
         on_trial: called after every trial, replayed ones included.
     """
     log = TrialLog()
     recorded = {t.number: t for t in ledger.trials(stage)}
-    seen: set[str] = set()
-    in_a_row = 0
+    proposals = _Proposals(sampler, space, log)
     with reporter.phase(f"{stage}: candidates", total) as bar:
-        while len(log.trials) < total and in_a_row < MAX_DUPLICATES_IN_A_ROW:
-            try:
-                architecture = sampler.propose(1)[0]
-            except SpaceExhausted:
+        while len(log.trials) < total:
+            chosen = proposals.draw(min(together, total - len(log.trials)))
+            if not chosen:
                 break
-            function = space.function_key(architecture)
-            if function in seen:
-                log.duplicates += 1
-                in_a_row += 1
-                continue
-            in_a_row = 0
-            number = len(log.trials)
-            trial = recorded.get(number)
-            if trial is None:
-                trial = _evaluate(stage, number, architecture, space, evaluate)
-                ledger.record(trial)
-            elif trial.key != space.key(architecture):
-                raise UserError(
-                    f"ledger: trial {number} of {stage} is another candidate than this configuration and seed propose:"
-                    " resume with the run's own config.yaml, or start a new run"
-                )
-            seen.add(function)
-            log.trials.append(trial)
-            sampler.observe([trial])
+            numbers = range(len(log.trials), len(log.trials) + len(chosen))
+            missing = [n for n in numbers if n not in recorded]
+            results = dict(
+                zip(missing, evaluate([chosen[n - numbers[0]] for n in missing]) if missing else (), strict=True)
+            )
+            trials = []
+            for number, architecture in zip(numbers, chosen, strict=True):
+                trial = recorded.get(number)
+                if trial is None:
+                    trial = _trial(stage, number, architecture, space, results[number])
+                    ledger.record(trial)
+                elif trial.key != space.key(architecture):
+                    raise UserError(
+                        f"ledger: trial {number} of {stage} is another candidate than this configuration and seed"
+                        " propose: resume with the run's own config.yaml, or start a new run"
+                    )
+                trials.append(trial)
+            log.trials += trials
+            sampler.observe(trials)
             if on_trial is not None:
-                on_trial(trial)
+                for trial in trials:
+                    on_trial(trial)
             scores = [t.score for t in log.trials if t.score is not None]
             failed = len(log.trials) - len(scores)
             note = f"best {max(scores):.4f}" if scores else ""
@@ -116,12 +136,45 @@ def run_trials(
     return log
 
 
-def _evaluate(
-    stage: str, number: int, architecture: Architecture, space: SearchSpace, evaluate: Callable[[Architecture], float]
-) -> Trial:
+class _Proposals:
+    """Candidates that compute something no earlier one computed."""
+
+    def __init__(self, sampler: Sampler, space: SearchSpace, log: TrialLog) -> None:
+        self.sampler, self.space, self.log = sampler, space, log
+        self.seen: set[str] = set()
+
+    def draw(self, count: int) -> list[Architecture]:
+        """At most `count` new candidates; fewer only where the space (or patience with duplicates) is exhausted."""
+        chosen: list[Architecture] = []
+        in_a_row = 0
+        while len(chosen) < count and in_a_row < MAX_DUPLICATES_IN_A_ROW:
+            try:
+                architecture = self.sampler.propose(1)[0]
+            except SpaceExhausted:
+                break
+            function = self.space.function_key(architecture)
+            if function in self.seen:
+                self.log.duplicates += 1
+                in_a_row += 1
+                continue
+            in_a_row = 0
+            self.seen.add(function)
+            chosen.append(architecture)
+        return chosen
+
+
+def one_by_one(evaluate: Callable[[Architecture], float]) -> Evaluate:
+    """`evaluate` for single candidates, which may raise `Diverged` or run out of memory, as one for several."""
+
+    def together(architectures: Sequence[Architecture]) -> list[Result]:
+        return [_timed(evaluate, a) for a in architectures]
+
+    return together
+
+
+def _timed(evaluate: Callable[[Architecture], float], architecture: Architecture) -> Result:
     began = time.monotonic()
-    score: float | None = None
-    reason = None
+    score, reason = None, None
     try:
         score = evaluate(architecture)
     except Diverged as error:
@@ -129,15 +182,19 @@ def _evaluate(
     except torch.OutOfMemoryError:
         reason = "out of memory"
         torch.cuda.empty_cache()
+    return Result(score, reason, time.monotonic() - began)
+
+
+def _trial(stage: str, number: int, architecture: Architecture, space: SearchSpace, result: Result) -> Trial:
     return Trial(
         stage=stage,
         number=number,
         architecture=architecture,
         key=space.key(architecture),
-        score=score,
+        score=result.score,
         params=space.parameters(architecture),
-        seconds=time.monotonic() - began,
-        state="complete" if reason is None else "failed",
-        reason=reason,
+        seconds=result.seconds,
+        state="complete" if result.reason is None else "failed",
+        reason=result.reason,
         attrs={},
     )

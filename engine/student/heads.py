@@ -61,7 +61,7 @@ class FFNASForSequenceClassification(_Headed):
         out = self.ffnas(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits = self.classifier(self.dropout(out.pooler_output))
+        logits = self._logits(out.pooler_output)
         return FFNASClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
             logits=logits,
@@ -69,6 +69,13 @@ class FFNASForSequenceClassification(_Headed):
             attentions=out.attentions,
             states=_with_logits(out.states, logits),
         )
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Logits [B, num_labels] from the last layer's output [B, S, H]."""
+        return self._logits(self.ffnas.cls_pooler(hidden))
+
+    def _logits(self, pooled: Tensor) -> Tensor:
+        return self.classifier(self.dropout(pooled))
 
 
 class FFNASForQuestionAnswering(_Headed):

@@ -108,14 +108,14 @@ def test_a_contradictory_trial_cannot_be_made(values):
 
 
 def test_recording_is_fast(path):
-    # 13 to 25 ms on one free core with 6 layers; the bound leaves room for a loaded machine
+    # 13 to 25 ms on one free core with 6 layers; four times that is a change of design, not a loaded machine
     with Ledger(path) as ledger:
         seconds = []
         for number in range(40):
             began = time.process_time()
             ledger.record(make(number))
             seconds.append(time.process_time() - began)
-    assert statistics.median(seconds[5:]) < 0.03
+    assert statistics.median(seconds[5:]) < 0.1
 
 
 def write_until_killed(path, pipe):

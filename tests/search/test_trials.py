@@ -19,7 +19,7 @@ from search.progress import Reporter
 from search.samplers import make_sampler
 from search.space import SearchSpace
 from search.stages import gelu_twin
-from search.trials import TrialLog, run_trials
+from search.trials import Result, TrialLog, one_by_one, run_trials
 
 SHAPE = ModelShape(hidden_size=24, num_layers=3, ffn_size=24, vocab_size=100, embedding_size=8, teacher_hidden_size=16)
 
@@ -39,8 +39,10 @@ def score_of(architecture) -> float:
     return sum(layer.stack * layer.expression.size for layer in architecture.layers) % 17 / 17
 
 
-def run(space, ledger, reporter, evaluate, total=12, seed=5):
-    return run_trials("stage1", total, make_sampler("random", space, seed), space, evaluate, ledger, reporter)
+def run(space, ledger, reporter, evaluate, total=12, seed=5, **options):
+    return run_trials(
+        "stage1", total, make_sampler("random", space, seed), space, one_by_one(evaluate), ledger, reporter, **options
+    )
 
 
 def test_interrupted_loop_replays_and_ends_the_same(space, reporter, tmp_path):
@@ -86,6 +88,30 @@ def test_no_function_is_evaluated_twice(reporter, tmp_path):
     rng = np.random.default_rng(0)
     assert set(functions) == {space.function_key(space.sample(rng)) for _ in range(2000)}
     assert log.duplicates > 0
+
+
+def test_populations_are_proposed_together_and_resume_in_the_middle(space, reporter, tmp_path):
+    sizes = []
+
+    def together(architectures):
+        sizes.append(len(architectures))
+        return [Result(score_of(a), None, 1.0) for a in architectures]
+
+    def search(ledger, sampler=None):
+        sampler = sampler or make_sampler("random", space, 5)
+        return run_trials("stage1", 10, sampler, space, together, ledger, reporter, together=4)
+
+    with Ledger(tmp_path / "a.db") as ledger:
+        whole = search(ledger)
+    assert sizes == [4, 4, 2]
+    with Ledger(tmp_path / "b.db") as ledger:
+        for t in whole.trials[:5]:  # as if killed after the first record of the second population
+            ledger.record(t)
+        sizes.clear()
+        resumed = search(ledger)
+    assert sizes == [3, 2]
+    assert [t.architecture for t in resumed.trials] == [t.architecture for t in whole.trials]
+    assert len({space.function_key(t.architecture) for t in whole.trials}) == 10
 
 
 def test_failures_are_recorded_with_their_reason_and_are_no_score(space, reporter, tmp_path):

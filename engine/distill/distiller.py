@@ -1,15 +1,13 @@
 """Distillation of one student (or subnet) from one teacher: the teacher pass, the student pass, the objective.
 
-`Distiller` joins them; `TeacherTargets` keeps the teacher's answers for a fixed list of batches, so that candidates
-trained on the same batches share one teacher pass instead of paying one each.
-
 Rejected: running the teacher inside every candidate's step. For the demo's shapes the teacher's forward costs more
-than the student's forward and backward together.
+than the student's forward and backward together, so the steps here take its answers as an argument.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 
 from engine.architecture import Architecture
 from engine.data import Batch, TaskSpec
+from engine.distill.mixed import mixed_states
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
 
@@ -32,14 +31,6 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def states_bytes(states: EncoderStates) -> int:
-    """Bytes the tensors of `states` occupy."""
-    tensors = [states.embeddings, *states.hidden, *states.queries, *states.keys]
-    if states.logits is not None:
-        tensors.append(states.logits)
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Distiller:
@@ -100,6 +91,36 @@ class Distiller:
         """All three terms on a batch of the task; regression predicts the gold labels."""
         return self._loss(student, batch, TASK_TERMS, architecture, targets)
 
+    def mixed_loss(
+        self,
+        supernet: nn.Module,
+        batch: Batch,
+        architectures: Sequence[Architecture],
+        *,
+        task: bool,
+        average: bool = True,
+        targets: EncoderStates | None = None,
+    ) -> KDLoss:
+        """Loss of several subnets of one supernet against one teacher pass (`engine.distill.mixed`).
+
+        Args:
+            supernet: with shared weights.
+            batch: on the device.
+            architectures: the subnets.
+            task: all terms; otherwise those of plain text.
+            average: mean over the subnets, otherwise their sum.
+            targets: the teacher's answers; None runs the teacher.
+        """
+        terms = TASK_TERMS if task else TEXT_TERMS
+        if targets is None:
+            targets = self.targets(batch, need_logits=task)
+        with autocast(self.device, self.precision):
+            states = mixed_states(supernet, batch, architectures)
+        losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
+        share = 1 / len(losses) if average else 1.0
+        names = ("total", "hidden", "attention", "prediction")
+        return KDLoss(**{name: share * sum(getattr(loss, name) for loss in losses) for name in names})
+
     def _loss(
         self,
         student: nn.Module,
@@ -114,6 +135,11 @@ class Distiller:
             states = student.states(
                 batch.input_ids, batch.attention_mask, batch.token_type_ids, architecture=architecture
             )
+        return self._objective(student, states, batch, targets, terms)
+
+    def _objective(
+        self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
+    ) -> KDLoss:
         return kd_loss(
             states,
             targets,
@@ -124,31 +150,3 @@ class Distiller:
             regression=self.spec.kind == "regression",
             terms=terms,
         )
-
-
-class TeacherTargets:
-    """The teacher's answers for a fixed sequence of batches, computed on first use and kept while they fit.
-
-    Args:
-        distiller: whose teacher answers.
-        need_logits: whether the prediction term will be used.
-        limit_bytes: answers beyond this many bytes are not kept but computed again each time.
-    """
-
-    def __init__(self, distiller: Distiller, *, need_logits: bool, limit_bytes: int = 2 << 30) -> None:
-        self.distiller = distiller
-        self.need_logits = need_logits
-        self.limit_bytes = limit_bytes
-        self.kept_bytes = 0
-        self._kept: dict[int, EncoderStates] = {}
-
-    def get(self, step: int, batch: Batch) -> EncoderStates:
-        """The teacher's answer for the batch of `step`; the caller gives the same batch for the same step."""
-        states = self._kept.get(step)
-        if states is None:
-            states = self.distiller.targets(batch, need_logits=self.need_logits)
-            size = states_bytes(states)
-            if self.kept_bytes + size <= self.limit_bytes:
-                self._kept[step] = states
-                self.kept_bytes += size
-        return states

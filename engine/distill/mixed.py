@@ -1,0 +1,102 @@
+"""The mixed forward: several subnets of one supernet in one pass, with what they share computed once.
+
+Subnets share weights, so two of them that agree on layers 0..l-1 have the same activations there: embeddings and the
+first attention block run once for all, every later layer once per distinct prefix. Attention blocks of different
+prefixes have the same weights and run as one batch of their inputs; FFNs run grouped (`kernels.fused_ffn_grouped`).
+Gradients of the subnets add up in the shared weights.
+
+States equal those of single passes up to the rounding of differently cut batches, without dropout; with dropout,
+subnets share the masks of what they share.
+
+Rejected: K separate passes with summed losses. For six layers and two subnets a step it repeats the embeddings and at
+least one attention block, and launches everything K times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from engine.architecture import Architecture
+from engine.data import Batch
+from engine.states import EncoderStates
+from engine.student.attention import extended_mask
+from engine.student.ffn import FFNPlan, FFNStack
+from engine.student.modeling import FFNASPreTrainedModel
+from kernels.grouped import GroupMember, fused_ffn_grouped
+
+
+def mixed_states(
+    model: FFNASPreTrainedModel, batch: Batch, architectures: Sequence[Architecture]
+) -> list[EncoderStates]:
+    """What distillation compares, for every subnet, in the order given; gradients flow.
+
+    Args:
+        model: the supernet, with or without a classification head.
+        batch: on the model's device.
+        architectures: subnets; the same one may be given twice.
+
+    Raises:
+        UserError: an architecture does not fit the model.
+    """
+    base = model.base_model
+    plans = [base.planner(a) for a in architectures]
+    embedded = base.embeddings(batch.input_ids, batch.token_type_ids)
+    mask = extended_mask(base.config, embedded, batch.attention_mask)
+    inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input
+    kept: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = [([], [], []) for _ in plans]
+    for index, layer in enumerate(base.encoder):
+        attended = _attend(layer.attention, inputs, mask)
+        wanted = list(dict.fromkeys(plan[: index + 1] for plan in plans))
+        outputs = _run_stacks(layer.all_ffn, [attended[p[:-1]][0] for p in wanted], [p[-1] for p in wanted])
+        inputs = dict(zip(wanted, outputs, strict=True))
+        for (hidden, queries, keys), plan in zip(kept, plans, strict=True):
+            _, query, key = attended[plan[:index]]
+            hidden.append(inputs[plan[: index + 1]])
+            queries.append(query)
+            keys.append(key)
+    states = [EncoderStates(embedded, tuple(h), tuple(q), tuple(k)) for h, q, k in kept]
+    return [replace(s, logits=_logits(model, s.hidden[-1])) for s in states]
+
+
+def _attend(
+    attention: torch.nn.Module, inputs: dict[tuple[FFNPlan, ...], Tensor], mask: Tensor | None
+) -> dict[tuple[FFNPlan, ...], tuple[Tensor, Tensor, Tensor]]:
+    """Per prefix the attention block's output, scaled queries and keys; one call for all prefixes."""
+    count = len(inputs)
+    x = torch.cat(list(inputs.values())) if count > 1 else next(iter(inputs.values()))
+    repeated = mask if mask is None or count == 1 else mask.repeat(count, *[1] * (mask.dim() - 1))
+    out, query, key, _ = attention(x, repeated)
+    parts = zip(out.chunk(count), (query * attention.scaling).chunk(count), key.chunk(count), strict=True)
+    return dict(zip(inputs, parts, strict=True))
+
+
+def _run_stacks(ffns: FFNStack, inputs: Sequence[Tensor], plans: Sequence[FFNPlan]) -> list[Tensor]:
+    """Each input through its own stack of the layer's FFNs, grouped."""
+    shape = inputs[0].shape
+    members = [_member(ffns, plan) for plan in plans]
+    return [out.view(shape) for out in fused_ffn_grouped([x.reshape(-1, shape[-1]) for x in inputs], members)]
+
+
+def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
+    used, d = list(islice(ffns, plan.stack)), plan.inner
+    return GroupMember(
+        [f.dense1.weight[:d] for f in used],
+        [f.dense1.bias[:d] for f in used],
+        [f.dense2.weight[:, :d] for f in used],
+        [f.dense2.bias for f in used],
+        plan.program,
+        [f.layernorm.weight for f in used],
+        [f.layernorm.bias for f in used],
+        p_drop=ffns.p_drop if ffns.training else 0.0,
+        eps=ffns.eps,
+    )
+
+
+def _logits(model: FFNASPreTrainedModel, hidden: Tensor) -> Tensor | None:
+    head = getattr(model, "classify", None)
+    return None if head is None else head(hidden)

@@ -1,0 +1,303 @@
+"""The population step: one batch, one teacher pass, K students with their own weights, optimizers and schedules.
+
+    step(batch):  targets = teacher(batch);   per student:  loss -> backward -> clip -> AdamW -> schedule
+
+What one student goes through is, operation by operation, what `engine.training.run_phase` would do to it alone, with
+its own random numbers, so its weights and score do not depend on who else is in the population.
+
+On the CPU students run side by side, one thread group each (`workers`): a step of a small student keeps two threads
+busy half of the time, two students keep them busy. The threads per student depend on the settings alone, never on how
+many students happen to be left, because the order in which a gradient is summed does.
+On CUDA they run one after the other on the same stream, which the device sees as one long queue of work.
+
+A student whose loss is not finite is retired and the others go on. When memory runs out, the youngest students are
+taken out (`postponed`, to be trained again later) and the step goes on where it was: a student is only changed by its
+optimizer step, which comes after everything that allocates.
+
+Rejected: stacking the students' weights into batched products. They differ in widths, depth and expression; padding
+them to one shape computes up to 16 times what is asked for.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import Batch
+from engine.distill.distiller import Distiller
+from engine.optim import build_optimizer, linear_schedule
+from engine.settings import PhaseSettings
+from engine.states import EncoderStates
+from engine.training import LOG_EVERY
+
+Part = Literal["text", "task"]
+
+
+@dataclass
+class Member:
+    """One student of a population.
+
+    Args:
+        model: trained in place.
+        rng: state of PyTorch's generator its training starts from (`generator_state`); None takes the current one.
+    """
+
+    model: nn.Module
+    rng: Tensor | None = None
+    reason: str | None = None
+    postponed: bool = False
+    _loss: Tensor | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the member still trains."""
+        return self.reason is None and not self.postponed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the training of a member ended.
+
+    Attributes:
+        state: "done", "failed" (see `reason`), or "postponed" for lack of memory: train it again in a smaller
+            population, from its first weights.
+        reason: why it failed.
+    """
+
+    state: Literal["done", "failed", "postponed"]
+    reason: str | None = None
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """State of the generator that dropout on `device` draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+class PopulationStep:
+    """Trains K students on the same batches, each step with one teacher pass.
+
+    Args:
+        distiller: teacher, layer map and objective.
+        members: the students, oldest first.
+        settings: optimizer settings, the same for all.
+        total_steps: of the phase.
+        part: "text" (hidden states and attention scores) or "task" (all terms).
+        targets: `targets(step, batch)` gives the teacher's answers; None runs the teacher.
+        workers: students that run at the same time; 1 always on CUDA, and where a student uses dropout (its random
+            numbers come from a generator that all threads share).
+        threads: intra-op threads of each worker.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        members: Sequence[Member],
+        settings: PhaseSettings,
+        total_steps: int,
+        part: Part,
+        *,
+        targets: Callable[[int, Batch], EncoderStates] | None = None,
+        workers: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        self.distiller = distiller
+        self.members = list(members)
+        self.settings = settings
+        self.part = part
+        self.targets = targets or (lambda _, batch: distiller.targets(batch, need_logits=part == "task"))
+        self.threads = threads
+        self.device = distiller.device
+        parallel = self.device.type == "cpu" and workers > 1 and not any(uses_dropout(m.model) for m in members)
+        self.workers = workers if parallel else 1
+        self._states = [_Optimized(m, settings, total_steps) for m in self.members]
+        for member in self.members:
+            if member.rng is None:
+                member.rng = generator_state(self.device)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> PopulationStep:
+        if self.workers > 1:
+            self._pool = ThreadPoolExecutor(self.workers, "ffnas-student", torch.set_num_threads, (self.threads or 1,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+            torch.set_num_threads(torch.get_num_threads())  # a worker's call also reached libraries' global settings
+
+    def __call__(self, batch: Batch, step: int) -> None:
+        """One teacher pass and one update of every living member."""
+        batch = batch.to(self.device)
+        targets = self._with_room(lambda: self.targets(step, batch))
+        living = [(m, s) for m, s in zip(self.members, self._states, strict=True) if m.alive]
+        if self._pool is None:
+            for member, state in living:
+                if member.alive:  # an older one may have needed its memory
+                    self._with_room(lambda m=member, s=state: self._update(m, s, batch, targets), member)
+            return
+        futures = []
+        for member, state in living:
+            context = contextvars.copy_context()  # the forced backend, if any
+            futures.append(self._pool.submit(context.run, self._update, member, state, batch, targets))
+        for future in futures:
+            future.result()
+
+    def retire_diverged(self, name: str, done: int) -> None:
+        """Retires members whose loss since the last call was not finite; reads the device once for all."""
+        living = [m for m in self.members if m.alive and m._loss is not None]
+        if not living:
+            return
+        losses = torch.stack([m._loss for m in living if m._loss is not None]).tolist()
+        for member, loss in zip(living, losses, strict=True):
+            member._loss = None
+            if not math.isfinite(loss):
+                member.reason = f"{name}: the loss is not finite at step {done}"
+                self._release(member)
+
+    def _update(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> None:
+        loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
+        model = member.model
+        own_generator = self._pool is None  # threads share the generator, and then nobody uses it
+        if own_generator:
+            outside = generator_state(self.device)
+            _set_generator_state(self.device, member.rng)
+        try:
+            model.train()
+            terms = loss(model, batch, targets=targets)
+            terms.total.backward()
+            nn.utils.clip_grad_norm_(state.parameters, self.settings.clip)
+        except torch.OutOfMemoryError:
+            state.optimizer.zero_grad(set_to_none=True)
+            raise
+        else:
+            if own_generator:
+                member.rng = generator_state(self.device)
+        finally:
+            if own_generator:
+                _set_generator_state(self.device, outside)
+        state.optimizer.step()
+        state.scheduler.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        total = terms.total.detach().double()
+        member._loss = total if member._loss is None else member._loss + total
+
+    def _with_room(self, run: Callable[[], EncoderStates | None], keep: Member | None = None) -> EncoderStates:
+        """Runs, postponing the youngest living member and trying again as long as memory runs out.
+
+        A member that does not fit alone fails with the reason "out of memory".
+        """
+        while True:
+            try:
+                return run()  # type: ignore[return-value]
+            except torch.OutOfMemoryError:
+                others = [m for m in self.members if m.alive and m is not keep]
+                if not others:
+                    if keep is None:
+                        raise
+                    keep.reason = "out of memory"
+                    self._release(keep)
+                    return None  # type: ignore[return-value]
+                others[-1].postponed = True
+                self._release(others[-1])
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _release(self, member: Member) -> None:
+        """Frees a member's optimizer state and gradients; its model is the caller's."""
+        state = self._states[self.members.index(member)]
+        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.state.clear()
+
+
+@dataclass
+class _Optimized:
+    """Optimizer and schedule of one member, as `run_phase` makes them."""
+
+    member: Member
+    settings: PhaseSettings
+    total_steps: int
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        model, settings = self.member.model, self.settings
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
+        warmup = round(settings.warmup_ratio * self.total_steps)
+        self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps)
+
+
+def side_by_side(population: int, device: torch.device) -> tuple[int, int]:
+    """(workers, threads of each) for populations of at most `population` students on `device`.
+
+    A function of the setting and the machine, not of how many students there are at the moment: see the module.
+    """
+    threads = torch.get_num_threads()
+    workers = min(population, threads) if device.type == "cpu" else 1
+    return workers, threads // workers
+
+
+def uses_dropout(model: nn.Module) -> bool:
+    """Whether training draws random numbers."""
+    config = getattr(model, "config", None)
+    rates = [getattr(config, n, 0.0) for n in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    head = getattr(config, "classifier_dropout", None)
+    return any(rate > 0 for rate in [*rates, head or 0.0]) or any(
+        isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()
+    )
+
+
+def train_population(
+    name: str,
+    members: Sequence[Member],
+    batches: Iterator[Batch],
+    distiller: Distiller,
+    settings: PhaseSettings,
+    total_steps: int,
+    part: Part,
+    *,
+    targets: Callable[[int, Batch], EncoderStates] | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+) -> list[Outcome]:
+    """Trains all members for `total_steps` on `batches`; models are left in eval mode.
+
+    Args: as of `PopulationStep`; `name` for messages; members that failed before are left alone.
+
+    Returns:
+        One outcome per member.
+    """
+    if total_steps > 0:
+        step = PopulationStep(
+            distiller, members, settings, total_steps, part, targets=targets, workers=workers, threads=threads
+        )
+        with step:
+            for number in range(total_steps):
+                if not any(m.alive for m in members):
+                    break
+                step(next(batches), number)
+                done = number + 1
+                if done % LOG_EVERY == 0 or done == total_steps:
+                    step.retire_diverged(name, done)
+    outcomes = []
+    for member in members:
+        member.model.eval()
+        state = "postponed" if member.postponed else "done" if member.reason is None else "failed"
+        outcomes.append(Outcome(state, member.reason))  # type: ignore[arg-type]
+    return outcomes
