@@ -1,4 +1,4 @@
-"""Row strides, alignments and padded buffers: what kernels are told about memory.
+"""Row strides, alignments, padded buffers and TF32: what kernels are told about their operands.
 
 A kernel's `ALIGN` is the number of elements (8, 4, 2 or 1, and at most 16 bytes) that divides every row stride and
 width it applies to; strides and widths are passed in that unit, so that the compiler sees the divisibility.
@@ -19,6 +19,11 @@ PAD = 8
 def padded(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialized [rows, columns rounded up to PAD]."""
     return torch.empty((rows, -(-columns // PAD) * PAD), dtype=dtype, device=device)
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch may round the operands of float32 products to TF32 on CUDA, whichever way that was set."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def alignment(sizes: Sequence[int], tensors: Sequence[Tensor]) -> int:

@@ -15,7 +15,7 @@ from kernels.program import Flag, Segment
 from kernels.triton import gemm, tuning
 from kernels.triton.device_program import DeviceProgram
 from kernels.triton.launch import launch
-from kernels.triton.layout import PAD, alignment, padded
+from kernels.triton.layout import PAD, alignment, allows_tf32, padded
 from kernels.triton.rows import reduce_parts
 
 
@@ -38,9 +38,7 @@ def weight(call: FFNCall, w: Tensor) -> Tensor:
 
 def precision(dtype: torch.dtype) -> str:
     """Triton's `input_precision`: "ieee" for float32 products unless PyTorch allows TF32."""
-    if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
+    return "tf32" if dtype != torch.float32 or allows_tf32() else "ieee"
 
 
 def linear(

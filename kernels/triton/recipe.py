@@ -18,6 +18,7 @@ from kernels.lowering import load_program
 from kernels.triton import codegen, ffn
 from kernels.triton.device_program import DeviceProgram, device_program
 from kernels.triton.launch import Compiled, compile_only
+from kernels.triton.layout import allows_tf32
 
 _DTYPES = {str(t): t for t in (torch.float32, torch.float16, torch.bfloat16)}
 
@@ -34,7 +35,7 @@ def recipe(call: FFNCall, save: bool, needs: Sequence[bool] | None) -> dict[str,
         "p_drop": call.p_drop,
         "eps": call.eps,
         "compute": str(call.compute_dtype),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": allows_tf32(),
         "save": save,
         "needs": None if needs is None else list(needs),
     }
@@ -76,13 +77,13 @@ def compile_recipe(
         program = DeviceProgram(program.words, program.code, program.slots, codegen.load(program.words))
     elif slots:
         program = DeviceProgram(program.words, program.code, tuple(max(s, slots) for s in program.slots))
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = made["tf32"]
+    earlier = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if made["tf32"] else "ieee"
     try:
         with compile_only(seen, arch):
             run(call, program, made["save"], made["needs"])
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.fp32_precision = earlier
 
 
 def run(call: FFNCall, program: DeviceProgram, save: bool, needs: Sequence[bool] | None) -> None:

@@ -289,8 +289,8 @@ def ffn_pre_kernel(
 ):  # fmt: skip
     """out = a segment of x alone; out is [tokens, hidden] with its row stride's surplus columns set to 0."""
     stride_out = units_out * ALIGN
-    columns = tl.program_id(0) * BN + tl.arange(0, BN)
-    first_row = tl.program_id(1) * BM
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    first_row = tl.program_id(0) * BM
     x_tile = _tile(x, units_x * ALIGN, first_row, columns, tokens, hidden, BM)
     value, _, _, _ = EVALUATE(code, x_tile, x_tile, x_tile, x_tile, columns[None, :], hidden, SEGMENT, SLOTS, False, 1)
     value = tl.where(columns[None, :] < hidden, value, 0.0)

@@ -151,7 +151,7 @@ def pre_forward(call: FFNCall, x: Tensor, device_program: DeviceProgram, segment
     align, (units_x,) = matrix_units([x], hidden)
     launch(
         row_kernels.ffn_pre_kernel,
-        (-(-out.stride(0) // columns), -(-tokens // rows)),
+        (-(-tokens // rows), -(-out.stride(0) // columns)),
         x, out, evaluator.code, units_x, out.stride(0) // align, tokens, hidden,
         EVALUATE=evaluator.function, SEGMENT=evaluator.segment, SLOTS=evaluator.slots, ALIGN=align, BM=rows, BN=columns,
         warps=warps, stages=1,

@@ -31,6 +31,7 @@ from kernels.triton.compile_pool import CompilePool
 from kernels.triton.device_program import DeviceProgram, active_buffer, device_program
 from kernels.triton.evaluate import interpret
 from kernels.triton.launch import interpreted
+from kernels.triton.layout import allows_tf32
 from kernels.validation import checked_words
 
 ENVIRONMENT = "FFNAS_SPECIALIZE"
@@ -112,7 +113,7 @@ def _kind(call: FFNCall, words: tuple[int, ...], save: bool, needs: Sequence[boo
     family = (
         x.shape[1], w1.shape[0], x.stride(0), w1.stride(0), w2.stride(0), x.dtype, w1.dtype, call.compute_dtype,
         call.layers, call.has_ln, call.p_drop > 0, save, None if needs is None else tuple(needs), x.device,
-        torch.backends.cuda.matmul.allow_tf32,
+        allows_tf32(),
     )  # fmt: skip
     key = (words, *family)
     kind = _kinds.get(key)
