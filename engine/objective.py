@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.states import EncoderStates
-from kernels.losses import attention_score_mse, hidden_mse, soft_cross_entropy
+from kernels.losses import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
 from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
 
 TERMS = ("hidden", "attention", "prediction")
@@ -142,10 +142,10 @@ def _hidden(
             f"teacher_hidden_size: the student's states are {width} wide after projection, the teacher's "
             f"{teacher.embeddings.shape[-1]}: build the student with fit_dense for this teacher"
         )
-    pairs = zip((student.embeddings, *student.hidden), (teacher.embeddings, *teacher.hidden), strict=True)
+    own, wanted = (student.embeddings, *student.hidden), (teacher.embeddings, *teacher.hidden)
     if paper_exact:
-        return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in pairs)
-    return sum(hidden_mse(h_s, weight, bias, h_t, mask) for h_s, h_t in pairs)
+        return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True))
+    return hidden_mse_layers(own, weight, bias, wanted, mask)
 
 
 def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, paper_exact: bool) -> Tensor:
@@ -158,11 +158,10 @@ def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, pap
             f"num_attention_heads: the student has {heads_s}, the teacher {heads_t}: attention scores are compared "
             f"head by head, so give the student {heads_t} heads or set the attention weight to 0"
         )
-    loss = attention_score_mse_paper if paper_exact else attention_score_mse
-    return sum(
-        loss(q_s, k_s, q_t, k_t, mask, scale_s=1.0, scale_t=1.0)
-        for q_s, k_s, q_t, k_t in zip(student.queries, student.keys, teacher.queries, teacher.keys, strict=True)
-    )
+    layers = (student.queries, student.keys, teacher.queries, teacher.keys)
+    if paper_exact:
+        return sum(attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True))
+    return attention_score_mse_layers(*layers, mask, scale_s=1.0, scale_t=1.0)
 
 
 def _prediction(
