@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
-from scipy.stats import hypergeom
 
-from engine.racing import lead_probability, race, rival_mask, wins_needed
+from engine.racing import hopeless, level_probability, race
 
 
 def run(right, slices=8, seed=0, **options):
@@ -46,14 +43,14 @@ def test_survivors_have_exact_scores_and_losers_stop_early():
 
 
 def test_the_best_is_dropped_at_most_as_often_as_stated():
-    """2,000 races of 12 nearly equal candidates at confidence 0.8.
+    """2,000 races of 12 nearly equal candidates at confidence 0.8; measured: 1.2 % lose the best.
 
-    The union bound is conservative, so far fewer than 20 % lose a best candidate; asserted is the statement itself.
+    Asserted is the statement itself, 20 %, which leaves room for other random numbers.
     """
     rng = np.random.default_rng(1)
     lost = 0
     for seed in range(2000):
-        right = answers(rng, rng.normal(scale=0.05, size=12), 64)
+        right = answers(rng, rng.normal(scale=0.05, size=12), 200)
         scores = right.mean(axis=1)
         finishes, _ = run(right, seed=seed, confidence=0.8)
         lost += not all(f.survived for f, s in zip(finishes, scores, strict=True) if s == scores.max())
@@ -83,33 +80,37 @@ def test_a_candidate_is_dropped_only_by_one_that_costs_no_more():
     right[0] = True
     finishes, _ = run(right, costs=[10, 5, 10])
     assert [f.survived for f in finishes] == [True, True, False]
-    assert rival_mask(2, [1, 2]).tolist() == [[True, True], [False, True]]
 
 
 def test_a_lead_larger_than_what_is_left_is_certain():
-    # 31 of 31 disagreements won, 30 examples left: no tie possible any more
-    assert lead_probability(31, 30)[-1] == 0
-    assert lead_probability(30, 30)[-1] > 0
-    assert wins_needed(31, 61, 1e-300)[31] == 31
+    wins, losses = np.array([31, 30, 30]), np.array([0, 0, 1])
+    chance = level_probability(wins, losses, 31, 61)
+    assert chance[0] == 0
+    assert (chance[1:] > 0).all()
 
 
-@pytest.mark.parametrize("disagreements", [1, 2, 3, 8, 21])
-def test_the_probability_is_the_worst_over_all_unseen_disagreements(disagreements):
-    wins = np.arange(disagreements // 2 + 1, disagreements + 1)
-    for left in (0, 1, 2, 7, 30):
-        every = [
-            hypergeom.sf(wins - 1, disagreements + n, marked, disagreements)
-            for n in range(left + 1)
-            for marked in range((disagreements + n) // 2 + 1)
-        ]
-        np.testing.assert_allclose(lead_probability(disagreements, left), np.max(every, axis=0), rtol=1e-9, atol=1e-15)
+def test_the_probability_is_that_of_drawing_without_replacement():
+    """Against simulation: rates from Jeffreys' posterior, then the examples to come.
+
+    20,000 draws: standard error at most 0.0035; the normal approximation is asked to be within 0.02.
+    """
+    rng = np.random.default_rng(0)
+    for wins, losses, answered, total in ((20, 10, 200, 600), (9, 3, 300, 400), (40, 30, 100, 1000), (6, 1, 50, 60)):
+        rates = rng.dirichlet([wins + 0.5, losses + 0.5, answered - wins - losses], size=20_000)
+        future = np.array([rng.multinomial(total - answered, r) for r in rates])
+        share = np.mean(wins - losses + future[:, 0] - future[:, 1] <= 0)
+        found = level_probability(np.array([wins]), np.array([losses]), answered, total)[0]
+        assert found == pytest.approx(share, abs=0.02)
 
 
-def test_the_probability_counts_orders_of_drawing():
-    # 5 disagreements in all, of which v wins 2: how often does v win both of the first two?
-    orders = list(itertools.permutations([1, 1, 0, 0, 0]))
-    share = np.mean([sum(order[:2]) == 2 for order in orders])
-    assert lead_probability(2, 3)[-1] == pytest.approx(max(share, hypergeom.sf(1, 4, 2, 2)))
+def test_too_few_disagreements_say_nothing():
+    assert level_probability(np.array([4]), np.array([0]), 500, 600)[0] == 1.0
+
+
+def test_the_allowance_goes_to_the_least_likely_first():
+    chance = np.array([0.004, 1.0, 0.0, 0.003, 0.0045])
+    assert hopeless(chance, 0.01).tolist() == [True, False, True, True, False]
+    assert hopeless(chance, 0.002).tolist() == [False, False, True, False, False]
 
 
 def test_a_confidence_outside_its_range_is_refused():

@@ -1,0 +1,237 @@
+"""Samplers compared on a table of real scores: every (stack, ratio) choice of a 3-layer supernet, 16^3 = 4096.
+
+    python -m benchmarks.samplers                  replays every sampler 30 times against the committed table
+    python -m benchmarks.samplers --build          trains the supernet and scores the table anew (ten minutes)
+    python -m benchmarks.samplers --show           prints the committed result
+
+The table holds the accuracy of every choice with shared weights (`benchmarks.demo_supernet`, scored by
+`engine.shared_evaluation` on the 596 sentences that score candidates). A replay proposes, looks the score up, observes.
+Regret is the table's best score minus the best found so far; reported are its mean over seeds and a 95 % band (t).
+Every sampler has its defaults, except that `partition` and `partition_greedy` start learning after as many random
+candidates as the others (20; the paper's 80 are listed beside).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from benchmarks.environment import describe
+from engine.architecture import Architecture, LayerSpec
+from engine.files import write_json_atomic
+from engine.params import ModelShape
+from kernels.expression import parse_expression
+from search.ledger import Trial
+from search.samplers import make_sampler
+from search.space import SearchSpace
+
+RESULTS = Path(__file__).parent / "results"
+TABLE, RESULT = RESULTS / "sampler-table.json", RESULTS / "samplers.json"
+SIDES: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "partition": ("partition", {"startup": 20}),
+    "partition (80 random)": ("partition", {"startup": 80}),
+    "partition_greedy": ("partition_greedy", {"startup": 20}),
+    "partition_greedy (80 random)": ("partition_greedy", {"startup": 80}),
+    "evolution": ("evolution", {}),
+    "local": ("local", {}),
+    "tpe": ("tpe", {}),
+    "nsga2": ("nsga2", {}),
+    "gaussian": ("gaussian", {}),
+}
+EVALUATIONS = 300
+MARKS = (0.01, 0.02, 0.05, 0.07)
+"""Shares of the table at which regret is listed; the third is what the default sampler is chosen by."""
+CHOSEN_BY = 0.05
+
+
+class Table:
+    """Scores of all choices, and the space they come from."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+        self.shapes = [(s, Fraction(r)) for s, r in content["shapes"]]
+        self.expressions = tuple(parse_expression(e) for e in content["expressions"])
+        self.scores = np.asarray(content["right"], dtype=np.float64) / content["examples"]
+        shape = ModelShape(**content["shape"])
+        self.space = SearchSpace(shape, budget=(0, 1e12)).with_expressions(self.expressions)
+        self._place = {s: i for i, s in enumerate(self.shapes)}
+
+    @property
+    def best(self) -> float:
+        return float(self.scores.max())
+
+    def index(self, architecture: Architecture) -> int:
+        """Row of an architecture: its layers' choices as digits, the first layer the most significant."""
+        row = 0
+        for layer in architecture.layers:
+            row = row * len(self.shapes) + self._place[layer.stack, layer.ratio]
+        return row
+
+
+def architectures(shapes: Sequence[tuple[int, Fraction]], expressions: Sequence[Any]) -> list[Architecture]:
+    """All choices, in the order of the table."""
+    rows: list[tuple[LayerSpec, ...]] = [()]
+    for expression in expressions:
+        rows = [(*row, LayerSpec(expression, *shape)) for row in rows for shape in shapes]
+    return [Architecture(row) for row in rows]
+
+
+def build() -> dict[str, Any]:
+    """Trains (or loads) the supernet and scores every choice."""
+    from dataclasses import asdict
+
+    from benchmarks.demo_supernet import EXPRESSIONS, SPLIT, Supernet
+    from engine.shared_evaluation import SharedEvaluator
+
+    net = Supernet()
+    evaluator = SharedEvaluator(net.model, getattr(net.ctx.data, SPLIT))
+    shapes = list(net.space.shapes)
+    all_of_them = architectures(shapes, [parse_expression(e) for e in EXPRESSIONS])
+    labels = evaluator.labels()
+    start = time.perf_counter()
+    right: list[int] = []
+    for first in range(0, len(all_of_them), 256):  # one choice of the first layer at a time
+        logits = evaluator.logits(all_of_them[first : first + 256])
+        right += (logits.argmax(-1) == labels).sum(axis=1).tolist()
+        print(f"{len(right)}/{len(all_of_them)}", file=sys.stderr, flush=True)
+    return {
+        "environment": describe(),
+        "seconds": time.perf_counter() - start,
+        "shape": asdict(net.ctx.shape),
+        "expressions": list(EXPRESSIONS),
+        "shapes": [[s, str(r)] for s, r in shapes],
+        "examples": len(labels),
+        "right": right,
+    }
+
+
+@lru_cache(maxsize=1)
+def read_table() -> Table:
+    return Table(json.loads(TABLE.read_text()))
+
+
+def replay(side: str, seed: int, evaluations: int) -> list[float]:
+    """Best score after 1..`evaluations` evaluations."""
+    table = read_table()
+    name, options = SIDES[side]
+    sampler = make_sampler(name, table.space, seed, **options)
+    best, curve = -np.inf, []
+    for number in range(evaluations):
+        architecture = sampler.propose(1)[0]
+        score = float(table.scores[table.index(architecture)])
+        sampler.observe([Trial("table", number, architecture, "", score, 1, 0.0)])
+        best = max(best, score)
+        curve.append(best)
+    return curve
+
+
+def compare(sides: Sequence[str], seeds: int, evaluations: int, workers: int) -> dict[str, Any]:
+    table = read_table()
+    sampled: dict[str, Any] = {}
+    jobs = [(side, seed) for side in sides for seed in range(seeds)]
+    with ProcessPoolExecutor(workers) as pool:
+        curves = list(pool.map(_replay_job, [(side, seed, evaluations) for side, seed in jobs], chunksize=1))
+    for side in sides:
+        regret = table.best - np.array([c for (s, _), c in zip(jobs, curves, strict=True) if s == side])
+        half = student_t.ppf(0.975, seeds - 1) * regret.std(axis=0, ddof=1) / np.sqrt(seeds)
+        sampled[side] = {
+            "regret": np.round(regret.mean(axis=0), 6).tolist(),
+            "half_band": np.round(half, 6).tolist(),
+            "found_best": float((regret[:, -1] == 0).mean()),
+        }
+    return {
+        "environment": describe(),
+        "table": {
+            "choices": len(table.scores),
+            "best": table.best,
+            "median": float(np.median(table.scores)),
+            "worst": float(table.scores.min()),
+        },
+        "seeds": seeds,
+        "evaluations": evaluations,
+        "samplers": sampled,
+    }
+
+
+def _replay_job(job: tuple[str, int, int]) -> list[float]:
+    return replay(*job)
+
+
+def show(result: dict[str, Any]) -> str:
+    table = result["table"]
+    marks = [n for m in MARKS if (n := round(m * table["choices"])) <= result["evaluations"]]
+    lines = [
+        json.dumps(result["environment"]),
+        f"table: {table['choices']} choices, accuracy {table['worst']:.4f} to {table['best']:.4f},"
+        f" median {table['median']:.4f}; {result['seeds']} seeds; regret in percentage points, mean ± 95 % band",
+        f"{'':30}" + "".join(f"{f'after {n}':>18}" for n in marks) + f"{'best found':>14}",
+    ]
+    chosen = round(CHOSEN_BY * table["choices"])
+    order = sorted(result["samplers"], key=lambda s: result["samplers"][s]["regret"][chosen - 1])
+    for side in order:
+        row = result["samplers"][side]
+        cells = [f"{100 * row['regret'][n - 1]:9.3f} ± {100 * row['half_band'][n - 1]:.3f}" for n in marks]
+        lines.append(f"{side:30}" + "".join(f"{c:>18}" for c in cells) + f"{row['found_best']:>13.0%}")
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Mean regret with bands against evaluations."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    steps = np.arange(1, result["evaluations"] + 1)
+    for side, row in result["samplers"].items():
+        mean, half = 100 * np.array(row["regret"]), 100 * np.array(row["half_band"])
+        (line,) = axes.plot(steps, mean, label=side)
+        axes.fill_between(steps, np.maximum(mean - half, 0), mean + half, alpha=0.15, color=line.get_color())
+    axes.axvline(CHOSEN_BY * result["table"]["choices"], color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="evaluations", ylabel="regret (percentage points of accuracy)", xlim=(1, steps[-1]))
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{result['table']['choices']} choices, {result['seeds']} seeds, mean and 95 % band")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.samplers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--build", action="store_true", help="score the table anew")
+    parser.add_argument("--show", action="store_true", help="print the last result and measure nothing")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file; the plot goes beside it")
+    args = parser.parse_args(argv)
+    if args.show:
+        print(show(json.loads(args.out.read_text())))
+        return 0
+    if args.build or not TABLE.exists():
+        RESULTS.mkdir(exist_ok=True)
+        write_json_atomic(TABLE, build())
+    result = compare(args.sides, args.seeds, args.evaluations, args.workers)
+    print(show(result))
+    write_json_atomic(args.out, result)
+    plot(result, args.out.with_suffix(".png"))
+    print(f"written: {args.out}, {args.out.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
