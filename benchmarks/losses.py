@@ -26,7 +26,7 @@ from benchmarks.timing import interleaved
 
 
 def peak_bytes(side: str, dtype: str, length: int) -> int:
-    """Bytes one layer's pass over two sequences needs at its peak beyond its inputs, in a process of its own (Linux)."""
+    """Bytes one layer's pass over two sequences needs at its peak beyond its inputs; Linux only."""
     command = [sys.executable, "-m", "benchmarks.losses", "--one", side, dtype, str(length)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

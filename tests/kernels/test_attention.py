@@ -91,9 +91,7 @@ def test_scores_of_any_size_do_not_overflow():
     mask = random_mask(1, 700, "full")
     context, _ = fused_attention(*own, mask)
     expected = eager_attention(*wide(own), mask)
-    torch.testing.assert_close(
-        context.double(), expected, rtol=0, atol=1e-3
-    )  # scores near 500 carry 3e-5
+    torch.testing.assert_close(context.double(), expected, rtol=0, atol=1e-3)  # scores near 500 carry 3e-5
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(context, own, upstream))
 
 
