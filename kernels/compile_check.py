@@ -354,7 +354,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         jobs += cuda_jobs(options.arch, options.quick)
     with ProcessPoolExecutor(options.jobs) as workers:
-        rows = list({repr(r): r for result in workers.map(run_job, jobs) for r in result}.values())
+        found: dict[Row, None] = {}
+        for done, result in enumerate(workers.map(run_job, jobs), 1):
+            found.update(dict.fromkeys(result))
+            for row in result:
+                if row.problem:
+                    print(f"[{done}/{len(jobs)}] {row.kernel} {row.variant} sm_{row.arch}: {row.problem}", flush=True)
+    rows = list(found)
     print(table(rows))
     failed = [r for r in rows if r.problem]
     print(f"{len(rows)} kernels, {len(failed)} failed, {time.monotonic() - start:.0f} s")
