@@ -13,3 +13,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class ToldElsewhere(UserError):
+    """A `UserError` that another process of the same run reports; this one ends in the same way, silently."""

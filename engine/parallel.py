@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import UserError
+from engine.errors import ToldElsewhere, UserError
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Ranks:
                 message = {"error": str(error)}
         answer = json.loads(self.send(json.dumps(message).encode()))
         if "error" in answer:
-            raise UserError(answer["error"])
+            raise self._error(answer["error"])
         return answer["value"]
 
     def together(self, work: Callable[[], T]) -> T:
@@ -111,8 +111,12 @@ class Ranks:
             problem = str(error).encode() or b"unknown"
         problems = [p for p in self.gather(_to_tensor(problem)) if p.numel()]
         if problems:
-            raise UserError(bytes(problems[0].numpy()).decode())
+            raise self._error(bytes(problems[0].numpy()).decode())
         return result[0]
+
+    def _error(self, message: str) -> UserError:
+        """What every rank raises when one failed: the first one reports it."""
+        return UserError(message) if self.is_first else ToldElsewhere(message)
 
     def send(self, data: bytes) -> bytes:
         """The first rank's `data`, on every rank."""

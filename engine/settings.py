@@ -40,3 +40,19 @@ class PhaseSettings:
         if self.epochs is None:
             raise ValueError("a phase needs steps or epochs")
         return math.ceil(self.epochs * batches_per_epoch)
+
+
+@dataclass
+class TargetSettings:
+    """Where the teacher's answers are kept for phases that several models go through with the same batches.
+
+    Args:
+        cache: 'memory' (while they fit), 'disk' (a file, kept only if reading it is measured to be cheaper than a
+            teacher pass; later runs find it again) or 'off'.
+        dtype: on disk: 'exact' (as the teacher gave them) or 'bf16'.
+        folder: of the files (null: 'targets' in the cache folder).
+    """
+
+    cache: str = "memory"
+    dtype: str = "exact"
+    folder: str | None = None

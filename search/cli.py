@@ -1,12 +1,14 @@
 """The `ffnas` command: picks the subcommand, maps errors and interruptions to exit codes.
 
-Exit codes: 0 done, 2 wrong input (one line on standard error), 130 interrupted, 143 terminated. A subcommand is
-imported only when it is called, so that `ffnas --help` answers at once.
+Exit codes: 0 done, 2 wrong input (one line on standard error), 3 another process of the run was lost, 130
+interrupted, 143 terminated. Of several processes (`torchrun`) the first one speaks, except about a lost one. A
+subcommand is imported only when it is called, so that `ffnas --help` answers at once.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -42,25 +44,46 @@ def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
     from search.waiting import wait_briefly
 
     wait_briefly()
-    from engine.errors import UserError
+    from engine.errors import ToldElsewhere, UserError
     from kernels.expression import ExpressionError
 
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         command(argv)
+    except ToldElsewhere:
+        return 2
     except (UserError, ExpressionError) as error:
         print(f"ffnas: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not _rank_lost(error):
+            raise
+        rank = os.environ.get("RANK")
+        print(f"ffnas: rank {rank}: {error}; finished work is kept (--resume goes on)", file=sys.stderr)
+        # a collective may still be waiting for the lost process in another thread: leave without its destructors
+        sys.stderr.flush()
+        os._exit(3)
     except KeyboardInterrupt:
-        print("ffnas: interrupted; finished work is kept (--resume goes on)", file=sys.stderr)
+        _say("interrupted; finished work is kept (--resume goes on)")
         return 130
     except SystemExit as stop:
         if stop.code == 143:
-            print("ffnas: terminated; finished work is kept (--resume goes on)", file=sys.stderr)
+            _say("terminated; finished work is kept (--resume goes on)")
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _say(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ffnas: {message}", file=sys.stderr)
+
+
+def _rank_lost(error: RuntimeError) -> bool:
+    from engine.parallel import RankLost
+
+    return isinstance(error, RankLost)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

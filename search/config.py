@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from engine.data.config import DataConfig
 from engine.errors import UserError
-from engine.settings import PhaseSettings
+from engine.settings import PhaseSettings, TargetSettings
 from engine.teacher.settings import FinetuneSettings
 
 
@@ -198,6 +198,7 @@ class SearchConfig:
         space: the search space.
         budget: what the found model may cost.
         kd: weights of the distillation terms.
+        targets: where the teacher's answers are kept between uses.
         sampler: who proposes candidates.
         warmup: warm-up distillation of the GELU supernet before stages 1 and 2.
         stage1: expressions and (stack, ratio) jointly.
@@ -224,6 +225,7 @@ class SearchConfig:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     kd: KDConfig = field(default_factory=KDConfig)
+    targets: TargetSettings = field(default_factory=TargetSettings)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     warmup: PhaseSettings = field(default_factory=PhaseSettings)
     stage1: StageConfig = field(default_factory=StageConfig)
@@ -267,6 +269,9 @@ def _phase(name: str, settings: PhaseSettings) -> None:
     if settings.epochs is not None:
         _positive(f"{name}.epochs", settings.epochs, zero=True)
     _positive(f"{name}.batch_size", settings.batch_size)
+    _positive(f"{name}.accumulate", settings.accumulate)
+    if settings.accumulate > settings.batch_size:
+        raise UserError(f"{name}.accumulate: {settings.accumulate} parts of {settings.batch_size} sequences: use fewer")
     _positive(f"{name}.lr", settings.lr)
     _positive(f"{name}.clip", settings.clip)
     if not 0 < settings.fraction <= 1:
@@ -306,6 +311,8 @@ def validate(config: SearchConfig) -> None:
         raise UserError(f"budget.params: {config.budget.params!r} must be two numbers: lowest and highest")
     _choice("precision", config.precision, ("auto", "fp32", "bf16"))
     _choice("teacher_precision", config.teacher_precision, ("auto", "fp32", "bf16"))
+    _choice("targets.cache", config.targets.cache, ("memory", "disk", "off"))
+    _choice("targets.dtype", config.targets.dtype, ("exact", "bf16"))
     _choice("derive.start", config.derive.start, ("warmup", "supernet"))
     _positive("derive.evaluations", config.derive.evaluations)
     _positive("sampler.rebuild_every", config.sampler.rebuild_every)
@@ -320,6 +327,12 @@ def validate(config: SearchConfig) -> None:
         _positive(f"{name}.startup", stage.startup, zero=True)
         if isinstance(stage, StageConfig):
             _positive(f"{name}.population", stage.population)
+            for part in ("text", "task"):
+                if getattr(stage, part).accumulate != 1:
+                    raise UserError(
+                        f"{name}.{part}.accumulate: candidates are trained on whole batches: leave it at 1,"
+                        f" use a smaller {name}.{part}.batch_size or {name}.population"
+                    )
         else:
             _positive(f"{name}.subnets", stage.subnets)
             if stage.gradients not in ("mean", "sum"):

@@ -22,13 +22,16 @@ from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.init import init_from_teacher
 from engine.objective import KDWeights, layer_map
+from engine.parallel import ALONE, Ranks
 from engine.params import ModelShape
 from engine.precision import choose_device, choose_precision
 from engine.seeding import derive_seed, seed_everything
 from engine.student import FFNASForSequenceClassification
 from engine.supernet import build_student
+from engine.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.teacher import Teacher
 from engine.training import PhaseLog
+from kernels.cache import cache_dir
 from search.config import SearchConfig, check_heads, parse_ratios
 from search.ledger import Ledger
 from search.progress import Reporter
@@ -36,6 +39,9 @@ from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.tracking import Scalars
+
+MEMORY_LIMIT = 2 << 30
+"""Bytes of teacher's answers kept in memory per phase."""
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Prepared:
         data: the splits and the warm-up text, tokenized for the teacher's vocabulary.
         shape: the student's shape.
         space: the joint search space (expressions, stacks, ratios).
+        ranks: the processes of the run; this one among them.
     """
 
     config: SearchConfig
@@ -59,6 +66,7 @@ class Prepared:
     data: EncodedTask
     shape: ModelShape
     space: SearchSpace
+    ranks: Ranks
 
     @property
     def spec(self) -> TaskSpec:
@@ -71,8 +79,10 @@ class Prepared:
         return self.config.precision
 
 
-def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
+def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> Prepared:
     """Loads teacher and data and builds the space.
+
+    Of several ranks, only the first measures which precision is faster (the others say fp32): `agree_on` follows.
 
     Raises:
         UserError: something in the configuration does not fit the teacher, the data or the machine.
@@ -80,6 +90,8 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
+    if ranks.size > 1 and device.type == "cuda":
+        device = torch.device("cuda", ranks.local)
     config.data.validate()
     if config.sampler.name not in SAMPLERS:
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
@@ -108,13 +120,24 @@ def prepare(config: SearchConfig, reporter: Reporter) -> Prepared:
         policy=config.space.policy,
     )
     heads = student.num_heads or teacher.num_heads
-    precision = choose_precision(config.precision, device, shape.hidden_size, shape.ffn_size, heads)
+    precision, teacher_precision = config.precision, config.teacher_precision
+    if not ranks.is_first:
+        precision = teacher_precision = "fp32"
+    precision = choose_precision(precision, device, shape.hidden_size, shape.ffn_size, heads)
     inner = getattr(teacher.model.config, "intermediate_size", 4 * teacher.hidden_size)
     teacher_precision = choose_precision(
-        config.teacher_precision, device, teacher.hidden_size, inner, teacher.num_heads, training=False
+        teacher_precision, device, teacher.hidden_size, inner, teacher.num_heads, training=False
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
-    return Prepared(config, device, teacher, task, data, shape, space)
+    return Prepared(config, device, teacher, task, data, shape, space, ranks)
+
+
+def agree_on(prepared: Prepared) -> None:
+    """Gives every rank the precision the first one decided on."""
+    config = prepared.config
+    names = ("precision", "teacher_precision")
+    chosen = prepared.ranks.agree(lambda: {name: getattr(config, name) for name in names})
+    prepared.config = replace(config, **chosen)
 
 
 @dataclass
@@ -132,7 +155,7 @@ class Context(Prepared):
     reporter: Reporter
     scalars: Scalars | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    _targets: dict[str, TeacherTargets] = field(default_factory=dict)
+    _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self._phases.exists():
@@ -166,10 +189,27 @@ class Context(Prepared):
             teacher_precision=self.config.teacher_precision,
         )
 
-    def targets(self, name: str, *, need_logits: bool) -> TeacherTargets:
-        """The teacher's answers for the batches of `name`, shared by all who ask for that name in this run."""
+    def targets(self, name: str, *, need_logits: bool, plan: BatchPlan) -> PartTargets | DiskTargets:
+        """The teacher's answers for the batches of `name`, shared by all who ask for that name in this run.
+
+        `plan` says which batches those are; the plan of the first to ask counts.
+        """
         if name not in self._targets:
-            self._targets[name] = TeacherTargets(self.distiller(), need_logits=need_logits)
+            settings, distiller = self.config.targets, self.distiller()
+            if settings.cache == "disk":
+                self._targets[name] = DiskTargets(
+                    distiller,
+                    need_logits=need_logits,
+                    plan=plan,
+                    folder=Path(settings.folder) if settings.folder else cache_dir() / "targets",
+                    dtype=settings.dtype,
+                    note=self.reporter.info,
+                )
+            else:
+                limit = MEMORY_LIMIT // plan.micro_batches if settings.cache == "memory" else 0
+                self._targets[name] = PartTargets(
+                    lambda: TeacherTargets(distiller, need_logits=need_logits, limit_bytes=limit)
+                )
         return self._targets[name]
 
     def new_student(self, architecture: Architecture, name: str) -> FFNASForSequenceClassification:

@@ -18,7 +18,7 @@ from engine.metrics import primary
 from engine.settings import PhaseSettings
 from engine.supernet import extract
 from search.context import Context
-from search.phases import phase_data, train_phase
+from search.phases import batch_plan, phase_data, train_phase
 
 
 @dataclass
@@ -89,9 +89,11 @@ def derive(
         extra_text_steps: further text steps, for models whose source had fewer than the found one's.
     """
     distiller = ctx.distiller()
-    text_targets = ctx.targets("derive text", need_logits=False)
-    task_targets = ctx.targets("derive task", need_logits=True)
     settings = ctx.config.derive
+    text_plan = batch_plan(ctx, ctx.data.text, settings.text, "derive text")
+    task_plan = batch_plan(ctx, ctx.data.train, settings.task, "derive task")
+    text_targets = ctx.targets("derive text", need_logits=False, plan=text_plan)
+    task_targets = ctx.targets("derive task", need_logits=True, plan=task_plan)
     folder = ctx.rundir.checkpoints / name
     folder.mkdir(exist_ok=True)
     model = extract(source, architecture, fit_dense=True)

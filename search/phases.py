@@ -12,6 +12,7 @@ from engine.data import Batch, EncodedDataset
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
 from engine.settings import PhaseSettings
+from engine.target_cache import BatchPlan
 from engine.training import PhaseLog, cycle, run_phase
 from search.context import Context
 
@@ -21,6 +22,20 @@ def phase_data(ctx: Context, data: EncodedDataset, settings: PhaseSettings, name
     if settings.fraction >= 1.0:
         return data
     return data.subset(max(1, round(settings.fraction * len(data))), seed=ctx.seed(name, "subset"))
+
+
+def batch_plan(ctx: Context, data: EncodedDataset, settings: PhaseSettings, order: str) -> BatchPlan:
+    """The batches of a phase of that order, and this rank's share of them."""
+    data = phase_data(ctx, data, settings, order)
+    return BatchPlan(
+        data=data,
+        batch_size=settings.batch_size,
+        seed=ctx.seed(order, "order"),
+        steps=settings.total_steps(data.num_batches(settings.batch_size)),
+        micro_batches=settings.accumulate,
+        rank=ctx.ranks.rank,
+        ranks=ctx.ranks.size,
+    )
 
 
 def train_phase(
@@ -40,6 +55,8 @@ def train_phase(
 ) -> None:
     """Trains `model` as `settings` say and writes its weights to `result`, or loads them if they are there.
 
+    All ranks train together; the first reads and writes the files and calls the hooks, and all end with its weights.
+
     Args:
         ctx: the run.
         name: of the phase; names its seed, its log lines and its checkpoint.
@@ -52,18 +69,18 @@ def train_phase(
         finish: called on the trained model before its weights are written.
         order: phases of the same `order` see the same batches in the same order, whatever their names.
     """
-    if result.exists():
-        load_weights(result, model)
+    ranks = ctx.ranks
+    if ranks.agree(result.exists):
+        ranks.first(lambda: load_weights(result, model))
+        ranks.spread(model)
         model.eval()
         return
-    seed_everything(ctx.seed(name))
-    data = phase_data(ctx, data, settings, order or name)
-    order_seed = ctx.seed(order or name, "order")
-    total = settings.total_steps(data.num_batches(settings.batch_size))
+    seed_everything(ctx.seed(name) if ranks.is_first else ctx.seed(name, "rank", ranks.rank))
+    plan = batch_plan(ctx, data, settings, order or name)
     checkpoint = ctx.rundir.checkpoints / f"{name}.pt"
     with ctx.timed(name):
-        if total:
-            with ctx.reporter.phase(name, total) as bar:
+        if plan.steps:
+            with ctx.reporter.phase(name, plan.steps) as bar:
 
                 def log(line: PhaseLog) -> None:
                     ctx.log_phase(line)
@@ -72,18 +89,22 @@ def train_phase(
                 run_phase(
                     name,
                     model,
-                    lambda start: cycle(data, settings.batch_size, seed=order_seed, start_step=start),
+                    lambda start: cycle(plan.data, plan.batch_size, seed=plan.seed, start_step=start),
                     loss,
                     settings,
-                    total,
+                    plan.steps,
                     log=log,
                     checkpoint=checkpoint,
                     checkpoint_every=ctx.config.checkpoint_every,
                     after_step=after_step,
                     extra_state=extra_state,
                     restore_extra=restore_extra,
+                    weights=ctx.distiller().weights,
+                    ranks=ranks,
                 )
         if finish is not None:
-            finish()
-    save_weights(result, model)
-    checkpoint.unlink(missing_ok=True)
+            ranks.first(finish)
+        ranks.spread(model)
+    ranks.first(lambda: save_weights(result, model))
+    if ranks.is_first:
+        checkpoint.unlink(missing_ok=True)

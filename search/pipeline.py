@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from engine.architecture import Architecture
 from engine.checkpoint import load_weights
 from engine.evaluation import evaluate
 from engine.export import export_model
@@ -19,6 +21,7 @@ from search.progress import Reporter
 from search.report import build_report
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
+from search.trials import TrialLog
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -27,42 +30,73 @@ def run(ctx: Context) -> dict[str, Any]:
     Everything a finished phase produced is read back from the run directory, so calling this again after any
     interruption continues the run.
     """
-    config = ctx.config
+    config, ranks = ctx.config, ctx.ranks
     with ctx.timed("teacher"):
-        ctx.teacher = teach(ctx, ctx.reporter)
-    with ctx.timed("teacher evaluation"):
-        teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=config.teacher_precision)
-    ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
+        share_teacher(ctx)
+    teacher_metrics: dict[str, float] = {}
+    if ranks.is_first:
+        with ctx.timed("teacher evaluation"):
+            teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=config.teacher_precision)
+        ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
 
+    # Supernets and the found model are trained by all ranks. Candidates are evaluated by the first one, while the
+    # others wait for their winner: spreading them means one ledger and one sampler fed from several processes.
+    stages: dict[str, TrialLog] = {}
     supernet = warm_up(ctx)
-    first = stage1(ctx, supernet)
-    second = stage2(ctx, supernet, first.best().architecture)
-    expressions = second.best().architecture
+    shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
+    expressions = _winner(ctx, stages, "2", lambda: stage2(ctx, supernet, shapes))
     shared, space = stage3_supernet(ctx, supernet, expressions)
-    third = stage3(ctx, shared, space, expressions)
-    found = third.best().architecture
+    found = _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
 
     if config.derive.start == "warmup":
-        load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared)
+        ranks.first(lambda: load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared))
+        ranks.spread(shared)
     best = derive(ctx, "derive", shared, found)
-    export(ctx, best)
+    ranks.first(lambda: export(ctx, best))
     ctx.reporter.info(_score_line("found model", ctx, best.dev))
 
-    stages = {"1": first, "2": second, "3": third}
     baselines: dict[str, Derived] = {}
     if config.baselines.gelu:
         architecture = hand_designed(ctx.space, best.params)
         baselines["gelu"] = derive_baseline(ctx, "gelu", supernet, architecture)
     if config.baselines.random:
-        stages["random"] = random_search(ctx, supernet, sum(len(log.trials) for log in stages.values()))
-        baselines["random"] = derive_baseline(ctx, "random", supernet, stages["random"].best().architecture)
+        trials = sum(len(log.trials) for log in stages.values())
+        winner = _winner(ctx, stages, "random", lambda: random_search(ctx, supernet, trials))
+        baselines["random"] = derive_baseline(ctx, "random", supernet, winner)
     for name, derived in baselines.items():
         ctx.reporter.info(_score_line(f"baseline {name}", ctx, derived.dev))
 
+    return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, stages)) or {}
+
+
+def _winner(ctx: Context, stages: dict[str, TrialLog], name: str, search: Callable[[], TrialLog]) -> Architecture:
+    """The best candidate of a stage, on every rank; its trials go into `stages[name]`, on the first."""
+    log = ctx.ranks.first(search)
+    if log is not None:
+        stages[name] = log
+    data = ctx.ranks.agree(lambda: stages[name].best().architecture.to_dict(ctx.shape))
+    return Architecture.from_dict(data, shape=ctx.shape)
+
+
+def _finish(
+    ctx: Context,
+    best: Derived,
+    baselines: dict[str, Derived],
+    teacher_metrics: dict[str, float],
+    stages: dict[str, TrialLog],
+) -> dict[str, Any]:
     summary = summarise(ctx, best, baselines, teacher_metrics, stages)
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
     build_report(ctx.rundir.path)
     return summary
+
+
+def share_teacher(ctx: Context) -> None:
+    """Stage 0 on the first rank; the others, whose teacher is still as it was loaded, take over its weights."""
+    tuned = ctx.ranks.first(lambda: teach(ctx, ctx.reporter))
+    if tuned is not None:
+        ctx.teacher = tuned
+    ctx.ranks.spread(ctx.teacher.model)
 
 
 def teach(prepared: Prepared, reporter: Reporter) -> Teacher:

@@ -82,6 +82,11 @@ def _rate(rate: float) -> str:
     return f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
 
 
+def silent() -> Reporter:
+    """A reporter that says nothing."""
+    return Reporter(Console(quiet=True))
+
+
 class Reporter:
     """Where a run speaks to its user: information lines on standard output, bars while phases run."""
 

@@ -1,38 +1,71 @@
-"""`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are."""
+"""`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
+
+`torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices (`engine.parallel`).
+Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
+they do can reach the run's files.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.parallel import Ranks
+    from search.config import SearchConfig
 
 
 def command(argv: list[str]) -> None:
     """Runs or resumes a search; raises `UserError` before anything is written when the input is wrong."""
+    from engine.errors import ToldElsewhere, UserError
     from search.options import parse
 
-    config, resume = parse(argv)
+    try:
+        config, resume = parse(argv)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        raise ToldElsewhere(str(error)) from error
 
-    from search.context import Context, prepare
+    import torch
+
+    from engine.parallel import join
+
+    with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
+        _search(config, resume, ranks)
+
+
+def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
+    from search.context import Context, agree_on, prepare
     from search.ledger import Ledger
     from search.libraries import quiet
     from search.options import save_config
     from search.pipeline import run
-    from search.progress import Reporter
+    from search.progress import Reporter, silent
     from search.rundir import RunDir, default_name
     from search.tracking import Scalars
 
     quiet()
-    reporter = Reporter()
-    prepared = prepare(config, reporter)
+    reporter = Reporter() if ranks.is_first else silent()
+    prepared = ranks.together(lambda: prepare(config, reporter, ranks))
+    agree_on(prepared)
     config = prepared.config
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))
     with contextlib.ExitStack() as stack:
-        rundir = stack.enter_context(RunDir(path).open(resume=resume is not None))
-        if resume is None:
+        if ranks.is_first:
+            rundir = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+        else:
+            ranks.first(lambda: None)
+            elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))
+            rundir = stack.enter_context(RunDir(elsewhere).open())
+        if resume is None and ranks.is_first:
             save_config(config, rundir.config)
         ledger = stack.enter_context(Ledger(rundir.ledger))
-        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard else None
+        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
