@@ -66,8 +66,7 @@ class Distiller:
 
     def targets(self, batch: Batch, *, need_logits: bool) -> EncoderStates:
         """One teacher pass over `batch`: mapped layers only."""
-        with autocast(self.device, self.teacher_precision):
-            return self.teacher.states(batch, self.layers, need_logits=need_logits)
+        return self.teacher.states(batch, self.layers, need_logits=need_logits, bf16=self.teacher_precision == "bf16")
 
     def text_loss(
         self,

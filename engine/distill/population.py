@@ -275,10 +275,12 @@ def train_population(
     targets: Callable[[int, Batch], EncoderStates] | None = None,
     workers: int = 1,
     threads: int | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """Trains all members for `total_steps` on `batches`; models are left in eval mode.
 
-    Args: as of `PopulationStep`; `name` for messages; members that failed before are left alone.
+    Args: as of `PopulationStep`; `name` for messages; `after_step` is called with the number of steps done, and may
+        end a member's training by giving it a reason. Members that failed before are left alone.
 
     Returns:
         One outcome per member.
@@ -295,6 +297,8 @@ def train_population(
                 done = number + 1
                 if done % LOG_EVERY == 0 or done == total_steps:
                     step.retire_diverged(name, done)
+                if after_step is not None:
+                    after_step(done)
     outcomes = []
     for member in members:
         member.model.eval()

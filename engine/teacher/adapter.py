@@ -11,6 +11,8 @@ family, which module is a layer.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +49,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False) -> None:
         self.model = model.eval()
+        self._rounded: tuple[object, nn.Module] | None = None
         self.tokenizer = tokenizer
         self.name = name
         self.has_head = has_head
@@ -104,13 +107,16 @@ class Teacher:
         return model_positions(self.model.config)
 
     @torch.no_grad()
-    def states(self, batch: Batch, layers: Sequence[int], need_logits: bool = True) -> EncoderStates:
+    def states(
+        self, batch: Batch, layers: Sequence[int], need_logits: bool = True, *, bf16: bool = False
+    ) -> EncoderStates:
         """What distillation compares, from one forward pass without gradients.
 
         Args:
             batch: on the model's device.
             layers: 0-based layers to keep, in the order they are wanted.
             need_logits: also run the task head, if there is one.
+            bf16: under bf16 autocast, with weights rounded once (`rounded`) instead of in every pass.
 
         Returns:
             Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C] or None.
@@ -122,8 +128,10 @@ class Teacher:
         if wrong:
             raise UserError(f"layers: the teacher has layers 0..{self.num_layers - 1}, asked for {wrong}")
         with_head = need_logits and self.model is not self.encoder
-        with recording(layers) as recorder:
-            out = self._forward(self.model if with_head else self.encoder, batch, output_hidden_states=True)
+        model = self.rounded() if bf16 else self.model
+        precision = torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with recording(layers) as recorder, precision:
+            out = self._forward(model if with_head else model.base_model, batch, output_hidden_states=True)
         hidden = out.hidden_states
         return EncoderStates(
             embeddings=hidden[0],
@@ -144,6 +152,23 @@ class Teacher:
             raise UserError(f"teacher {self.name!r} was loaded without a task and gives no logits: load it with one")
         return self._forward(self.model, batch).logits
 
+    def rounded(self) -> nn.Module:
+        """The model with bfloat16 weights in its linear layers, for passes under bf16 autocast; all else is shared.
+
+        Results are those of autocast over the model itself, which would round every weight again in every pass: for
+        BERT-base 340 MB read and 170 MB written. Made anew when the weights have changed.
+        """
+        versions = tuple(p._version for p in self.model.parameters())
+        if self._rounded is None or self._rounded[0] != (self.device, versions):
+            linear = {id(p) for m in self.model.modules() if isinstance(m, nn.Linear) for p in m.parameters(False)}
+            shared = {id(p): p for p in self.model.parameters() if id(p) not in linear}
+            model = copy.deepcopy(self.model, shared)
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+            self._rounded = ((self.device, versions), model.requires_grad_(False))
+        return self._rounded[1]
+
     def to(self, device: torch.device | str) -> Teacher:
         """Move the model in place."""
         self.model.to(device)
@@ -163,8 +188,8 @@ class Teacher:
         return kwargs
 
     def _forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
-        if self.model.training:
-            self.model.eval()
+        if model.training:
+            model.eval()
         return model(**self.inputs(batch), return_dict=True, **options)
 
     def _install_capture(self) -> None:

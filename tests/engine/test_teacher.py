@@ -129,6 +129,29 @@ def test_outputs_equal_plain_sdpa_also_with_a_fully_padded_row(folders):
     assert torch.isfinite(states.hidden[0]).all()
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_weights_rounded_once_give_what_autocast_gives(folders, family):
+    teacher = Teacher.load(folders / family)
+    batch = make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = teacher.states(batch, [0, 2])
+    rounded = teacher.states(batch, [0, 2], bf16=True)
+    for a, b in zip(
+        (rounded.embeddings, *rounded.hidden, *rounded.queries, *rounded.keys),
+        (plain.embeddings, *plain.hidden, *plain.queries, *plain.keys),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    copy = teacher.rounded()
+    assert copy is teacher.rounded()
+    assert copy.get_input_embeddings().weight is teacher.model.get_input_embeddings().weight
+    assert next(m for m in copy.modules() if isinstance(m, torch.nn.Linear)).weight.dtype == torch.bfloat16
+    assert {p.dtype for p in teacher.model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        next(m for m in teacher.model.modules() if isinstance(m, torch.nn.Linear)).weight.mul_(2)
+    assert teacher.rounded() is not copy
+
+
 def test_layers_come_in_the_asked_order_and_only_those(folders):
     teacher = Teacher.load(folders / "distilbert")
     batch = make_batch()
