@@ -8,8 +8,9 @@ Chosen: torch's DistributedDataParallel. The student, its gradients and AdamW's 
 0.25 GB for the paper's 16 million: there is nothing to shard, so FSDP would only add gathering. It is told to look for
 unused parameters, since a supernet step uses those of one subnet only; a parameter that no rank used keeps no gradient,
 and AdamW leaves it alone, exactly as in one process. Rejected: giving the unused ones a gradient of zero. It spares
-the search through the graph, but momentum and weight decay would then move weights that the step did not use, and all
-of the supernet's gradients would travel every step.
+the search through the graph, but momentum and weight decay would then move weights that the step did not use. Nor was
+it faster: two gloo ranks of one thread each, four layers of width 312, 16 x 32 tokens, torch 2.13 on a busy 2-core CPU,
+forward and backward 349, 307, 504, 482 ms with the search, 341, 381, 620, 474 ms with zeros (alone 324, 295, 363, 500).
 
 Waiting: all messages about the run go through gloo, on the CPU, whose waiting threads sleep. A rank may wait for as
 long as the candidates of a stage take, so there is no useful time limit; a dead rank closes its connections, which
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -235,6 +237,12 @@ def _check_devices(ranks: Ranks) -> None:
         )
 
 
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of a library's message, without the place in its source."""
+    line = next(iter(str(error).splitlines()), "")
+    return re.sub(r"^\[\S+:\d+\]\s*", "", line).split(". ")[0]
+
+
 @contextlib.contextmanager
 def _contact() -> Iterator[None]:
     """Errors of collectives in the block become `RankLost`."""
@@ -243,6 +251,5 @@ def _contact() -> Iterator[None]:
     except RuntimeError as error:
         text = str(error).lower()
         if isinstance(error, dist.DistError) or any(word in text for word in _LOST):
-            first = next(iter(str(error).splitlines()), "")
-            raise RankLost(f"lost contact with another rank ({first})") from error
+            raise RankLost(f"lost contact with another rank ({_reason(error)})") from error
         raise

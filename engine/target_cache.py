@@ -7,7 +7,8 @@ also says how large every batch is, so the size of the whole is known, stated an
 Tensors are stored in the dtype the teacher gave ("exact": training equals that without a cache bit for bit) or in
 bfloat16. Records are large, (2 + 3·L)·B·S·H values: 0.5 GB for the paper's batch of 128 x 128 tokens in bfloat16. So
 reading is timed against one teacher pass before the file is filled, the page cache dropped first, and a file that does
-not pay is removed.
+not pay is removed. One thread of a 2-core CPU, local disk, six matched layers, exact, checksum included: BERT-base in
+fp32, 16 x 128 tokens, 114 MiB a record: 97 ms against 4600 ms of teacher; in bf16 75 against 1610 ms.
 
 Rejected: keeping hidden states only and computing queries and keys from them. It saves 2·L of 3·L + 2 tensors and
 needs each family's projections by name.

@@ -29,12 +29,17 @@ def losses(folder: Path) -> list[tuple[str, int, float]]:
     return [(line["phase"], line["step"], line["total"]) for line in lines]
 
 
-def test_wrong_input_is_told_once_and_ends_every_rank_with_2(workspace: Path):  # noqa: F811
-    result = torchrun(workspace, *options(workspace, "ranks-wrong"), "--data.label_column", "stars")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--stage1.trials", "many"), pytest.param("--data.label_column", "stars", marks=pytest.mark.slow)],
+    ids=["before the ranks meet", "after"],
+)
+def test_wrong_input_is_told_once_and_ends_every_rank_with_2(workspace: Path, option: str, value: str):  # noqa: F811
+    result = torchrun(workspace, *options(workspace, "ranks-wrong"), option, value)
     assert result.returncode != 0
     told = [line for line in result.stderr.splitlines() if line.startswith("ffnas: error: ")]
     assert len(told) == 1, result.stderr
-    assert "stars" in told[0]
+    assert value in told[0]
     assert "Traceback" not in result.stdout
     # torchrun's own report names the exit code of the ranks it saw end by themselves
     assert "exitcode  : 2" in result.stderr
