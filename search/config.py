@@ -102,11 +102,16 @@ class StageConfig:
         task: distillation on the task, per candidate.
         population: candidates proposed together and trained side by side against shared teacher passes; fewer where
             memory does not suffice.
+        rungs: times before the end of the task distillation at which candidates that lag behind stop (successive
+            halving); 0 trains all to the end.
+        reduction: one of so many candidates passes a rung.
     """
 
     trials: int = 200
     startup: int = 80
     population: int = 4
+    rungs: int = 0
+    reduction: int = 3
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -122,12 +127,19 @@ class SharedStageConfig:
         task: distillation of the supernet on the task, one random in-budget subnet a step.
         subnets: random in-budget subnets per step, against one teacher pass.
         gradients: "mean" or "sum" over the subnets of a step.
+        together: candidates proposed and scored at a time; earlier ones share their work in any case.
+        race: slices of the scoring data after which candidates that cannot win any more stop; 0 scores all on all of
+            it. Needs accuracy as the metric, and pays with `together` of dozens.
+        confidence: least probability that a race keeps its winner.
     """
 
     trials: int = 500
     startup: int = 80
     subnets: int = 1
     gradients: str = "mean"
+    together: int = 1
+    race: int = 0
+    confidence: float = 0.99
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -327,6 +339,9 @@ def validate(config: SearchConfig) -> None:
         _positive(f"{name}.startup", stage.startup, zero=True)
         if isinstance(stage, StageConfig):
             _positive(f"{name}.population", stage.population)
+            _positive(f"{name}.rungs", stage.rungs, zero=True)
+            if stage.reduction < 2:
+                raise UserError(f"{name}.reduction: {stage.reduction} is out of range: give a number >= 2")
             for part in ("text", "task"):
                 if getattr(stage, part).accumulate != 1:
                     raise UserError(
@@ -335,6 +350,10 @@ def validate(config: SearchConfig) -> None:
                     )
         else:
             _positive(f"{name}.subnets", stage.subnets)
+            _positive(f"{name}.together", stage.together)
+            _positive(f"{name}.race", stage.race, zero=True)
+            if not 0 < stage.confidence < 1:
+                raise UserError(f"{name}.confidence: {stage.confidence!r} is out of range: a probability in (0, 1)")
             if stage.gradients not in ("mean", "sum"):
                 raise UserError(f"{name}.gradients: {stage.gradients!r} is not known: use mean or sum")
         _phase(f"{name}.text", stage.text)

@@ -8,7 +8,7 @@ between scores are differences between candidates. They are trained as populatio
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -24,8 +24,12 @@ from engine.supernet import extract
 from engine.training import cycle
 from search.config import StageConfig
 from search.context import Context
+from search.halving import SuccessiveHalving, attributes
 from search.phases import phase_data
 from search.trials import Result
+
+STOPPED = "stopped after"
+"""How the reason of a candidate stopped at a rung begins."""
 
 
 class ProxyTrainer:
@@ -48,6 +52,8 @@ class ProxyTrainer:
         self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
         self.text_targets = TeacherTargets(self.distiller, need_logits=False)
         self.task_targets = TeacherTargets(self.distiller, need_logits=True)
+        total = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
+        self.halving = SuccessiveHalving(settings.rungs, settings.reduction, total, ctx.ledger.trials(name))
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
         """Trains the candidates shortly; their scores are the task's primary metric on the score split."""
@@ -56,13 +62,16 @@ class ProxyTrainer:
         while waiting:
             began = time.monotonic()
             members = {k: self._member(architectures[k]) for k in waiting}
-            outcomes = self._train(list(members.values()))
+            rungs: dict[int, dict[int, float]] = {k: {} for k in members}
+            outcomes = self._train(members, rungs)
             finished = [k for k, o in zip(waiting, outcomes, strict=True) if o.state != "postponed"]
             scores = self._score([members[k] for k in finished if members[k].reason is None])
             share = (time.monotonic() - began) / len(finished)
             for k in finished:
                 reason = members[k].reason
-                results[k] = Result(next(scores) if reason is None else None, reason, share)
+                stopped = reason is not None and reason.startswith(STOPPED)
+                score = next(scores) if reason is None else list(rungs[k].values())[-1] if stopped else None
+                results[k] = Result(score, reason, share, stopped, attributes(rungs[k]))
             waiting = [k for k in waiting if k not in results]
         return [results[k] for k in range(len(architectures))]
 
@@ -71,12 +80,33 @@ class ProxyTrainer:
         model = extract(self.supernet, architecture, fit_dense=True)
         return Member(model, generator_state(self.ctx.device))
 
-    def _train(self, members: list[Member]) -> list[Outcome]:
-        self._phase(members, "text", self.text, self.settings.text, self.text_targets)
-        return self._phase(members, "task", self.task, self.settings.task, self.task_targets)
+    def _train(self, members: dict[int, Member], rungs: dict[int, dict[int, float]]) -> list[Outcome]:
+        """Both phases; `rungs` takes every member's scores at the rungs."""
+
+        def after_step(done: int) -> None:
+            if done in self.halving.steps:
+                self._halve(done, {k: m for k, m in members.items() if m.alive}, rungs)
+
+        chosen = list(members.values())
+        self._phase(chosen, "text", self.text, self.settings.text, self.text_targets)
+        return self._phase(chosen, "task", self.task, self.settings.task, self.task_targets, after_step)
+
+    def _halve(self, done: int, living: dict[int, Member], rungs: dict[int, dict[int, float]]) -> None:
+        scores = dict(zip(living, self._score(list(living.values())), strict=True))
+        goes_on = self.halving.go_on(done, list(scores.values()))
+        for (k, member), goes in zip(living.items(), goes_on, strict=True):
+            rungs[k][done] = scores[k]
+            if not goes:
+                member.reason = f"{STOPPED} {done} of its steps, with {scores[k]:.4f}"
 
     def _phase(
-        self, members: list[Member], part: Part, data: EncodedDataset, settings: PhaseSettings, targets: TeacherTargets
+        self,
+        members: list[Member],
+        part: Part,
+        data: EncodedDataset,
+        settings: PhaseSettings,
+        targets: TeacherTargets,
+        after_step: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
         workers, threads = side_by_side(self.settings.population, self.ctx.device)
         return train_population(
@@ -90,6 +120,7 @@ class ProxyTrainer:
             targets=targets.get,
             workers=workers,
             threads=threads,
+            after_step=after_step,
         )
 
     def _score(self, members: list[Member]) -> Iterator[float]:

@@ -20,9 +20,7 @@ from torch import nn
 from engine.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.distill import Distiller
-from engine.evaluation import evaluate
 from engine.files import write_json_atomic
-from engine.metrics import primary
 from engine.objective import KDLoss
 from engine.supernet import inherit
 from kernels.expression import GELU_FFN, Expression
@@ -31,9 +29,10 @@ from search.context import Context
 from search.phases import train_phase
 from search.proxy import ProxyTrainer
 from search.report.tables import write_candidates
-from search.samplers import Sampler, make_sampler
+from search.samplers import Sampler, make_sampler, sampler_options
+from search.shared_scores import SharedScorer
 from search.space import SearchSpace
-from search.trials import Evaluate, TrialLog, one_by_one, run_trials
+from search.trials import Evaluate, TrialLog, run_trials
 
 
 def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:
@@ -127,11 +126,8 @@ def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architect
     settings = ctx.config.stage3
     sampler = new_sampler(ctx, "stage3", space, settings.startup, [winner])
 
-    def score(architecture: Architecture) -> float:
-        metrics = evaluate(model, ctx.data.score, ctx.spec, precision=ctx.precision, architecture=architecture)
-        return primary(ctx.spec, metrics)[1]
-
-    return _search(ctx, 3, settings.trials, sampler, space, one_by_one(score))
+    scorer = SharedScorer(ctx, model)
+    return _search(ctx, 3, settings.trials, sampler, space, scorer, settings.together, as_group=settings.race > 1)
 
 
 def new_sampler(
@@ -140,13 +136,8 @@ def new_sampler(
     """The configured sampler (or `kind`) over `space`, seeded by `name`, proposing `initial` first."""
     options = ctx.config.sampler
     kind = kind or options.name
-    extra = {}
-    if kind == "partition":
-        extra = {
-            "startup": startup,
-            "rebuild_every": options.rebuild_every,
-            "exploration": options.exploration,
-        }
+    settings = {"startup": startup, "rebuild_every": options.rebuild_every, "exploration": options.exploration}
+    extra = {option: settings[option] for option in sampler_options(kind) if option in settings}
     return make_sampler(kind, space, ctx.seed(name, "sampler"), initial=initial, **extra)
 
 
@@ -158,10 +149,21 @@ def _search(
     space: SearchSpace,
     evaluate_candidates: Evaluate,
     together: int = 1,
+    as_group: bool = False,
 ) -> TrialLog:
     name = f"stage{number}"
     with ctx.timed(f"{name} candidates"):
-        log = run_trials(name, total, sampler, space, evaluate_candidates, ctx.ledger, ctx.reporter, together=together)
+        log = run_trials(
+            name,
+            total,
+            sampler,
+            space,
+            evaluate_candidates,
+            ctx.ledger,
+            ctx.reporter,
+            together=together,
+            as_group=as_group,
+        )
     best = log.best()
     folder = ctx.rundir.stage(number)
     write_candidates(folder / "candidates.csv", log.trials)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,11 +36,15 @@ class Result:
         score: higher is better; None when it failed.
         reason: why it failed.
         seconds: wall time, a candidate's share where several were evaluated together.
+        pruned: stopped early, for the reason given; the score is the one it had then.
+        attrs: further JSON values to record.
     """
 
     score: float | None
     reason: str | None = None
     seconds: float = 0.0
+    pruned: bool = False
+    attrs: dict[str, Any] = field(default_factory=dict)
 
 
 Evaluate = Callable[[Sequence[Architecture]], list[Result]]
@@ -66,7 +71,7 @@ class TrialLog:
         Raises:
             UserError: no trial completed.
         """
-        complete = [t for t in self.trials if t.score is not None]
+        complete = [t for t in self.trials if t.score is not None and t.state == "complete"]
         if not complete:
             reasons = sorted({t.reason or "unknown" for t in self.trials})
             raise UserError(f"no candidate finished training ({'; '.join(reasons)}): lower the learning rates")
@@ -83,6 +88,7 @@ def run_trials(
     reporter: Reporter,
     *,
     together: int = 1,
+    as_group: bool = False,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrialLog:
     """Evaluates `total` different candidates, or all there are.
@@ -96,6 +102,8 @@ def run_trials(
         ledger: finished trials are read from and written to it.
         reporter: shows progress.
         together: candidates proposed and evaluated at a time; the sampler sees their scores when all are done.
+        as_group: results depend on who is evaluated together, so a group cut short by a kill is evaluated again as a
+            whole; what was recorded of it stays.
         on_trial: called after every trial, replayed ones included.
     """
     log = TrialLog()
@@ -108,6 +116,8 @@ def run_trials(
                 break
             numbers = range(len(log.trials), len(log.trials) + len(chosen))
             missing = [n for n in numbers if n not in recorded]
+            if as_group and missing:
+                missing = list(numbers)
             results = dict(
                 zip(missing, evaluate([chosen[n - numbers[0]] for n in missing]) if missing else (), strict=True)
             )
@@ -128,8 +138,8 @@ def run_trials(
             if on_trial is not None:
                 for trial in trials:
                     on_trial(trial)
-            scores = [t.score for t in log.trials if t.score is not None]
-            failed = len(log.trials) - len(scores)
+            scores = [t.score for t in log.trials if t.score is not None and t.state == "complete"]
+            failed = sum(t.state == "failed" for t in log.trials)
             note = f"best {max(scores):.4f}" if scores else ""
             bar.update(len(log.trials), note + (f", {failed} failed" if failed else ""))
     log.duplicates += sampler.duplicates
@@ -194,7 +204,7 @@ def _trial(stage: str, number: int, architecture: Architecture, space: SearchSpa
         score=result.score,
         params=space.parameters(architecture),
         seconds=result.seconds,
-        state="complete" if result.reason is None else "failed",
+        state="pruned" if result.pruned else "complete" if result.reason is None else "failed",
         reason=result.reason,
-        attrs={},
+        attrs=result.attrs,
     )

@@ -72,7 +72,7 @@ class Stage:
 
     @property
     def scored(self) -> list[Candidate]:
-        return [t for t in self.trials if t.score is not None]
+        return [t for t in self.trials if t.score is not None and t.state == "complete"]
 
     @property
     def failures(self) -> Counter[str]:
@@ -192,7 +192,7 @@ def _stage(folder: Path, key: str, title: str) -> Stage | None:
         return None
     trials = sorted(read_candidates(folder / "candidates.csv"), key=lambda t: t.number)
     record = _object(folder / "best.json") or {}
-    scored = [t for t in trials if t.score is not None]
+    scored = [t for t in trials if t.score is not None and t.state == "complete"]
     if "number" in record:
         best = _field(folder / "best.json", record, "number", int)
     else:

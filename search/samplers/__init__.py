@@ -32,6 +32,7 @@ __all__ = [
     "SpaceExhausted",
     "TPESampler",
     "make_sampler",
+    "sampler_options",
 ]
 
 SAMPLERS = MappingProxyType(
@@ -51,6 +52,11 @@ SAMPLERS = MappingProxyType(
 )
 
 
+def sampler_options(name: str) -> list[str]:
+    """Options a sampler in `SAMPLERS` knows, `initial` among them."""
+    return [p for p in inspect.signature(SAMPLERS[name]).parameters if p not in ("space", "seed")]
+
+
 def make_sampler(name: str, space: Space, seed: int, **options: Any) -> Sampler:
     """Builds a sampler by name.
 
@@ -65,7 +71,7 @@ def make_sampler(name: str, space: Space, seed: int, **options: Any) -> Sampler:
     """
     if name not in SAMPLERS:
         raise UserError(f"sampler.name: {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
-    known = [p for p in inspect.signature(SAMPLERS[name]).parameters if p not in ("space", "seed")]
+    known = sampler_options(name)
     for option in options:
         if option not in known:
             raise UserError(f"sampler.{option}: sampler {name!r} has no such option; it knows {', '.join(known)}")

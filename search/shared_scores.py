@@ -1,0 +1,73 @@
+"""Scores of stage 3's candidates with the supernet's shared weights.
+
+The work is done by `engine.shared_evaluation`, races are run by `engine.racing`. Without a race a score is, bit for
+bit, what evaluating the candidate alone would give. In a race candidates that cannot win any more are recorded as
+pruned, with the score on what they were asked.
+
+Rejected: giving a race the best of earlier groups as an opponent. A resumed run would have to know who that was when
+the group was first evaluated, for little: a group's own best is seldom far behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from engine.architecture import Architecture
+from engine.evaluation import evaluate
+from engine.metrics import primary
+from engine.race_subnets import race_subnets
+from engine.shared_evaluation import SharedEvaluator
+from search.context import Context
+from search.trials import Result, one_by_one
+
+RACE_BATCH = 64
+"""Sequences per batch of a race, whose slices are small."""
+
+
+class SharedScorer:
+    """Scores candidates together.
+
+    Args:
+        ctx: the run.
+        model: the trained supernet.
+    """
+
+    def __init__(self, ctx: Context, model: nn.Module) -> None:
+        self.ctx, self.model = ctx, model
+        self.settings = ctx.config.stage3
+        data = ctx.data.score
+        slices = min(self.settings.race, len(data))
+        cut = {"slices": slices, "batch_size": RACE_BATCH, "seed": ctx.seed("stage3", "race")} if slices > 1 else {}
+        self.evaluator = SharedEvaluator(model, data, precision=ctx.precision, **cut)
+
+    def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
+        """One result per candidate."""
+        began = time.monotonic()
+        try:
+            results = self._race(architectures) if len(self.evaluator.slices) > 1 else self._score(architectures)
+        except torch.OutOfMemoryError:  # without anything kept for others
+            self.evaluator.store.clear()
+            torch.cuda.empty_cache()
+            return one_by_one(self._alone)(architectures)
+        share = (time.monotonic() - began) / len(architectures)
+        return [Result(r.score, r.reason, share, r.pruned) for r in results]
+
+    def _score(self, architectures: Sequence[Architecture]) -> list[Result]:
+        spec = self.ctx.spec
+        return [Result(primary(spec, m)[1]) for m in self.evaluator.evaluate(architectures, spec)]
+
+    def _race(self, architectures: Sequence[Architecture]) -> list[Result]:
+        finishes = race_subnets(self.evaluator, architectures, self.ctx.spec, confidence=self.settings.confidence)
+        return [
+            Result(f.score, None if f.survived else f"behind after {f.answered} examples", pruned=not f.survived)
+            for f in finishes
+        ]
+
+    def _alone(self, architecture: Architecture) -> float:
+        ctx = self.ctx
+        metrics = evaluate(self.model, ctx.data.score, ctx.spec, precision=ctx.precision, architecture=architecture)
+        return primary(ctx.spec, metrics)[1]
