@@ -74,7 +74,7 @@ def linear(
             EVALUATE=None if evaluator is None else evaluator.function,
             SEGMENT=0 if evaluator is None else evaluator.segment, SLOTS=slots,
             READS_X=reads_x, ALIGN_A=align_a, ALIGN_W=align_w, ALIGN_DEPTH=align_depth, PEEL=peel, ALIGN_X=align_x,
-            ALIGN_OUT=PAD, PRECISION=precision(call.compute_dtype), **c.constants(),
+            ALIGN_OUT=PAD, PRECISION=precision(call.compute_dtype), **c.constants(slots),
         )  # fmt: skip
 
     start(tuning.chosen(tuning.family("linear", call.compute_dtype, slots, columns), w.device, start))
@@ -124,7 +124,7 @@ def linear_bwd(
             tokens, w.shape[0], columns, call.hidden,
             EVALUATE=evaluator.function, SEGMENT=evaluator.segment, SLOTS=evaluator.slots, READS_X=reads_x,
             READS_H=h is not None, ALIGN_G=align_g, ALIGN_W=align_w, ALIGN_X=align_x, ALIGN_IN=align_in,
-            ALIGN_OUT=PAD, PRECISION=precision(dtype), **c.constants(),
+            ALIGN_OUT=PAD, PRECISION=precision(dtype), **c.constants(evaluator.slots),
         )  # fmt: skip
         return sums
 
@@ -163,7 +163,7 @@ def weight_grad(left: Operand, right: Operand, like: Tensor) -> Tensor:
             left.tensor.stride(0) // align_left, left.width // align_left,
             right.tensor.stride(0) // align_right, right.width // align_right, tokens, group, rows, columns,
             ALIGN_LEFT=align_left, ALIGN_RIGHT=align_right, PRECISION=precision(left.tensor.dtype),
-            **c.constants(split=False),
+            **c.constants(),
         )  # fmt: skip
 
     start(tuning.chosen(family, like.device, start))

@@ -42,6 +42,10 @@ from kernels.triton.launch import compiling, interpreted
 ENVIRONMENT = "FFNAS_TUNE"
 
 
+_MOST_REGISTERS = 255
+"""A thread can have no more."""
+
+
 class Gemm(NamedTuple):
     """Rows, columns and depth of a block; parts of the epilogue; warps; pipeline stages."""
 
@@ -52,10 +56,14 @@ class Gemm(NamedTuple):
     warps: int
     stages: int
 
-    def constants(self, *, split: bool = True) -> dict[str, int]:
-        """As arguments of `kernels.triton.launch.launch`."""
+    def constants(self, slots: int | None = None) -> dict[str, int]:
+        """As arguments of `kernels.triton.launch.launch`; `slots` of an epilogue, None for none."""
         own = {"BM": self.rows, "BN": self.columns, "BK": self.depth, "warps": self.warps, "stages": self.stages}
-        return {**own, "SPLIT": self.split} if split else own
+        if slots is None:
+            return own
+        # many slots need many registers: say so, or ptxas spills a few to reach the next occupancy step
+        limit = {"maxnreg": _MOST_REGISTERS} if slots > 6 else {}
+        return {**own, "SPLIT": self.split, **limit}
 
 
 class RowBlocks(NamedTuple):
@@ -232,8 +240,8 @@ def rows(hidden: int, slots: int, *, backward: bool) -> RowBlocks:
     per_thread = 4 if backward or slots > 6 else 8
     warps = max(1, min(8, first // (32 * per_thread)))
     count = max(1, min(8, per_thread * 32 * warps // first))
-    # left alone, ptxas aims at 80 registers for generated code and spills two of them to get there
-    registers = 128 if backward and slots == 0 and first <= 128 * warps else None
+    # left alone, ptxas aims at the next lower occupancy step (80, 128, 168 registers) and spills a few to get there
+    registers = {0: 128, 2: 168, 6: 168}.get(slots, _MOST_REGISTERS) if backward and first <= 128 * warps else None
     return RowBlocks(count, first, second, warps, 512, registers)
 
 
