@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
-.PHONY: help setup search test lint clean
+.PHONY: help setup search test lint gpu-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test: $(DEV_STAMP) ## run the tests
 
 lint: $(DEV_STAMP) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+gpu-check: $(DEV_STAMP) ## on a machine with an NVIDIA GPU: build, test, sanitize, measure; at most 8 minutes
+	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 clean: ## remove .venv and build leftovers (runs/ stays)
 	rm -rf .venv build *.egg-info

@@ -101,7 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="two expressions, eager and floor only, fewer rounds")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--sides", nargs="+", choices=[*SIDES, "floor"], help="ffnas is always among them")
     parser.add_argument("--rounds", type=int, help="default 9, quick 5")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/, named after the processor)")

@@ -31,8 +31,9 @@ RELEASED = (
 HIDDEN = 540
 INNER = (540, 270, 180, 135)
 TOKENS = (128, 1024, 4096)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIDES = ("eager", "compile", "ffnas")
+COMPILE_MODES = {"compile": "default", "compile-max": "max-autotune-no-cudagraphs"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Case:
     tokens: int
     backward: bool
     hidden: int = HIDDEN
+    device: str = "cpu"
 
     def __str__(self) -> str:
         direction = "fwd+bwd" if self.backward else "fwd"
@@ -59,7 +61,7 @@ def inputs(case: Case) -> list[Tensor]:
     scales = (1.0, hidden**-0.5, 0.02, inner**-0.5, 0.02, 0.1, 0.02)
     tensors = [torch.randn(s, generator=generator) * k for s, k in zip(shapes, scales, strict=True)]
     tensors[5] += 1
-    return [t.to(DTYPES[case.dtype]).requires_grad_(case.backward) for t in tensors]
+    return [t.to(case.device, DTYPES[case.dtype]).requires_grad_(case.backward) for t in tensors]
 
 
 def runner(case: Case, side: str) -> Callable[[], object]:
@@ -76,16 +78,17 @@ def runner(case: Case, side: str) -> Callable[[], object]:
         call = lambda: fused_ffn(*tensors, expression)  # noqa: E731
     elif side == "eager":
         call = lambda: ffn(*tensors, expression)  # noqa: E731
-    elif side == "compile":
+    elif side in COMPILE_MODES:
         torch._dynamo.reset()
-        compiled = torch.compile(lambda *t: ffn(*t, expression), fullgraph=True, dynamic=False)
+        mode = COMPILE_MODES[side]
+        compiled = torch.compile(lambda *t: ffn(*t, expression), fullgraph=True, dynamic=False, mode=mode)
         call = lambda: compiled(*tensors)  # noqa: E731
     else:
         raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}, floor")
     if not case.backward:
         return torch.no_grad()(call)
     weight = torch.randn(case.tokens, case.hidden, generator=torch.Generator().manual_seed(1))
-    weight = weight.to(tensors[0].dtype)
+    weight = weight.to(case.device, tensors[0].dtype)
 
     def both() -> None:
         torch.autograd.grad(call(), tensors, weight)
