@@ -11,10 +11,10 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
-.PHONY: help setup search test lint gpu-check clean
+.PHONY: help setup search test test-all compile-check lint gpu-check clean
 
 help:
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## create .venv and install ffnas in it
 
@@ -36,6 +36,12 @@ search: $(STAMP) ## search, train and export the demo model; at most 10 minutes 
 
 test: $(DEV_STAMP) ## run the tests
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+
+test-all: $(DEV_STAMP) ## run the slow tests too
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or not slow" $(ARGS)
+
+compile-check: $(DEV_STAMP) ## compile all GPU kernels for sm_80 and sm_90, without a GPU; registers, spills, tensor cores
+	@$(BIN)/python -m kernels.compile_check $(ARGS)
 
 lint: $(DEV_STAMP) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
