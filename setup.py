@@ -1,11 +1,13 @@
 """Build script: adds the C++ and CUDA kernels to what pyproject.toml declares.
 
 The libraries are built by `kernels.build` and `kernels.cuda.build` and placed beside the package's modules; the CUDA
-one where there is nvcc, whether or not there is a device. What cannot be built (no compiler, say) is left out and the
+one where there is nvcc and PyTorch is a CUDA build, whether or not there is a device (FFNAS_CUDA=1 or 0 decides
+otherwise): a CPU build of PyTorch has no CUDA tensors, and nvcc takes two minutes. What cannot be built (no compiler, say) is left out and the
 installation goes on: the first use tries again and says what is missing. Wheels carry the sources as `kernels/_csrc`
 for that.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,12 +25,26 @@ from kernels.cuda import build as cuda  # noqa: E402 - likewise
 LIBRARIES = {"_ffnas_cpu": native.LIBRARY_NAME, "_ffnas_cuda": cuda.LIBRARY_NAME}
 
 
+def wants_cuda() -> bool:
+    """Whether to build the CUDA kernels now."""
+    choice = os.environ.get("FFNAS_CUDA")
+    if choice is not None:
+        return choice == "1"
+    try:
+        import torch
+    except ModuleNotFoundError:  # an isolated build: the first use builds them
+        return False
+    return torch.version.cuda is not None
+
+
 class BuildNative(build_ext):
     """Builds `kernels/_ffnas_cpu.so` and `kernels/_ffnas_cuda.so`, plain C libraries rather than Python modules."""
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         if ext.name == "kernels._ffnas_cuda":
+            if not wants_cuda():
+                return
             what, compiler, build_library = "CUDA kernels", cuda.find_nvcc(), cuda.build_library
         else:
             what, compiler, build_library = "CPU kernels", native.find_compiler(), native.build_library
