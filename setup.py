@@ -2,9 +2,9 @@
 
 The libraries are built by `kernels.build` and `kernels.cuda.build` and placed beside the package's modules; the CUDA
 one where there is nvcc and PyTorch is a CUDA build, whether or not there is a device (FFNAS_CUDA=1 or 0 decides
-otherwise): a CPU build of PyTorch has no CUDA tensors, and nvcc takes two minutes. What cannot be built (no compiler, say) is left out and the
-installation goes on: the first use tries again and says what is missing. Wheels carry the sources as `kernels/_csrc`
-for that.
+otherwise): a CPU build of PyTorch has no CUDA tensors, and nvcc takes two minutes. What cannot be built (no compiler,
+say) is left out and the installation goes on: the first use tries again and says what is missing. Wheels carry the
+sources as `kernels/_csrc` for that.
 """
 
 import os
