@@ -9,8 +9,9 @@ two architectures' rows l,
 the first term lets every layer have an effect of its own, the second ties all layers together. The length s, the share
 and the noise are those of highest marginal likelihood on a small grid, found anew every `rebuild_every` trials.
 
-The proposal is the member of a pool, draws of the space and one or more mutations of the best trials, with the largest
-expected improvement over the best posterior mean. Candidates still running count as if they had scored what the model
+The proposal is the member of a pool with the largest expected improvement over the best posterior mean. In the pool are
+draws of the space, one or more mutations of the best trials, and all neighbours of the best one
+(`search.samplers.neighbours`). Candidates still running count as if they had scored what the model
 expects of them, which keeps a batch apart (kriging believer).
 
 Rejected: gradient-based fits of one length per feature. With tens of trials they follow the noise, and take a hundred
@@ -30,15 +31,16 @@ from scipy.special import ndtr, ndtri
 
 from engine.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
+from search.samplers.neighbours import neighbours
 from search.samplers.tree import ranks
 
-LENGTHS = (0.3, 0.6, 1.2, 2.4)
+LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4)
 SHARES = (0.1, 0.5, 0.9)
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SCALE_DRAWS = 256
 """Draws of the space that tell how much each feature varies in it."""
-POOL_DRAWS = 64
-POOL_MUTATIONS = 192
+POOL_DRAWS = 32
+POOL_MUTATIONS = 64
 ELITE = 10
 """Best trials that are mutated."""
 AGAIN = 0.4
@@ -80,6 +82,7 @@ class GaussianSampler(Sampler):
         self._rows: list[np.ndarray] = []
         self._scale: np.ndarray | None = None
         self._kernel: tuple[int, Kernel] | None = None
+        self._near: tuple[Architecture, list[Architecture]] | None = None
 
     def _learn(self, observation: Observation) -> None:
         self._rows.append(self._features(observation.architecture))
@@ -109,9 +112,17 @@ class GaussianSampler(Sampler):
             while self._rng.random() < AGAIN:
                 child = self._mutation(child)
             drawn.append(child)
+        if elite:
+            drawn += self._around(self.observed[elite[0]].architecture)
         new = {self.space.key(a): a for a in drawn}
         known = [key for key in new if self._is_known(key)]
         return [a for key, a in new.items() if key not in known]
+
+    def _around(self, best: Architecture) -> list[Architecture]:
+        """Neighbours of the best trial, found once for as long as it is the best."""
+        if self._near is None or self._near[0] != best:
+            self._near = (best, list(neighbours(self.space, best)))
+        return self._near[1]
 
     def _improvement(self, pool: np.ndarray) -> np.ndarray:
         """Expected improvement [P] of pool members with features [P, L, D]."""
