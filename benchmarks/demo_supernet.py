@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -36,6 +37,12 @@ EXPRESSIONS = (
     "elu(linear(gelu(linear(x,wb1)),wb2))",
     "sigmoid(linear(relu(linear(x,wb1)),wb2))",
 )
+OTHER_EXPRESSIONS = (
+    "linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)",
+    "linear(relu(mul(linear(x,wb1),x)),wb2)",
+    "leaky_relu(linear(gelu(linear(x,wb1)),wb2))",
+)
+"""The last three of that architecture."""
 OPTIONS = (
     *("--preset", "demo", "--device", "cpu", "--teacher_precision", "fp32", "--tensorboard", "false"),
     *("--budget.params", "0", "1e9"),
@@ -47,6 +54,9 @@ SPLITS = ("score", "select", "dev")
 class Supernet:
     """The trained supernet and what scoring needs.
 
+    Args:
+        expressions: one per layer.
+
     Attributes:
         model: in eval mode, fp32, on the CPU.
         ctx: data, task and settings.
@@ -54,15 +64,15 @@ class Supernet:
         budgeted: the middle third of the parameter counts, as a search without a budget of its own has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expressions: Sequence[str] = EXPRESSIONS) -> None:
         quiet()
         config, _ = parse([*OPTIONS])
         reporter = Reporter()
         prepared = prepare(config, reporter)
-        tag = hashlib.sha256(json.dumps([OPTIONS, EXPRESSIONS]).encode()).hexdigest()[:16]
+        tag = hashlib.sha256(json.dumps([OPTIONS, tuple(expressions)]).encode()).hexdigest()[:16]
         folder: Path = cache_dir() / "benchmarks" / f"supernet-{tag}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        winner = Architecture(tuple(LayerSpec(parse_expression(e), 4, Fraction(1)) for e in EXPRESSIONS))
+        winner = Architecture(tuple(LayerSpec(parse_expression(e), 4, Fraction(1)) for e in expressions))
         with contextlib.ExitStack() as stack:
             rundir = RunDir(folder)
             known = rundir.config.is_file()
@@ -75,8 +85,7 @@ class Supernet:
             model, self.space = stage3_supernet(self.ctx, warm_up(self.ctx), winner)
         assert isinstance(model, FFNASForSequenceClassification)
         self.model = model.eval()
-        expressions = tuple(layer.expression for layer in winner.layers)
-        self.budgeted = SearchSpace(self.ctx.shape).with_expressions(expressions)
+        self.budgeted = SearchSpace(self.ctx.shape).with_expressions([layer.expression for layer in winner.layers])
 
     def held_out(self) -> EncodedDataset:
         """The sentences of all `SPLITS`, one after the other."""

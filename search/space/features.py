@@ -6,8 +6,13 @@ One row per layer, all of one width; `names` says what its entries are. Per laye
     count_<op>                      how often each operator occurs
     height, size, residual          of the tree (see `search.space.encode`)
     stack, ratio                    n and r
+    stack_<n>, ratio_<r>            1 for the layer's own, over those the space has
     cost                            the layer's FFN parameters in units of H^2
     log_cost                        the logarithm of that
+
+Stack and ratio stand there both as numbers and as names: neighbouring values are alike, yet each has something of its
+own. On the table of `benchmarks.samplers` a Gaussian process fitted to 150 architectures ranks all 4096 with a
+correlation of 0.70 with the numbers, 0.72 with the names and 0.76 with both.
 
 `search.space.encode` beside it is the paper's: token ids in text order. Ids are names written as numbers, so a distance
 between them means nothing; models that measure distances (`search.samplers.gaussian`) take these rows instead, models
@@ -20,6 +25,7 @@ which layer can use that.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
@@ -40,14 +46,16 @@ _NAMES = (
 )
 
 
-def names() -> tuple[str, ...]:
-    """Names of the entries of a row."""
-    return _NAMES
+def names(stacks: Sequence[int], ratios: Sequence[Fraction]) -> tuple[str, ...]:
+    """Names of the entries of a row, in a space with these stacks and ratios."""
+    return (*_NAMES, *(f"stack_{n}" for n in stacks), *(f"ratio_{r}" for r in ratios))
 
 
-def features(arch: Architecture, shape: ModelShape) -> np.ndarray:
-    """float64 [L, D], D the number of `names()`."""
-    return np.stack([_layer(s.expression, s.stack, s.ratio, shape) for s in arch.layers])
+def features(
+    arch: Architecture, shape: ModelShape, stacks: tuple[int, ...], ratios: tuple[Fraction, ...]
+) -> np.ndarray:
+    """float64 [L, D], D the number of `names(stacks, ratios)`."""
+    return np.stack([_layer(s.expression, s.stack, s.ratio, shape, stacks, ratios) for s in arch.layers])
 
 
 def places(expr: Expression) -> tuple[str, str, str]:
@@ -57,11 +65,19 @@ def places(expr: Expression) -> tuple[str, str, str]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _layer(expr: Expression, stack: int, ratio: Fraction, shape: ModelShape) -> np.ndarray:
+def _layer(
+    expr: Expression,
+    stack: int,
+    ratio: Fraction,
+    shape: ModelShape,
+    stacks: tuple[int, ...],
+    ratios: tuple[Fraction, ...],
+) -> np.ndarray:
     hidden = shape.hidden_size
     params = ffn_parameters(hidden, inner_width(ratio, shape.ffn_size), stack)
     cost = params / hidden**2
-    row = np.array([*_tree(expr), stack, float(ratio), cost, math.log(cost)])
+    own = [*(float(n == stack) for n in stacks), *(float(r == ratio) for r in ratios)]
+    row = np.array([*_tree(expr), stack, float(ratio), cost, math.log(cost), *own])
     row.flags.writeable = False  # shared by all who ask
     return row
 

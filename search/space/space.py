@@ -209,7 +209,7 @@ class SearchSpace:
 
     def features(self, arch: Architecture) -> np.ndarray:
         """Structure and cost, float64 [layers, D]; see `search.space.features`."""
-        return features(arch, self.shape)
+        return features(arch, self.shape, self.stacks, self.ratios)
 
     def feature_names(self) -> list[str]:
         """Names of the entries of `encode`."""

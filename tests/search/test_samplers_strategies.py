@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -194,9 +195,11 @@ def test_an_edit_never_loses_a_weight():
 
 def test_features_say_what_a_layer_is_and_costs():
     architecture = Architecture.parse("linear2_3(gelu(linear2_3(x,wb1)),wb2), relu(linear1_1(linear1_1(x,wb1),wb2))")
-    rows = features(architecture, ModelShape(48, 2, 48))
-    column = {name: i for i, name in enumerate(names())}
-    assert rows.shape == (2, len(names()))
+    stacks, ratios = (1, 2), (Fraction(1), Fraction(1, 3))
+    rows = features(architecture, ModelShape(48, 2, 48), stacks, ratios)
+    column = {name: i for i, name in enumerate(names(stacks, ratios))}
+    assert rows.shape == (2, len(column))
+    assert [rows[0, column[n]] for n in ("stack_1", "stack_2", "ratio_1", "ratio_1/3")] == [0, 1, 0, 1]
     assert rows[0, column["mid_gelu"]] == rows[0, column["root_linear"]] == rows[0, column["pre_x"]] == 1
     assert rows[1, column["root_relu"]] == rows[1, column["mid_linear"]] == 1
     assert rows[0, column["count_linear"]] == 2
