@@ -1,0 +1,68 @@
+"""Floating-point operations of one forward pass by formula, 2 for each multiply-accumulate.
+
+With H hidden width, d = int(r F) inner width, E embedding factor, S sequence length and n the stack of a layer, per
+sequence:
+
+    embedding, trigram          2 S 3E H          (full embedding: a look-up, 0)
+    attention, per layer        2 S 4 H^2 + 4 S^2 H
+    FFN, per layer              n 2 S 2 H d
+    fit_dense (training only)   2 S H H_t
+
+Only matrix products are counted, as in the published numbers: no biases, activations, LayerNorms or softmax (under 3 %
+of the operations of a BERT-base layer), no pooler and no task head. Rejected: counters that trace a model
+(`torch.utils.flop_counter`); they see our fused ops as black boxes, and cost a forward pass where a search needs
+microseconds. A test compares the formula with one on the plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from engine.errors import UserError
+from engine.params import ModelShape, inner_width
+
+if TYPE_CHECKING:
+    from engine.architecture import Architecture
+
+PAPER_LENGTH = 128
+"""Sequence length of the published counts."""
+
+
+def ffn_flops(hidden: int, inner: int, stack: int, length: int = PAPER_LENGTH) -> int:
+    """Operations of `stack` FFNs on one sequence."""
+    return stack * 4 * length * hidden * inner
+
+
+def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:
+    """Operations that no search decision changes, on one sequence; `fit_dense` counts one use of the projection."""
+    h = shape.hidden_size
+    embedding = 0 if shape.embedding_size is None else 6 * length * shape.embedding_size * h
+    attention = 8 * length * h * h + 4 * length * length * h
+    projection = 2 * length * h * shape.teacher_hidden_size if fit_dense and shape.teacher_hidden_size else 0
+    return embedding + shape.num_layers * attention + projection
+
+
+def count_shape_flops(
+    shapes: Iterable[tuple[int, Fraction]], shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False
+) -> int:
+    """Operations of a student whose layers have these (stack, ratio), on one sequence; expressions add none."""
+    return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
+        ffn_flops(shape.hidden_size, inner_width(ratio, shape.ffn_size), stack, length) for stack, ratio in shapes
+    )
+
+
+def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:
+    """Operations of the student `arch` of these sizes on one sequence of `length` tokens.
+
+    Raises:
+        UserError: `arch` does not have the shape's number of layers, or `length` is not positive.
+    """
+    if len(arch.layers) != shape.num_layers:
+        raise UserError(
+            f"layers: the architecture has {len(arch.layers)}, the model {shape.num_layers}; give one spec per layer"
+        )
+    if length < 1:
+        raise UserError(f"length: must be a positive number of tokens, got {length}")
+    return count_shape_flops(((layer.stack, layer.ratio) for layer in arch.layers), shape, length, fit_dense=fit_dense)
