@@ -9,7 +9,8 @@ sequence:
     fit_dense (training only)   2 S H H_t
 
 Only matrix products are counted, as in the published numbers: no biases, activations, LayerNorms or softmax (under 3 %
-of the operations of a BERT-base layer), no pooler and no task head. Rejected: counters that trace a model
+of the operations of a BERT-base layer), no pooler and no task head. Expressions differ in their elementwise operators,
+which `elementwise_flops` counts apart, one for each element written. Rejected: counters that trace a model
 (`torch.utils.flop_counter`); they see our fused ops as black boxes, and cost a forward pass where a search needs
 microseconds. A test compares the formula with one on the plain model.
 """
@@ -18,10 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.params import ModelShape, inner_width
+from kernels.expression import Expression
+from kernels.operators import OPERATORS
+from kernels.widths import infer_width
 
 if TYPE_CHECKING:
     from engine.architecture import Architecture
@@ -66,3 +71,13 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
     if length < 1:
         raise UserError(f"length: must be a positive number of tokens, got {length}")
     return count_shape_flops(((layer.stack, layer.ratio) for layer in arch.layers), shape, length, fit_dense=fit_dense)
+
+
+@lru_cache(maxsize=1 << 14)
+def elementwise_flops(expr: Expression, hidden: int, inner: int, policy: str = "truncate") -> int:
+    """Elements that the operators of an expression write, per token, whatever an operator costs on a device.
+
+    Raises:
+        ExpressionError: the expression is not valid at these widths.
+    """
+    return sum(infer_width(node, hidden, inner, policy) for node in expr.walk() if node.op in OPERATORS)

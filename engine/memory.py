@@ -1,0 +1,91 @@
+"""Peak activation memory of an inference pass by formula, without building a model.
+
+The model: operators run one after the other, unfused, each writing a new tensor; a tensor is freed after its last use;
+the expression of an FFN is evaluated depth first, left operand first; attention keeps no S x S scores. That is what a
+graph runtime without fused kernels does; fused kernels stay below it (their tiles never leave the cache). Weights are
+not counted. In units of one token's elements, with H hidden width, E embedding factor and d the inner width:
+
+    embedding, trigram   5E at the concatenation, 3E + H at the projection   (full: 2H)
+    attention block      5H: input, queries, keys, values, context
+    FFN                  H for its input, held for the residual, and the most that is alive of its expression
+    LayerNorm            3H: input, value, their sum
+
+and the peak is the largest of these times tokens times bytes per element. A stack of n FFNs needs what one needs.
+
+Rejected: measuring with a profiler; the search needs microseconds, and a device's allocator rounds and caches.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from engine.params import ModelShape, inner_width
+from kernels.expression import Expression
+from kernels.operators import LEAF
+from kernels.widths import infer_width
+
+if TYPE_CHECKING:
+    from engine.architecture import Architecture, LayerSpec
+
+MIB = 1 << 20
+
+
+@lru_cache(maxsize=1 << 14)
+def expression_live(expr: Expression, hidden: int, inner: int, policy: str = "truncate") -> int:
+    """Most elements alive per token while an expression is evaluated, its value included, `x` not."""
+    return _live(expr, hidden, inner, policy)[0]
+
+
+def layer_live(layer: LayerSpec, shape: ModelShape, policy: str = "truncate") -> int:
+    """Most elements alive per token in one layer's FFNs."""
+    h = shape.hidden_size
+    return h + max(expression_live(layer.expression, h, inner_width(layer.ratio, shape.ffn_size), policy), 2 * h)
+
+
+def fixed_live(shape: ModelShape) -> int:
+    """Most elements alive per token in embedding and attention blocks, which no search decision changes."""
+    h, e = shape.hidden_size, shape.embedding_size
+    embedding = 2 * h if e is None else max(5 * e, 3 * e + h)
+    return max(embedding, 5 * h)
+
+
+def peak_activation_bytes(
+    arch: Architecture,
+    shape: ModelShape,
+    *,
+    sequence_length: int = 128,
+    batch_size: int = 1,
+    bytes_per_element: int = 4,
+    policy: str = "truncate",
+) -> int:
+    """Bytes of activations alive at the worst moment of a forward pass; see the module's text.
+
+    Args:
+        arch: the architecture.
+        shape: sizes of the student.
+        sequence_length, batch_size: S and B.
+        bytes_per_element: 4 for float32, 2 for bfloat16.
+        policy: width policy of binary operators.
+    """
+    live = max(fixed_live(shape), *(layer_live(layer, shape, policy) for layer in arch.layers))
+    return live * batch_size * sequence_length * bytes_per_element
+
+
+def _live(expr: Expression, hidden: int, inner: int, policy: str) -> tuple[int, int]:
+    """(most alive while the value is made, size of the value); `x` is the caller's and costs nothing."""
+    if expr.op == LEAF:
+        return 0, 0
+    width = infer_width(expr, hidden, inner, policy)
+    most = held = 0
+    for operand in expr.args:
+        alive, size = _live(operand, hidden, inner, policy)
+        most, held = max(most, held + alive), held + size
+    if len(expr.args) == 2 and policy == "pad":
+        # the narrower operand is copied into a wider one before the operator runs
+        widths = [infer_width(operand, hidden, inner, policy) for operand in expr.args]
+        if widths[0] != widths[1]:
+            most = max(most, held + width)
+            narrow = min((0, 1), key=lambda i: widths[i])
+            held += width - _live(expr.args[narrow], hidden, inner, policy)[1]
+    return max(most, held + width), width
