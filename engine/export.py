@@ -1,12 +1,13 @@
 """Exports a found model as an ordinary Hugging Face directory.
 
     model.safetensors config.json      weights of the subnet alone, without `fit_dense`; labels in the config
+    modeling_ffnas.py, ...             the model in plain PyTorch, for `trust_remote_code=True` (`engine.handover`)
     tokenizer files                    its length limit lowered to the model's positions
-    README.md                          model card: layers, sizes, score, how it was found, how to load it
+    README.md, architecture.png        model card: drawing, layers, sizes, scores, how it was found, how to load it
     architecture.json                  the architecture file, if asked for
 
-The directory appears whole or not at all. Rejected: writing the supernet with an architecture beside it. The files
-would be several times larger, and every reader would have to slice them.
+The directory appears whole or not at all, and loads with ffnas installed and without. Rejected: writing the supernet
+with an architecture beside it. The files would be several times larger, and every reader would have to slice them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.architecture import Architecture
 from engine.files import atomic_directory
+from engine.handover import AUTO_CLASSES, auto_map, write_files
 from engine.params import count_parameters, ffn_parameters, inner_width
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.supernet import extract
 
 _TASKS = {
-    "FFNASForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
-    "FFNASForQuestionAnswering": ("question-answering", "AutoModelForQuestionAnswering"),
-    "FFNASForMultipleChoice": ("multiple-choice", "AutoModelForMultipleChoice"),
-    "FFNASForMaskedLM": ("fill-mask", "AutoModelForMaskedLM"),
-    "FFNASModel": ("feature-extraction", "AutoModel"),
+    "FFNASForSequenceClassification": "text-classification",
+    "FFNASForQuestionAnswering": "question-answering",
+    "FFNASForMultipleChoice": "multiple-choice",
+    "FFNASForMaskedLM": "fill-mask",
+    "FFNASModel": "feature-extraction",
 }
-"""Per class the hub's task tag, and the Auto class that loads it."""
+"""Per class the hub's task tag."""
 
 _PIPELINES = {"text-classification", "fill-mask", "feature-extraction"}
 """Tasks every supported version of transformers has a pipeline for (question answering was removed from 5.x)."""
+
+DRAWING = "architecture.png"
 
 
 def export_model(
@@ -48,6 +52,7 @@ def export_model(
     *,
     architecture_file: bool = False,
     fit_dense: bool = False,
+    drawing: bytes | None = None,
 ) -> None:
     """Writes `architecture` of `model` to the directory `out_dir`, replacing it if it exists.
 
@@ -60,25 +65,32 @@ def export_model(
             {"name", "value", "split"}; `metrics` {name: value}; any other entry is listed under "How it was found".
         architecture_file: also write `architecture.json`.
         fit_dense: keep the distillation projection.
+        drawing: PNG of the architecture for the model card.
 
     Raises:
-        UserError: `model` does not store the architecture.
+        UserError: `model` does not store the architecture, or it cannot be written as plain PyTorch code.
         OSError: the directory cannot be written.
     """
     exported = extract(model, architecture, fit_dense=fit_dense).eval()
+    exported.config.auto_map = auto_map()
     with atomic_directory(out_dir) as folder:
         exported.save_pretrained(folder)
+        write_files(exported.config, folder)
         if tokenizer is not None:
             _limited(tokenizer, exported.config).save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(exported, card), encoding="utf-8")
+        if drawing is not None:
+            (folder / DRAWING).write_bytes(drawing)
+        text = model_card(exported, card, drawing=None if drawing is None else DRAWING)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         if architecture_file:
             config = exported.config
             config.full_architecture.save(folder / "architecture.json", config.shape)
 
 
-def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any]) -> str:
-    """Text of the model card (Markdown with a YAML head); `card` as in `export_model`."""
-    task, auto_class = _TASKS[type(model).__name__]
+def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing: str | None = None) -> str:
+    """Text of the model card (Markdown with a YAML head); `card` as in `export_model`, `drawing` a file beside it."""
+    name = type(model).__name__
+    task, auto_class = _TASKS[name], AUTO_CLASSES[name]
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
@@ -94,7 +106,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any]) -> str:
         f"# {card.get('name') or 'FFNAS model'}",
         "A BERT-like encoder whose feed-forward networks were found by ffnas.",
         _scores(card),
-        _architecture_section(model),
+        _architecture_section(model, drawing),
         "## How it was found\n\n" + "\n".join(f"- {key}: {_plain(value)}" for key, value in facts.items())
         if facts
         else "",
@@ -116,7 +128,7 @@ def _scores(card: Mapping[str, Any]) -> str:
     return "\n".join(["## Scores", "", "| metric | value | split |", "|---|---|---|", *lines])
 
 
-def _architecture_section(model: FFNASPreTrainedModel) -> str:
+def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> str:
     config = model.config
     architecture = config.full_architecture
     lines = []
@@ -129,6 +141,7 @@ def _architecture_section(model: FFNASPreTrainedModel) -> str:
         [
             "## Architecture",
             "",
+            *([f"![The layers, input at the bottom]({drawing})", ""] if drawing else []),
             f"Hidden size {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads,"
             f" {config.embedding_type} embedding, width policy {config.width_policy}.",
             f"{encoder:,} parameters in embeddings and encoder, {model.num_parameters():,} with pooler and head.",
@@ -151,16 +164,24 @@ def _usage(task: str, auto_class: str) -> str:
     lines = [
         "## Use",
         "",
+        "With torch and transformers alone (runs the Python files of this folder):",
+        "",
         "```python",
-        "import engine  # ffnas: makes transformers know the model",
         f"from transformers import {auto_class}, AutoTokenizer{', pipeline' if runnable else ''}",
         "",
-        f'model = {auto_class}.from_pretrained("path/to/this/folder")',
+        f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
     ]
     if runnable:
         lines.append(f'run = pipeline("{task}", model=model, tokenizer=tokenizer)')
-    return "\n".join([*lines, "```"])
+    return "\n".join(
+        [
+            *lines,
+            "```",
+            "",
+            "With ffnas installed, on its fused kernels: put `import engine` first and leave out `trust_remote_code`.",
+        ]
+    )
 
 
 def _plain(value: Any) -> str:

@@ -17,6 +17,8 @@ from types import FrameType
 COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
     "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
+    "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
+    "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
     "report": ("search.report.command", "build the report of a run directory again"),
 }
 

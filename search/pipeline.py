@@ -11,6 +11,7 @@ from engine.evaluation import evaluate
 from engine.export import export_model
 from engine.files import write_json_atomic
 from engine.metrics import primary
+from engine.objective import layer_map
 from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
 from kernels.cache import cache_dir
@@ -19,6 +20,7 @@ from search.context import Context, Prepared
 from search.derive import Derived, derive
 from search.progress import Reporter
 from search.report import build_report
+from search.report.card import architecture_png
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
 from search.trials import TrialLog
@@ -128,7 +130,13 @@ def export(ctx: Context, best: Derived) -> None:
         "seed": ctx.config.seed,
         "trials": f"{ctx.config.stage1.trials} + {ctx.config.stage2.trials} + {ctx.config.stage3.trials}",
     }
-    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card)
+    drawing = architecture_png(
+        best.model.config,
+        teacher=ctx.config.teacher,
+        teacher_layers=ctx.teacher.num_layers,
+        layer_map=layer_map(ctx.shape.num_layers, ctx.teacher.num_layers),
+    )
+    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
 def _score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of an ffnas encoder: a BERT-like encoder whose feed-forward networks were found by search.
+
+Needs transformers only. The architecture is fixed: each layer's formula is in `expressions_ffnas.py`.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class FFNASConfig(PretrainedConfig):
+    """Sizes and layers.
+
+    Args:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: as in BERT.
+        intermediate_size: F; a layer of ratio p/q has FFNs of inner width F * p // q.
+        embedding_type: "trigram" (V x E table, three neighbouring tokens mapped to the hidden size) or "full".
+        embedding_size: E.
+        layers: one {"expression", "stack", "ratio": [p, q]} per layer; `stack` FFNs follow each attention block.
+        width_policy: of binary operators on unequal widths, "truncate" or "pad"; written into the formulas.
+        teacher_hidden_size: width of a distillation projection kept with the weights, None for none.
+        hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout: dropout while training.
+        layer_norm_eps, max_position_embeddings, type_vocab_size, initializer_range: as in BERT.
+    """
+
+    model_type = "ffnas"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 540,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 540,
+        embedding_type: str = "trigram",
+        embedding_size: int = 128,
+        layers: list[dict] | None = None,
+        width_policy: str = "truncate",
+        teacher_hidden_size: int | None = None,
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        initializer_range: float = 0.02,
+        pad_token_id: int | None = 0,
+        classifier_dropout: float | None = None,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.embedding_type = embedding_type
+        self.embedding_size = embedding_size
+        self.layers = layers if layers is not None else []
+        self.width_policy = width_policy
+        self.teacher_hidden_size = teacher_hidden_size
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.layer_norm_eps = layer_norm_eps
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.initializer_range = initializer_range
+        self.classifier_dropout = classifier_dropout
+        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)

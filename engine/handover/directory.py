@@ -1,0 +1,70 @@
+"""Puts the plain modeling files into a model directory, and loads a model from them.
+
+Loading goes through a package made of the directory itself, as transformers' dynamic modules do, but without copying
+it into the user's cache and without the hub: for our own checks, ONNX and `torch.export`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from engine.handover.generate import expressions_source
+from engine.student.configuration import FFNASConfig
+
+COPIED = ("configuration_ffnas.py", "modeling_ffnas.py")
+GENERATED = "expressions_ffnas.py"
+FILES = (*COPIED, GENERATED)
+
+AUTO_CLASSES = {
+    "FFNASModel": "AutoModel",
+    "FFNASForSequenceClassification": "AutoModelForSequenceClassification",
+    "FFNASForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "FFNASForMultipleChoice": "AutoModelForMultipleChoice",
+    "FFNASForMaskedLM": "AutoModelForMaskedLM",
+}
+"""Per model class the Auto class that loads it."""
+
+_numbers = itertools.count()
+
+
+def auto_map() -> dict[str, str]:
+    """`auto_map` of config.json: where transformers finds the classes under `trust_remote_code=True`."""
+    models = {auto: f"modeling_ffnas.{name}" for name, auto in AUTO_CLASSES.items()}
+    return {"AutoConfig": "configuration_ffnas.FFNASConfig", **models}
+
+
+def write_files(config: FFNASConfig, folder: str | os.PathLike[str]) -> None:
+    """Writes the three files for the architecture `config` stores.
+
+    Raises:
+        UserError: an operator of it cannot be written as plain PyTorch code.
+    """
+    source = expressions_source(
+        config.full_architecture, config.hidden_size, config.intermediate_size, config.width_policy
+    )
+    for name in COPIED:
+        shutil.copyfile(Path(__file__).with_name(name), Path(folder) / name)
+    (Path(folder) / GENERATED).write_text(source, encoding="utf-8")
+
+
+def load_plain(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model of an exported directory, run by the directory's own files alone, in eval mode.
+
+    Only for directories this program wrote: their code runs.
+    """
+    folder = Path(folder).resolve()
+    package = ModuleType(f"_ffnas_handover_{next(_numbers)}")
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    configuration = importlib.import_module(f"{package.__name__}.configuration_ffnas")
+    modeling = importlib.import_module(f"{package.__name__}.modeling_ffnas")
+    config = configuration.FFNASConfig.from_pretrained(folder)
+    return getattr(modeling, config.architectures[0]).from_pretrained(folder, config=config).eval()
