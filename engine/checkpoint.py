@@ -1,29 +1,50 @@
 """Checkpoints: model weights as safetensors, and the state inside a training phase as one tensor-only file.
 
 Files are written whole or not at all (`engine.files`) and read with `weights_only=True` or safetensors, so a
-damaged or hostile file can never run code.
+damaged or hostile file can never run code. Each carries the SHA-256 of its content (weights in the safetensors
+header, training states behind their last byte), which is checked before anything is taken from it, and has a second
+copy: the weights a hidden one beside them, a training state the one before it. Where the first is damaged or lost, the
+other is used and one line says so.
+
+Rejected: a list of checksums beside the files. It is replaced in a second step, so that a kill in between makes a
+sound file look damaged.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
+import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engine.errors import UserError
-from engine.files import write_atomic
+from engine.files import copy_atomic, write_atomic
 from engine.parallel import ALONE, Ranks
+
+_log = logging.getLogger("ffnas.checkpoint")
+
+_SUM = "sha256"
+_SEAL = b"ffnas-sha256"
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
+
+
+class Damaged(UserError):
+    """A file and its second copy are missing or not what was written."""
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Writes the parameters and persistent buffers of `model`; tensors shared by two names are stored once."""
+    """Writes the parameters and persistent buffers of `model`, twice; tensors shared by two names are stored once."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -32,21 +53,27 @@ def save_weights(path: Path, model: nn.Module) -> None:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
     with write_atomic(path) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata={_SUM: _content_sum(tensors)})
+    copy_atomic(path, second_copy(path))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Reads what `save_weights` wrote into `model`.
+    """Reads what `save_weights` wrote into `model`; a damaged or lost file is made again from its second copy.
 
     Raises:
-        UserError: the file is missing, damaged, or belongs to another model.
+        Damaged: neither the file nor its copy can be used.
+        UserError: they belong to another model.
     """
+    copy = second_copy(path)
     try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path} is missing: start the run again, or restore the file") from error
-    except SafetensorError as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}): delete it and resume") from error
+        tensors = _read_weights(path)
+    except _Unsound as problem:
+        try:
+            tensors = _read_weights(copy)
+        except _Unsound as second:
+            raise Damaged(f"checkpoint {path} {problem}, and its copy {second}: delete both and resume") from second
+        _log.warning("checkpoint %s %s: its copy is used", path, problem)
+        copy_atomic(copy, path)
     own = model.state_dict()
     shared = {t.data_ptr() for n, t in own.items() if n in tensors}
     missing = [n for n, t in own.items() if n not in tensors and t.data_ptr() not in shared]
@@ -61,6 +88,16 @@ def load_weights(path: Path, model: nn.Module) -> None:
             own[name].copy_(tensor)
 
 
+def second_copy(path: Path) -> Path:
+    """Where the second copy of the weights at `path` lies."""
+    return path.with_name(f".{path.name}.copy")
+
+
+def previous_state(path: Path) -> Path:
+    """Where the training state before the one at `path` lies."""
+    return path.with_name(f"{path.name}.previous")
+
+
 def save_training_state(
     path: Path,
     model: nn.Module,
@@ -71,7 +108,7 @@ def save_training_state(
     *,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Writes everything a phase needs to go on after `step` steps, bit for bit.
+    """Writes everything a phase needs to go on after `step` steps, bit for bit; the state before it is kept.
 
     Called by every rank: the first one writes, the generators of all are saved.
     """
@@ -86,8 +123,24 @@ def save_training_state(
         "extra": extra,
         "generators": generators,
     }
-    with write_atomic(path) as temporary:
-        torch.save(state, temporary)
+    with write_atomic(path, previous=previous_state(path)) as temporary, open(temporary, "wb") as file:
+        writer = _Sealing(file)
+        try:
+            torch.save(state, writer)
+        except RuntimeError as error:  # torch reports a refused write as a wrong position in its archive
+            raise writer.refused or error from error
+        writer.seal()
+
+
+def has_training_state(path: Path) -> bool:
+    """Whether `load_training_state` has something to try."""
+    return path.exists() or previous_state(path).exists()
+
+
+def remove_training_state(path: Path) -> None:
+    """Removes what `save_training_state` wrote; nothing there is no error."""
+    path.unlink(missing_ok=True)
+    previous_state(path).unlink(missing_ok=True)
 
 
 def load_training_state(
@@ -96,16 +149,18 @@ def load_training_state(
     """Restores what `save_training_state` wrote; returns the steps done and the extra tensors.
 
     Called by every rank: the first one reads and sends the file's content to the others. With another number of ranks
-    than at the time of saving, ranks without a saved generator keep theirs.
+    than at the time of saving, ranks without a saved generator keep theirs. Where the state is damaged the one before
+    it is taken; where both are, nothing is restored and 0 steps are done.
 
     Raises:
-        UserError: the file is damaged or belongs to another model.
+        UserError: the file belongs to another model.
     """
-    source: Path | io.BytesIO = path
-    if ranks.size > 1:
-        source = io.BytesIO(ranks.send(path.read_bytes() if ranks.is_first else b""))
+    content = _read_sealed(path) if ranks.is_first else b""
+    content = ranks.send(content) if ranks.size > 1 else content
+    if not content:
+        return 0, {}
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -132,6 +187,76 @@ def set_generator_state(state: Tensor, ranks: Ranks = ALONE) -> None:
         if len(rest) >= size:
             torch.cuda.set_rng_state(rest[:size].clone(), device)
         rest = rest[size:]
+
+
+class _Unsound(Exception):
+    """A file is missing or not what was written; the message follows its name."""
+
+
+class _Sealing:
+    """A file open for writing that hashes what goes through and remembers why a write was refused."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.refused: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.refused = error
+            raise
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def seal(self) -> None:
+        """Appends the checksum. `torch.load` ignores what follows its archive."""
+        self.file.write(_SEAL + self.digest.digest())
+
+
+def _read_sealed(path: Path) -> bytes:
+    """Content of the training state at `path`, or of the one before it; b"" if neither is sound."""
+    previous = previous_state(path)
+    for candidate, remedy in ((path, "the one before it is used"), (previous, "the phase begins anew")):
+        try:
+            content = candidate.read_bytes()
+        except FileNotFoundError:
+            continue
+        body, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+        if seal == _SEAL + hashlib.sha256(body).digest():
+            return body
+        if candidate == path and not previous.exists():
+            remedy = "the phase begins anew"
+        _log.warning("checkpoint %s is damaged: %s", candidate, remedy)
+    return b""
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            expected = (file.metadata() or {}).get(_SUM)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except FileNotFoundError as error:
+        raise _Unsound("is missing") from error
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise _Unsound(f"is damaged ({error})") from error
+    if expected != _content_sum(tensors):
+        raise _Unsound("is damaged (its checksum is wrong)")
+    return tensors
+
+
+def _content_sum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _devices(ranks: Ranks) -> range:

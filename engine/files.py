@@ -3,14 +3,19 @@
 Everything is written to a temporary name in the same folder, flushed to the device, and moved over the final name with
 `os.replace`, which is atomic on one file system; a reader sees the old content or the new, never a part. Rejected:
 temporary files under `/tmp`, because a move between file systems is a copy and can be cut short.
+
+Where the disk refuses, an `OSError` with its number and the final name is raised, whatever the library that wrote made
+of it: safetensors has an exception of its own, which names neither.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,32 +23,57 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_LEFTOVER = re.compile(r"\..+\.(tmp(\.[^.]+)?|old)")
+
+DISK_ERRORS = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space or raise the quota",
+    errno.EFBIG: "raise the limit of file sizes",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "fix the rights of the folder",
+    errno.EPERM: "fix the rights of the folder",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network file system",
+    errno.EMFILE: "raise the limit of open files",
+    errno.ENFILE: "raise the limit of open files",
+}
+"""Errors of a machine rather than of its user, and what to do about each."""
 
 
 @contextlib.contextmanager
-def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_atomic(path: str | os.PathLike[str], *, previous: Path | None = None) -> Iterator[Path]:
     """Context manager giving a temporary path that replaces `path` when the block ends without an exception.
 
     The temporary file lies beside `path`, keeps its suffix (libraries choose formats by it) and is removed if the
     block raises. Missing parent folders are created.
 
+    Args:
+        path: the final name.
+        previous: where the file it replaces goes. A kill between the two renames leaves only that one.
+
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; the error has the final name.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
+    with _naming(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        _fsync(temporary)
-        temporary.chmod(_default_mode())
-        os.replace(temporary, target)
+        with _naming(target):
+            yield temporary
+            _fsync(temporary)
+            temporary.chmod(_default_mode())
+            if previous is not None and target.exists():
+                os.replace(target, previous)
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync(target.parent)
+    with _naming(target):
+        _fsync(target.parent)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -71,18 +101,21 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target} is a file, not a folder")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    with _naming(target):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _fsync(Path(folder) / name)
-        temporary.chmod(_default_mode() | 0o111)
-        _replace_directory(temporary, target)
+        with _naming(target):
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _fsync(Path(folder) / name)
+            temporary.chmod(_default_mode() | 0o111)
+            _replace_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _fsync(target.parent)
+    with _naming(target):
+        _fsync(target.parent)
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
@@ -92,6 +125,42 @@ def file_hash(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def copy_atomic(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Copies the bytes of the file `source` to `path`, whole or not at all."""
+    with write_atomic(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> int:
+    """Removes what killed writers left under temporary names in `folder` and below; returns how many there were.
+
+    Nobody else may be writing there.
+    """
+    found = [p for p in Path(folder).rglob(".*") if _LEFTOVER.fullmatch(p.name)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(found)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Turns what a refusing disk raises in the block into an `OSError` that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None or int(found[1]) not in DISK_ERRORS:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(target)) from error
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:

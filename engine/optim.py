@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -47,6 +47,26 @@ def build_optimizer(
     ]
     fused = all(p.device.type in _FUSED_DEVICES and p.dtype in _FUSED_DTYPES for p in parameters)
     return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def clipped_step(optimizer: Optimizer, parameters: Iterable[Tensor], clip: float) -> Tensor:
+    """Clips the gradients' common norm to `clip` and steps, unless that norm is NaN or infinite.
+
+    A step whose gradients overflowed (bf16 has float32's range, so that is rare) changes neither parameters nor
+    moments: a single one would make every weight NaN for good. Nothing waits for the device: fused AdamW takes the
+    verdict as a tensor. Rejected: loss scaling, which float16 needs and no other supported precision does.
+
+    Returns:
+        1.0 where the step was left out, otherwise 0.0; float32 scalar on the parameters' device.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    skipped = 1.0 - norm.isfinite().float()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not skipped.item():
+        optimizer.step()
+    return skipped
 
 
 def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:

@@ -16,6 +16,7 @@ subnets between steps, takes its targets from a teacher pass and must restart bi
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,14 +26,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_training_state, save_training_state
+from engine.checkpoint import has_training_state, load_training_state, save_training_state
 from engine.data import Batch, EncodedDataset
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
 from engine.objective import KDLoss, KDWeights
-from engine.optim import build_optimizer, linear_schedule
+from engine.optim import build_optimizer, clipped_step, linear_schedule
 from engine.parallel import ALONE, Ranks, accumulating
 from engine.settings import PhaseSettings
+
+_log = logging.getLogger("ffnas.training")
 
 LOG_EVERY = 10
 """Steps between two reads of the accumulated losses."""
@@ -41,7 +44,7 @@ LOSS_TERMS = ("total", "hidden", "attention", "prediction")
 
 
 class Diverged(RuntimeError):
-    """The loss of a phase became NaN or infinite."""
+    """The loss of a phase, or the gradients of many steps in a row, became NaN or infinite."""
 
 
 @dataclass
@@ -111,7 +114,8 @@ def run_phase(
         ranks: processes that train together; `log`, `after_step` and the two above are called on the first only.
 
     Raises:
-        Diverged: a loss term became NaN or infinite.
+        Diverged: a loss term became NaN or infinite, or every step between two log lines had gradients that did
+            (single ones are left out, see `engine.optim.clipped_step`).
     """
     if total_steps <= 0:
         model.eval()
@@ -120,12 +124,13 @@ def run_phase(
     optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
     scheduler = linear_schedule(optimizer, round(settings.warmup_ratio * total_steps), total_steps)
     start = 0
-    if checkpoint is not None and ranks.agree(checkpoint.exists):
+    if checkpoint is not None and ranks.agree(lambda: has_training_state(checkpoint)):
         start, extra = load_training_state(checkpoint, model, optimizer, scheduler, ranks=ranks)
-        if restore_extra is not None and ranks.is_first:
+        if start and restore_extra is not None and ranks.is_first:
             restore_extra(extra)
     device = parameters[0].device
     sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=device)
+    skipped = torch.zeros((), device=device)
     since, began = 0, time.monotonic()
     stream = prefetch(_parts(batches(start), total_steps - start, settings.accumulate, ranks), device)
     with ranks.data_parallel(_Objective(model, loss, weights)) as objective:
@@ -139,18 +144,22 @@ def run_phase(
                     total, terms = objective(part, step)
                     (total if ranks.size == 1 else total * ranks.size).backward()
                 sums += terms
-            nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimizer.step()
+            skipped += clipped_step(optimizer, parameters, settings.clip)
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             since += 1
             done = step + 1
             if done % LOG_EVERY == 0 or done == total_steps:
                 losses = dict(zip(LOSS_TERMS, (ranks.sum(sums) / since).tolist(), strict=True))
-                sums.zero_()
-                since = 0
                 if not all(map(math.isfinite, losses.values())):
                     raise Diverged(f"{name}: the loss is not finite at step {done}: {losses}")
+                if left_out := int(skipped.item()):
+                    if left_out == since:
+                        raise Diverged(f"{name}: the gradients are not finite in {since} steps up to step {done}")
+                    _log.warning("%s: gradients not finite in %d of %d steps, left out", name, left_out, since)
+                sums.zero_()
+                skipped.zero_()
+                since = 0
                 if log is not None and ranks.is_first:
                     log(PhaseLog(name, done, total_steps, losses, time.monotonic() - began))
             if after_step is not None and ranks.is_first:

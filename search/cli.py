@@ -1,8 +1,8 @@
 """The `ffnas` command: picks the subcommand, maps errors and interruptions to exit codes.
 
-Exit codes: 0 done, 2 wrong input (one line on standard error), 3 another process of the run was lost, 130
-interrupted, 143 terminated. Of several processes (`torchrun`) the first one speaks, except about a lost one. A
-subcommand is imported only when it is called, so that `ffnas --help` answers at once.
+Exit codes: 0 done, 2 wrong input (one line on standard error), 3 another process of the run was lost, 4 the machine
+failed it (disk, memory), 130 interrupted, 143 terminated. Of several processes (`torchrun`) the first one speaks,
+except about a lost one. A subcommand is imported only when it is called, so that `ffnas --help` answers at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,19 @@ def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
     except (UserError, ExpressionError) as error:
         print(f"ffnas: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        return _machine_failed(error, _disk_problem(error))
+    except MemoryError as error:
+        return _machine_failed(error, _OUT_OF_MEMORY)
     except RuntimeError as error:
+        from engine.exhaustion import is_out_of_memory
+        from engine.training import Diverged
+
+        if isinstance(error, Diverged):
+            print(f"ffnas: error: {error}: choose a smaller learning rate for this phase", file=sys.stderr)
+            return 2
+        if is_out_of_memory(error):
+            return _machine_failed(error, _OUT_OF_MEMORY)
         if not _rank_lost(error):
             raise
         rank = os.environ.get("RANK")
@@ -75,6 +87,26 @@ def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+_OUT_OF_MEMORY = "out of memory: use smaller batches (accumulate, population) or a machine with more"
+
+
+def _machine_failed(error: BaseException, problem: str | None) -> int:
+    """Reports what was nobody's mistake in one line and gives its exit code; raises `error` if it is not that."""
+    if problem is None:
+        raise error
+    print(f"ffnas: {problem}; finished work is kept (--resume goes on)", file=sys.stderr)
+    return 4
+
+
+def _disk_problem(error: OSError) -> str | None:
+    from engine.files import DISK_ERRORS
+
+    if error.errno not in DISK_ERRORS:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}: {DISK_ERRORS[error.errno]}"
 
 
 def _say(message: str) -> None:

@@ -159,7 +159,10 @@ class Context(Prepared):
 
     def __post_init__(self) -> None:
         if self._phases.exists():
-            self.seconds = json.loads(self._phases.read_text())
+            try:
+                self.seconds = {str(k): float(v) for k, v in json.loads(self._phases.read_text()).items()}
+            except (OSError, ValueError, TypeError, AttributeError):  # times are for the reader, results need none
+                self.reporter.info(f"{self._phases} is damaged: times are counted from here")
 
     @property
     def _phases(self) -> Path:

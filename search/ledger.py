@@ -1,7 +1,8 @@
 """The ledger: every trial that ended, kept in an Optuna study so that optuna-dashboard opens it.
 
 One study per stage, in a SQLite file of the run directory or in any database Optuna's storage knows. A trial is
-written once, in one transaction, when it ends; a kill at any instant leaves either the whole trial or none of it.
+written once, in one transaction, when it ends; a kill at any instant leaves either the whole trial or none of it. Each
+carries a checksum of its values: SQLite notices a torn page, not a changed digit.
 
 Parameters of a trial are the stack and the ratio of every layer, as categories, for the dashboard's importances.
 Optuna holds a parameter's categories fixed within a study, so each study notes them when it is made and a value from
@@ -15,11 +16,12 @@ Rejected: asking Optuna for the next trial (`ask`/`tell`); a trial begun and kil
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -94,6 +96,7 @@ class Ledger:
         target: path of a SQLite file (made if missing) or a database URL (`postgresql://...`).
         stacks, ratios: categories of the parameters of new studies.
         timeout: seconds to wait for a locked SQLite file.
+        recorded: called after every trial that was written.
 
     Raises:
         UserError: the database cannot be opened, is locked or is damaged.
@@ -106,7 +109,9 @@ class Ledger:
         stacks: Sequence[int] = STACKS,
         ratios: Sequence[Fraction] = RATIOS,
         timeout: float = TIMEOUT,
+        recorded: Callable[[], None] = lambda: None,
     ) -> None:
+        self._recorded = recorded
         text = os.fspath(target)
         path = Path(text) if "://" not in text else None
         self._shared = path is None and not text.startswith("sqlite:")
@@ -160,6 +165,7 @@ class Ledger:
         with self._errors():
             study.add_trial(frozen)
         keys[trial.number] = trial.key
+        self._recorded()
 
     def trials(self, stage: str) -> list[Trial]:
         """The finished trials of a stage, by number.
@@ -229,7 +235,7 @@ class Ledger:
     def _from_optuna(self, stage: str, frozen: FrozenTrial) -> Trial:
         try:
             attrs = frozen.user_attrs
-            return Trial(
+            trial = Trial(
                 stage=stage,
                 number=int(attrs["number"]),
                 architecture=Architecture.parse(attrs["architecture"]),
@@ -241,6 +247,9 @@ class Ledger:
                 reason=attrs.get("reason"),
                 attrs=attrs.get("attrs", {}),
             )
+            if attrs.get("check", _check_sum(trial)) != _check_sum(trial):
+                raise ValueError("its checksum is wrong")
+            return trial
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"ledger {self._name}: entry {frozen.number} of {stage} was not written by ffnas or is damaged"
@@ -278,6 +287,7 @@ def _to_optuna(trial: Trial, choices: dict[str, list[Any]]) -> FrozenTrial:
         "key": trial.key,
         "params": trial.params,
         "seconds": trial.seconds,
+        "check": _check_sum(trial),
     }
     # each attribute costs a millisecond: empty ones are left out
     if trial.reason is not None:
@@ -299,6 +309,14 @@ def _to_optuna(trial: Trial, choices: dict[str, list[Any]]) -> FrozenTrial:
         system_attrs={},
         intermediate_values={},
     )
+
+
+def _check_sum(trial: Trial) -> str:
+    """16 hexadecimal digits over the values of a trial."""
+    score = None if trial.score is None else trial.score.hex()
+    values = [trial.number, str(trial.architecture), trial.key, score, trial.params, float(trial.seconds)]
+    text = json.dumps([*values, trial.state, trial.reason, trial.attrs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_file(path: Path, timeout: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
             raise UserError(f"--resume: {resume!r} holds no config.yaml: give the folder of an earlier run")
         if any(a.startswith("--") and a.split("=")[0] not in ("--resume", "--config") for a in argv):
             raise UserError("--resume takes the run's own configuration: give no other option with it")
-        argv = ["--config", str(folder / "config.yaml")]
+        argv = ["--config", str(_sound_config(folder))]
     else:
         folder = None
         preset = _value_of(argv, "--preset") or SearchConfig.preset
@@ -117,8 +118,33 @@ def normalise(argv: list[str]) -> list[str]:
 
 
 def save_config(config: SearchConfig, path: Path) -> None:
-    """Writes every value, resolved, as YAML that `--config` and `--resume` read back."""
-    write_text_atomic(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden."""
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_text_atomic(_copy_of(path), text)
+    write_text_atomic(path, text)
+
+
+def _copy_of(config: Path) -> Path:
+    return config.with_name(f".{config.name}.copy")
+
+
+def _sound_config(folder: Path) -> Path:
+    """The configuration of the run in `folder`; its copy, said in one line, where it is no YAML mapping any more."""
+    path, copy = folder / "config.yaml", _copy_of(folder / "config.yaml")
+    if _mapping(path) is None and _mapping(copy) is not None:
+        print(f"ffnas: {path} is damaged: its copy from the start of the run is used", file=sys.stderr)
+        return copy
+    if _mapping(copy) not in (None, _mapping(path)):
+        print(f"ffnas: {path} was changed since the run began: the changed values count", file=sys.stderr)
+    return path
+
+
+def _mapping(path: Path) -> dict[str, object] | None:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def one_line(message: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine.checkpoint import load_weights, save_weights
+from engine.checkpoint import Damaged, load_weights, remove_training_state, save_weights, second_copy
 from engine.data import Batch, EncodedDataset
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
@@ -70,8 +70,7 @@ def train_phase(
         order: phases of the same `order` see the same batches in the same order, whatever their names.
     """
     ranks = ctx.ranks
-    if ranks.agree(result.exists):
-        ranks.first(lambda: load_weights(result, model))
+    if ranks.agree(lambda: _finished(ctx, name, result, model)):
         ranks.spread(model)
         model.eval()
         return
@@ -107,4 +106,21 @@ def train_phase(
         ranks.spread(model)
     ranks.first(lambda: save_weights(result, model))
     if ranks.is_first:
-        checkpoint.unlink(missing_ok=True)
+        remove_training_state(checkpoint)
+
+
+def _finished(ctx: Context, name: str, result: Path, model: nn.Module) -> bool:
+    """Whether the phase was finished before; its weights are then in `model`.
+
+    Where they are damaged beyond repair the phase is trained once more: from the same seed it ends as it did.
+    """
+    if not (result.exists() or second_copy(result).exists()):
+        return False
+    try:
+        load_weights(result, model)
+    except Damaged as error:
+        ctx.reporter.info(f"{str(error).partition(': delete')[0]}: {name} is trained again")
+        result.unlink(missing_ok=True)
+        second_copy(result).unlink(missing_ok=True)
+        return False
+    return True

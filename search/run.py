@@ -41,7 +41,7 @@ def command(argv: list[str]) -> None:
 
 def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
     from search.context import Context, agree_on, prepare
-    from search.ledger import Ledger
+    from search.ledger_copy import open_ledger
     from search.libraries import quiet
     from search.options import save_config
     from search.pipeline import run
@@ -64,7 +64,7 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
             rundir = stack.enter_context(RunDir(elsewhere).open())
         if resume is None and ranks.is_first:
             save_config(config, rundir.config)
-        ledger = stack.enter_context(Ledger(rundir.ledger))
+        ledger = open_ledger(rundir.ledger, stack, reporter.info)
         scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)

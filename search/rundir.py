@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import UserError
+from engine.files import remove_leftovers
 
 LOCK = ".lock"
 _TAIL = 1 << 20
@@ -122,6 +123,7 @@ class RunDir:
         try:
             if not resume:
                 self._refuse_used()  # somebody may have been faster between the check and the lock
+            remove_leftovers(self.path)  # of a writer that was killed; nobody else writes while we hold the lock
             for folder in (self.checkpoints, self.plots, self.best, *map(self.stage, (1, 2, 3))):
                 folder.mkdir(exist_ok=True)
         except BaseException:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from engine.architecture import Architecture
 from engine.evaluation import evaluate
+from engine.exhaustion import free_memory, is_out_of_memory
 from engine.metrics import primary
 from engine.race_subnets import race_subnets
 from engine.shared_evaluation import SharedEvaluator
@@ -49,9 +49,11 @@ class SharedScorer:
         began = time.monotonic()
         try:
             results = self._race(architectures) if len(self.evaluator.slices) > 1 else self._score(architectures)
-        except torch.OutOfMemoryError:  # without anything kept for others
+        except (RuntimeError, MemoryError) as error:  # without anything kept for others
+            if not is_out_of_memory(error):
+                raise
             self.evaluator.store.clear()
-            torch.cuda.empty_cache()
+            free_memory()
             return one_by_one(self._alone)(architectures)
         share = (time.monotonic() - began) / len(architectures)
         return [Result(r.score, r.reason, share, r.pruned) for r in results]

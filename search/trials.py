@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from engine.architecture import Architecture
 from engine.errors import UserError
+from engine.exhaustion import free_memory, is_out_of_memory
 from engine.training import Diverged
 from search.ledger import Ledger, Trial
 from search.progress import Reporter
@@ -189,9 +188,11 @@ def _timed(evaluate: Callable[[Architecture], float], architecture: Architecture
         score = evaluate(architecture)
     except Diverged as error:
         reason = str(error)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         reason = "out of memory"
-        torch.cuda.empty_cache()
+        free_memory()
     return Result(score, reason, time.monotonic() - began)
 
 

@@ -21,10 +21,9 @@ them to one shape computes up to 16 times what is asked for.
 from __future__ import annotations
 
 import contextvars
-import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,7 +32,8 @@ from torch import Tensor, nn
 
 from engine.data import Batch
 from engine.distill.distiller import Distiller
-from engine.optim import build_optimizer, linear_schedule
+from engine.exhaustion import free_memory, is_out_of_memory
+from engine.optim import build_optimizer, clipped_step, linear_schedule
 from engine.settings import PhaseSettings
 from engine.states import EncoderStates
 from engine.training import LOG_EVERY
@@ -55,6 +55,7 @@ class Member:
     reason: str | None = None
     postponed: bool = False
     _loss: Tensor | None = None
+    _skipped: Tensor | None = None
 
     @property
     def alive(self) -> bool:
@@ -153,26 +154,44 @@ class PopulationStep:
             return
         futures = []
         for member, state in living:
-            context = contextvars.copy_context()  # the forced backend, if any
-            futures.append(self._pool.submit(context.run, self._update, member, state, batch, targets))
-        for future in futures:
-            future.result()
+            futures.append((member, state, self._submit(member, state, batch, targets)))
+        without = [(m, s) for m, s, future in futures if not self._had_room(future)]
+        # Each of those has its turn again, alone, the oldest first; `_with_room` makes the younger ones wait.
+        for member, state in without:
+            if member.alive:
+                self._with_room(lambda m=member, s=state: self._submit(m, s, batch, targets).result(), member)
+
+    def _submit(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> Future[None]:
+        context = contextvars.copy_context()  # the forced backend, if any
+        assert self._pool is not None
+        return self._pool.submit(context.run, self._update, member, state, batch, targets)
+
+    @staticmethod
+    def _had_room(future: Future[None]) -> bool:
+        error = future.exception()
+        if error is not None and not is_out_of_memory(error):
+            raise error
+        return error is None
 
     def retire_diverged(self, name: str, done: int) -> None:
-        """Retires members whose loss since the last call was not finite; reads the device once for all."""
+        """Retires members whose loss, or the gradients of every step, since the last call were not finite; reads the
+        device once for all."""
         living = [m for m in self.members if m.alive and m._loss is not None]
         if not living:
             return
-        losses = torch.stack([m._loss for m in living if m._loss is not None]).tolist()
-        for member, loss in zip(living, losses, strict=True):
-            member._loss = None
-            if not math.isfinite(loss):
-                member.reason = f"{name}: the loss is not finite at step {done}"
+        since = (done - 1) % LOG_EVERY + 1
+        values = torch.stack([torch.stack([m._loss, m._skipped.double()]) for m in living]).tolist()
+        for member, (loss, skipped) in zip(living, values, strict=True):
+            member._loss = member._skipped = None
+            what = "loss is" if not math.isfinite(loss) else "gradients are" if skipped >= since else None
+            if what is not None:
+                member.reason = f"{name}: the {what} not finite at step {done}"
                 self._release(member)
 
     def _update(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> None:
         loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
         model = member.model
+        fresh = not state.optimizer.state
         own_generator = self._pool is None  # threads share the generator, and then nobody uses it
         if own_generator:
             outside = generator_state(self.device)
@@ -181,9 +200,11 @@ class PopulationStep:
             model.train()
             terms = loss(model, batch, targets=targets)
             terms.total.backward()
-            nn.utils.clip_grad_norm_(state.parameters, self.settings.clip)
-        except torch.OutOfMemoryError:
+            skipped = clipped_step(state.optimizer, state.parameters, self.settings.clip)
+        except (RuntimeError, MemoryError):
             state.optimizer.zero_grad(set_to_none=True)
+            if fresh:  # its moments are made at the first step: some of them may be
+                state.optimizer.state.clear()
             raise
         else:
             if own_generator:
@@ -191,11 +212,11 @@ class PopulationStep:
         finally:
             if own_generator:
                 _set_generator_state(self.device, outside)
-        state.optimizer.step()
         state.scheduler.step()
         state.optimizer.zero_grad(set_to_none=True)
         total = terms.total.detach().double()
         member._loss = total if member._loss is None else member._loss + total
+        member._skipped = skipped if member._skipped is None else member._skipped + skipped
 
     def _with_room(self, run: Callable[[], EncoderStates | None], keep: Member | None = None) -> EncoderStates:
         """Runs, postponing the youngest living member and trying again as long as memory runs out.
@@ -205,7 +226,9 @@ class PopulationStep:
         while True:
             try:
                 return run()  # type: ignore[return-value]
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 others = [m for m in self.members if m.alive and m is not keep]
                 if not others:
                     if keep is None:
@@ -215,9 +238,7 @@ class PopulationStep:
                     return None  # type: ignore[return-value]
                 others[-1].postponed = True
                 self._release(others[-1])
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory()
 
     def _release(self, member: Member) -> None:
         """Frees a member's optimizer state and gradients; its model is the caller's."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engine.checkpoint import remove_training_state
 from engine.data import Batch, EncodedTask
 from engine.distill import autocast
 from engine.errors import UserError
@@ -95,7 +96,7 @@ def finetune(
     checkpoint = cache_dir / f"{key}.checkpoint"
     _train(teacher, data, settings, precision, progress or _silent, checkpoint, checkpoint_every)
     store(folder, key, teacher, details)
-    checkpoint.unlink(missing_ok=True)
+    remove_training_state(checkpoint)
     teacher.folder = folder
     return teacher
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import load_training_state, load_weights, save_training_state, save_weights
+from engine.checkpoint import load_training_state, load_weights, save_weights
 from engine.data import EncodedDataset
 from engine.errors import UserError
 from engine.objective import KDLoss
@@ -158,29 +158,17 @@ def test_weights_of_another_model_are_refused(tmp_path):
         load_weights(tmp_path / "none.safetensors", nn.Linear(3, 3))
 
 
-@pytest.mark.parametrize("keep", [0, 7, 60])
-def test_truncated_files_end_in_one_line(tmp_path, keep):
-    model = nn.Linear(3, 3)
-    optimizer = build_optimizer(model, lr=0.1)
-    scheduler = linear_schedule(optimizer, 1, 10)
-    save_weights(tmp_path / "w.safetensors", model)
-    save_training_state(tmp_path / "c.pt", model, optimizer, scheduler, 4, {})
-    for name in ("w.safetensors", "c.pt"):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"w\.safetensors is damaged"):
-        load_weights(tmp_path / "w.safetensors", model)
-    with pytest.raises(UserError, match=r"c\.pt cannot be used"):
-        load_training_state(tmp_path / "c.pt", model, optimizer, scheduler)
-
-
 def test_a_checkpoint_never_runs_code(tmp_path):
+    """Hostile on purpose: with a checksum that fits."""
+    import hashlib
     import pickle
 
     class Hostile:
         def __reduce__(self):
             return (exec, ("raise SystemExit('code ran')",))
 
-    (tmp_path / "c.pt").write_bytes(pickle.dumps(Hostile()))
+    code = pickle.dumps(Hostile())
+    (tmp_path / "c.pt").write_bytes(code + b"ffnas-sha256" + hashlib.sha256(code).digest())
     model = nn.Linear(3, 3)
     optimizer = build_optimizer(model, lr=0.1)
     with pytest.raises(UserError, match="cannot be used"):
