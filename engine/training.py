@@ -33,6 +33,7 @@ from engine.data.prefetch import prefetch
 from engine.objective import KDLoss, KDWeights
 from engine.optim import build_optimizer, clipped_step, linear_schedule
 from engine.parallel import ALONE, Ranks, accumulating
+from engine.sentinel import Sentinel
 from engine.settings import PhaseSettings
 
 _log = logging.getLogger("ffnas.training")
@@ -91,6 +92,7 @@ def run_phase(
     restore_extra: Callable[[dict[str, Tensor]], None] | None = None,
     weights: KDWeights | None = None,
     ranks: Ranks = ALONE,
+    sentinel: Sentinel | None = None,
 ) -> int:
     """Trains `model` for `total_steps` optimizer steps; returns the step it started from (0 unless resumed).
 
@@ -112,6 +114,7 @@ def run_phase(
         weights: of the loss's terms, needed to weigh parts term by term; without them every term must be a mean over
             sequences.
         ranks: processes that train together; `log`, `after_step` and the two above are called on the first only.
+        sentinel: compares backends on the first batch.
 
     Raises:
         Diverged: a loss term became NaN or infinite, or every step between two log lines had gradients that did
@@ -140,6 +143,9 @@ def run_phase(
             while not last:
                 part = next(stream)
                 last = part.last
+                if sentinel is not None:
+                    sentinel.training(name, model, lambda b=part.batch, s=step: loss(b, s))
+                    sentinel = None
                 with accumulating(objective, more=not last):
                     total, terms = objective(part, step)
                     (total if ranks.size == 1 else total * ranks.size).backward()

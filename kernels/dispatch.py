@@ -103,6 +103,17 @@ def load_backend(name: str) -> Backend | str:
         return _loaded[name]
 
 
+def retire(name: str, reason: str) -> None:
+    """Takes a backend out of service for the rest of the process: calls go to the next one, which is said once.
+
+    Between a forward pass and its backward pass the backend may not be retired. The reference stays.
+    """
+    if _check_name(name, "retire") == "reference":
+        raise ValueError("retire: the reference backend serves what no other does")
+    with _lock:
+        _loaded[name] = reason
+
+
 def number(backend: Backend) -> int:
     """The backend's position in `BACKENDS`."""
     return BACKENDS.index(backend.name)

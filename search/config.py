@@ -220,6 +220,8 @@ class SearchConfig:
         baselines: what the found model is compared with.
         tensorboard: write TensorBoard scalars to the run directory.
         checkpoint_every: optimizer steps between checkpoints of a long phase.
+        sentinel: compare the fused kernels with plain PyTorch on the first batch of every phase, and fall back to it
+            where they differ.
     """
 
     preset: str = "demo"
@@ -247,6 +249,7 @@ class SearchConfig:
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
     tensorboard: bool = True
     checkpoint_every: int = 500
+    sentinel: bool = True
 
 
 def parse_ratios(ratios: list[str]) -> tuple[Fraction, ...]:

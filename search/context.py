@@ -26,6 +26,7 @@ from engine.parallel import ALONE, Ranks
 from engine.params import ModelShape
 from engine.precision import choose_device, choose_precision
 from engine.seeding import derive_seed, seed_everything
+from engine.sentinel import Sentinel
 from engine.student import FFNASForSequenceClassification
 from engine.supernet import build_student
 from engine.target_cache import BatchPlan, DiskTargets, PartTargets
@@ -191,6 +192,13 @@ class Context(Prepared):
             precision=self.precision,
             teacher_precision=self.config.teacher_precision,
         )
+
+    @property
+    def sentinel(self) -> Sentinel | None:
+        """Compares backends at the beginning of phases, where wanted."""
+        if not self.config.sentinel:
+            return None
+        return Sentinel(self.device, self.precision, self.reporter.info)
 
     def targets(self, name: str, *, need_logits: bool, plan: BatchPlan) -> PartTargets | DiskTargets:
         """The teacher's answers for the batches of `name`, shared by all who ask for that name in this run.

@@ -61,21 +61,6 @@ class LedgerCopy:
         self._written = time.monotonic()
 
 
-def problem_of(ledger: Path, *, timeout: float = 30.0) -> str | None:
-    """What is wrong with the SQLite file `ledger`, None if it is sound.
-
-    A lock of another process is no such problem: whoever opens it for work reports that.
-    """
-    try:
-        with contextlib.closing(sqlite3.connect(ledger, timeout=timeout)) as connection:
-            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as error:
-        return None if "locked" in str(error) else str(error)
-    except sqlite3.DatabaseError as error:
-        return str(error)
-    return None if verdict == "ok" else verdict.splitlines()[0]
-
-
 def open_ledger(path: Path, stack: contextlib.ExitStack, note: Callable[[str], None]) -> Ledger:
     """The ledger of a run, kept in two copies; a damaged one is replaced by its copy, which is said in one line.
 
@@ -120,14 +105,37 @@ def _sound(path: Path, copy: LedgerCopy) -> Ledger:
 
 
 def _entries(path: Path) -> int:
-    """Trials in a SQLite file; 0 where it is missing, empty or cannot be read."""
+    """Trials in a SQLite file; 0 where it is missing, empty or no ledger."""
     if not path.exists():
         return 0
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             return connection.execute("SELECT count(*) FROM trials").fetchone()[0]
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        _refuse_locked(path, error)
         return 0
+
+
+def problem_of(ledger: Path, *, timeout: float = 30.0) -> str | None:
+    """What is wrong with the SQLite file `ledger`, None if it is sound.
+
+    Raises:
+        UserError: another process has locked it; that is no damage.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(ledger, timeout=timeout)) as connection:
+            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        _refuse_locked(ledger, error)
+        return str(error)
+    return None if verdict == "ok" else verdict.splitlines()[0]
+
+
+def _refuse_locked(ledger: Path, error: sqlite3.Error) -> None:
+    if "locked" in str(error):
+        raise UserError(
+            f"ledger {ledger}: is locked by another process: end that process or wait, then resume"
+        ) from error
 
 
 def restore(ledger: Path) -> bool:

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from engine.errors import UserError
-from engine.files import write_text_atomic
+from engine.files import copy_atomic, write_text_atomic
 from search.config import SearchConfig, validate
 
 EXAMPLES = """
@@ -129,14 +129,20 @@ def _copy_of(config: Path) -> Path:
 
 
 def _sound_config(folder: Path) -> Path:
-    """The configuration of the run in `folder`; its copy, said in one line, where it is no YAML mapping any more."""
+    """The configuration of the run in `folder`; made again from its copy, said in one line, where it is cut short or no
+    YAML mapping any more."""
     path, copy = folder / "config.yaml", _copy_of(folder / "config.yaml")
-    if _mapping(path) is None and _mapping(copy) is not None:
+    cut_short = copy.exists() and path.stat().st_size < copy.stat().st_size and _starts_with(copy, path.read_bytes())
+    if (_mapping(path) is None or cut_short) and _mapping(copy) is not None:
         print(f"ffnas: {path} is damaged: its copy from the start of the run is used", file=sys.stderr)
-        return copy
+        copy_atomic(copy, path)
     if _mapping(copy) not in (None, _mapping(path)):
         print(f"ffnas: {path} was changed since the run began: the changed values count", file=sys.stderr)
     return path
+
+
+def _starts_with(path: Path, content: bytes) -> bool:
+    return path.read_bytes().startswith(content)
 
 
 def _mapping(path: Path) -> dict[str, object] | None:

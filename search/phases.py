@@ -100,6 +100,7 @@ def train_phase(
                     restore_extra=restore_extra,
                     weights=ctx.distiller().weights,
                     ranks=ranks,
+                    sentinel=ctx.sentinel,
                 )
         if finish is not None:
             ranks.first(finish)

@@ -12,6 +12,7 @@ from engine.export import export_model
 from engine.files import write_json_atomic
 from engine.metrics import primary
 from engine.objective import layer_map
+from engine.sentinel import check_teacher
 from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
 from kernels.cache import cache_dir
@@ -35,6 +36,7 @@ def run(ctx: Context) -> dict[str, Any]:
     config, ranks = ctx.config, ctx.ranks
     with ctx.timed("teacher"):
         share_teacher(ctx)
+    _check_answers(ctx)
     teacher_metrics: dict[str, float] = {}
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
@@ -99,6 +101,13 @@ def share_teacher(ctx: Context) -> None:
     if tuned is not None:
         ctx.teacher = tuned
     ctx.ranks.spread(ctx.teacher.model)
+
+
+def _check_answers(ctx: Context) -> None:
+    """Ends the run in one line where the teacher's answers on a first batch are not finite."""
+    for data, need_logits in ((ctx.data.text, False), (ctx.data.train, True)):
+        batch = next(data.batches(8, seed=0, epoch=0)).to(ctx.device)
+        check_teacher(ctx.config.teacher, ctx.distiller().targets(batch, need_logits=need_logits))
 
 
 def teach(prepared: Prepared, reporter: Reporter) -> Teacher:

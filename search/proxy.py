@@ -19,6 +19,7 @@ from engine.distill.population import Part, generator_state, side_by_side
 from engine.evaluation import evaluate
 from engine.metrics import primary
 from engine.seeding import seed_everything
+from engine.sentinel import Sentinel
 from engine.settings import PhaseSettings
 from engine.supernet import extract
 from engine.training import cycle
@@ -48,6 +49,7 @@ class ProxyTrainer:
         self.settings = settings
         self.supernet = supernet
         self.distiller = ctx.distiller()
+        self.sentinel = ctx.sentinel
         self.text = phase_data(ctx, ctx.data.text, settings.text, "proxy-text")
         self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
         self.text_targets = TeacherTargets(self.distiller, need_logits=False)
@@ -88,8 +90,18 @@ class ProxyTrainer:
                 self._halve(done, {k: m for k, m in members.items() if m.alive}, rungs)
 
         chosen = list(members.values())
+        if self.sentinel is not None:
+            self._compare_backends(chosen[0], self.sentinel)
+            self.sentinel = None
         self._phase(chosen, "text", self.text, self.settings.text, self.text_targets)
         return self._phase(chosen, "task", self.task, self.settings.task, self.task_targets, after_step)
+
+    def _compare_backends(self, member: Member, sentinel: Sentinel) -> None:
+        """On the first batch of the task, with the stage's first candidate as it starts."""
+        model, batch_size = member.model.train(), self.settings.task.batch_size
+        batch = next(cycle(self.task, batch_size, seed=self.ctx.seed("proxy", "task"))).to(self.ctx.device)
+        targets = self.task_targets.get(0, batch)
+        sentinel.training(self.name, model, lambda: self.distiller.task_loss(model, batch, targets=targets))
 
     def _halve(self, done: int, living: dict[int, Member], rungs: dict[int, dict[int, float]]) -> None:
         scores = dict(zip(living, self._score(list(living.values())), strict=True))

@@ -13,13 +13,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from engine.architecture import Architecture
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate, predict_batches
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.metrics import primary
 from engine.race_subnets import race_subnets
+from engine.sentinel import Sentinel
 from engine.shared_evaluation import SharedEvaluator
 from search.context import Context
 from search.trials import Result, one_by_one
@@ -39,6 +41,7 @@ class SharedScorer:
     def __init__(self, ctx: Context, model: nn.Module) -> None:
         self.ctx, self.model = ctx, model
         self.settings = ctx.config.stage3
+        self.sentinel = ctx.sentinel
         data = ctx.data.score
         slices = min(self.settings.race, len(data))
         cut = {"slices": slices, "batch_size": RACE_BATCH, "seed": ctx.seed("stage3", "race")} if slices > 1 else {}
@@ -47,6 +50,9 @@ class SharedScorer:
     def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
         """One result per candidate."""
         began = time.monotonic()
+        if self.sentinel is not None:
+            self._compare_backends(architectures[0], self.sentinel)
+            self.sentinel = None
         try:
             results = self._race(architectures) if len(self.evaluator.slices) > 1 else self._score(architectures)
         except (RuntimeError, MemoryError) as error:  # without anything kept for others
@@ -57,6 +63,17 @@ class SharedScorer:
             return one_by_one(self._alone)(architectures)
         share = (time.monotonic() - began) / len(architectures)
         return [Result(r.score, r.reason, share, r.pruned) for r in results]
+
+    def _compare_backends(self, architecture: Architecture, sentinel: Sentinel) -> None:
+        """On the first batch of the split that scores, with the first candidate."""
+        data, precision = self.ctx.data.score, self.ctx.precision
+        batch = next(data.batches(RACE_BATCH, seed=0, epoch=0, shuffle=False))
+
+        def logits() -> Tensor:
+            answers, _ = predict_batches(self.model, [batch], precision=precision, architecture=architecture)
+            return torch.from_numpy(answers)
+
+        sentinel.scoring("stage3", logits)
 
     def _score(self, architectures: Sequence[Architecture]) -> list[Result]:
         spec = self.ctx.spec

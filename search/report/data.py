@@ -14,6 +14,7 @@ run that was interrupted.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -25,6 +26,8 @@ from typing import Any
 from engine.architecture import Architecture
 from engine.errors import UserError
 from search.report.tables import Candidate, read_candidates
+
+_log = logging.getLogger("ffnas.report")
 
 TERMS = ("total", "hidden", "attention", "prediction")
 _NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d[\d.]*(?:e[-+]?\d+)?")
@@ -201,9 +204,10 @@ def _stage(folder: Path, key: str, title: str) -> Stage | None:
 
 
 def _curves(path: Path) -> dict[str, Curve]:
-    text = _text(path) or ""
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
     whole, _, _ = text.rpartition("\n")  # a last line without its end is still being written
     curves: dict[str, Curve] = {}
+    damaged: list[int] = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             entry = json.loads(line)
@@ -213,9 +217,12 @@ def _curves(path: Path) -> dict[str, Curve]:
             point = {t: float(v) for t, v in losses.items() if v is not None and math.isfinite(v)}
             if not isinstance(phase, str) or not isinstance(step, int):
                 raise TypeError("phase must be text, step an integer")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}): delete that line") from error
+        except (ValueError, KeyError, TypeError, AttributeError):  # curves are for the reader, results need none
+            damaged.append(number)
+            continue
         curves.setdefault(phase, Curve()).points[step] = point
+    if damaged:
+        _log.warning("%s: %d lines are damaged and left out, first line %d", path, len(damaged), damaged[0])
     return curves
 
 

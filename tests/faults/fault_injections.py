@@ -128,3 +128,35 @@ def full_disk_real(folder: str) -> None:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
+
+
+def wrong_gradient() -> None:
+    """The C++ kernels of FFNs give a gradient of w1 that is off by a tenth; forward passes are right."""
+    from kernels.backends.cpu import CpuBackend
+
+    backward = CpuBackend.backward
+
+    def wrong(self: CpuBackend, *args: object) -> object:
+        gradients = backward(self, *args)
+        for gradient in gradients:
+            gradient.mul_(1.1)
+        return gradients
+
+    CpuBackend.backward = wrong
+
+
+def impatient_ledger() -> None:
+    """A locked ledger is waited for a twentieth of a second only."""
+    import search.ledger
+    import search.ledger_copy
+
+    search.ledger.Ledger.__init__.__kwdefaults__["timeout"] = 0.05
+    search.ledger_copy.problem_of.__kwdefaults__["timeout"] = 0.05
+    time.sleep = lambda _: None  # Optuna waits between its retries
+
+
+def reference_only() -> None:
+    """Only plain PyTorch serves."""
+    from kernels.dispatch import retire
+
+    retire("cpu", "a test wants the reference")

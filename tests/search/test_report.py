@@ -257,10 +257,6 @@ def test_a_damaged_summary_is_named(tmp_path, name, value, message):
         ("summary.json", "{"),
         ("summary.json", "[]"),
         ("summary.json", b"\xff\xfe"),
-        ("log.jsonl", '{"phase": "a", "step": 1}\nnonsense\n{"phase": "a", "step": 2}\n'),
-        ("log.jsonl", '{"phase": 3, "step": 1}\n'),
-        ("log.jsonl", '{"phase": "a", "step": 1, "loss": "high"}\n'),
-        ("log.jsonl", "3\n"),
         ("stage1/candidates.csv", ""),
         ("stage1/candidates.csv", "number,score\n1,2\n"),
         ("stage1/candidates.csv", ",".join(COLUMNS) + "\n1,complete,0.5\n"),
@@ -281,6 +277,17 @@ def test_a_damaged_file_is_named(tiny, file, content):
         build_report(path)
     assert "\n" not in str(caught.value)
     assert not (path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"nonsense", b'{"phase": 3, "step": 1}', b'{"phase": "a", "step": 1, "loss": "high"}', b"3", b'{"phase\xff\x00'],
+)
+def test_a_damaged_line_of_the_log_is_left_out_and_said(tmp_path, caplog, line):
+    """Curves are for the reader: a damaged one must not keep a finished run from its report."""
+    (tmp_path / "log.jsonl").write_bytes(b'{"phase": "a", "step": 1}\n' + line + b'\n{"phase": "a", "step": 2}\n')
+    assert list(read_run(tmp_path).curves["a"].points) == [1, 2]
+    assert caplog.messages == [f"{tmp_path / 'log.jsonl'}: 1 lines are damaged and left out, first line 2"]
 
 
 def test_curves_of_a_resumed_run_count_every_step_once_and_wait_for_whole_lines(tmp_path):

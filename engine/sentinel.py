@@ -1,0 +1,141 @@
+"""The sentinel: do the fused kernels agree with plain PyTorch on this machine, for this model, on this data?
+
+Asked once at the beginning of every phase, on its first batch: loss terms and gradients (or logits) are computed
+twice, with the backends as chosen and with `reference`, from the same random numbers. Where they differ by more than
+rounding, one line says so and the reference serves from there on, so that a miscompiled kernel, a broken driver or a
+defective device costs time, not a week of wrong scores. It costs two further steps per phase and changes no result:
+generators are put back, gradients are not kept.
+
+Limits (relative): float32 losses 1e-4, gradients 1e-2 of their norm; bf16 losses 3e-2, gradients 0.3. Sums of float32
+in another order differ by 1e-6 to 1e-5, gradients through kinks (relu, max) by more; bf16 rounds at 4e-3, and a layer
+of it doubles that. They are wide on purpose: a false alarm slows every run down, and the errors looked for (a wrong
+index, a missing term, a device that computes garbage) are not subtle.
+
+Rejected: comparing every n-th step. A kernel that is right on the first batch and wrong later has not been seen; what
+has been seen is kernels wrong from the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.exhaustion import free_memory, is_out_of_memory
+from engine.objective import KDLoss
+from engine.states import EncoderStates
+from kernels.dispatch import ORDER, preferred_backend, retire, use_backend
+
+LIMITS = {"fp32": (1e-4, 1e-2), "bf16": (3e-2, 0.3)}
+"""Per precision the largest relative difference of a loss (or of logits), and of the gradient."""
+
+FLOOR = 1e-6
+"""Losses and gradient norms below this are compared absolutely: a difference of nothing from nothing is no defect."""
+
+_TERMS = ("total", "hidden", "attention", "prediction")
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """Compares backends and falls back to the reference.
+
+    Args:
+        device: where the models run.
+        precision: `"fp32"` or `"bf16"`, of the student.
+        note: takes the one line about a disagreement.
+    """
+
+    device: torch.device
+    precision: str
+    note: Callable[[str], None]
+
+    def training(self, where: str, model: nn.Module, loss: Callable[[], KDLoss]) -> bool:
+        """Whether losses and gradients of one batch agree; falls back if not.
+
+        Args:
+            where: the phase, for the message.
+            model: in the mode it trains in.
+            loss: the objective on the phase's first batch; called twice.
+        """
+        parameters = [p for p in model.parameters() if p.requires_grad]
+
+        def measure() -> list[tuple[str, Tensor, bool]]:
+            terms = loss()
+            gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+            flat = torch.cat([g.detach().flatten().double() for g in gradients if g is not None])
+            values = [(f"loss {n}", getattr(terms, n).detach().double().flatten(), False) for n in _TERMS]
+            return [*values, ("gradient", flat, True)]
+
+        return self._compare(where, measure)
+
+    def scoring(self, where: str, logits: Callable[[], Tensor]) -> bool:
+        """Whether the logits of one batch agree; falls back if not."""
+        return self._compare(where, lambda: [("logits", logits().detach().double().flatten(), False)])
+
+    def _compare(self, where: str, measure: Callable[[], list[tuple[str, Tensor, bool]]]) -> bool:
+        name = preferred_backend(self.device.type)
+        if name == "reference":
+            return True
+        try:
+            own = self._undisturbed(measure)
+            with use_backend("reference"):
+                reference = self._undisturbed(measure)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            free_memory()  # the reference needs more: an unchecked phase is better than none
+            self.note(f"sentinel: {where}: no memory for the comparison with the reference, left out")
+            return True
+        for (what, value, is_gradient), (_, expected, _) in zip(own, reference, strict=True):
+            limit = LIMITS[self.precision][is_gradient]
+            error = _difference(value, expected)
+            if error > limit:
+                self._fall_back(name, f"{where}: {what} differs by {error:.1e}, allowed is {limit:.0e}")
+                return False
+        return True
+
+    def _fall_back(self, name: str, problem: str) -> None:
+        for backend in ORDER[self.device.type]:
+            if backend != "reference":
+                retire(backend, "its results differ from the reference's on this machine")
+        self.note(
+            f"sentinel: backend {name!r} disagrees with the reference in {problem}; the reference is used from here on"
+            " (slower, right). Please report it with the output of `ffnas doctor`"
+        )
+
+    def _undisturbed(self, measure: Callable[[], list[tuple[str, Tensor, bool]]]) -> list[tuple[str, Tensor, bool]]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            return measure()
+
+
+def check_teacher(name: str, states: EncoderStates) -> None:
+    """Raises `UserError` unless every answer of the teacher is finite."""
+    parts: dict[str, Sequence[Tensor]] = {
+        "embeddings": [states.embeddings],
+        "hidden states": states.hidden,
+        "queries": states.queries,
+        "keys": states.keys,
+        "logits": [] if states.logits is None else [states.logits],
+    }
+    for what, tensors in parts.items():
+        if not all(t.isfinite().all().item() for t in tensors):
+            raise UserError(
+                f"teacher {name!r}: its {what} are NaN or infinite on the first batch: its weights are damaged, or"
+                " too large for bf16 (try --teacher_precision fp32)"
+            )
+
+
+def _difference(value: Tensor, expected: Tensor) -> float:
+    """||value - expected|| / ||expected||, 0 where both are equally not finite, inf where one is."""
+    if value.shape != expected.shape:
+        return math.inf
+    finite = expected.isfinite()
+    if not torch.equal(finite, value.isfinite()):
+        return math.inf
+    value, expected = value[finite], expected[finite]
+    return float((value - expected).norm() / expected.norm().clamp_min(FLOOR))
