@@ -1,18 +1,26 @@
-"""Evaluation of a model, or of one subnet of a supernet, over a whole split."""
+"""Evaluation of a model, or of one subnet of a supernet, over a whole split, whatever the kind of task.
+
+Heads are told apart by what they put out: logits of classes, values or choices, or start and end scores.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
 from engine.architecture import Architecture
-from engine.data import Batch, EncodedDataset, TaskSpec
+from engine.data import Batch, EncodedDataset, EncodedTask, TaskSpec, plan_batches
 from engine.distill import autocast
-from engine.metrics import compute_metrics
+from engine.metrics import compute_metrics, primary
+from engine.question_answering import Answer, AnswerCollector, answer_metrics, best_threshold
+from engine.states import answers
+
+SPAN_BATCH = 64
+"""Most windows of question answering per forward pass: they are long."""
 
 
 def predict(
@@ -26,7 +34,7 @@ def predict(
     """Logits `[N, num_labels]` (float32) and labels `[N]` over `data`, in one common, length-sorted order.
 
     Args:
-        model: a sequence-classification model; put into eval mode and left there.
+        model: with a head for classes, values or choices; put into eval mode and left there.
         data: encoded examples with labels.
         batch_size: sequences per forward pass.
         precision: `"fp32"` or `"bf16"` (autocast).
@@ -45,19 +53,68 @@ def predict_batches(
     architecture: Architecture | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`predict` over given batches, in their order."""
+    logits, labels = [], []
+    for batch, answer in run_batches(model, batches, precision=precision, architecture=architecture):
+        logits.append(answer)
+        labels.append(batch.labels.cpu())
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def predict_rows(
+    model: nn.Module,
+    data: EncodedDataset,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Logits `[N, num_labels]` (float32) in the order of the rows of `data`, which needs no labels."""
+    plan = plan_batches(data.lengths, batch_size=batch_size, shuffle=False)
+    batches = (data.collate(rows) for rows in plan)
+    logits = torch.cat([answer for _, answer in run_batches(model, batches, precision=precision)]).numpy()
+    ordered = np.empty_like(logits)
+    ordered[np.concatenate(plan)] = logits
+    return ordered
+
+
+def predict_answers(
+    model: nn.Module,
+    data: EncodedDataset,
+    *,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    architecture: Architecture | None = None,
+) -> list[Answer]:
+    """One answer per question of `data`, whose windows need no labels."""
+    collector = AnswerCollector(data)
+    plan = plan_batches(data.lengths, batch_size=batch_size, shuffle=False)
+    batches = (data.collate(rows) for rows in plan)
+    found = run_batches(model, batches, precision=precision, architecture=architecture)
+    for rows, (_, logits) in zip(plan, found, strict=True):
+        collector.add(rows, logits)
+    return collector.answers()
+
+
+@torch.no_grad()
+def run_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    precision: str = "fp32",
+    architecture: Architecture | None = None,
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Each batch with the model's answer on the CPU: logits, or start and end scores [B, S, 2], float32."""
     model.eval()
     device = next(model.parameters()).device
     extra = {} if architecture is None else {"architecture": architecture}
     takes_types = "token_type_ids" in inspect.signature(model.forward).parameters  # DistilBERT takes none
-    logits, labels = [], []
     for batch in batches:
-        batch = batch.to(device)
+        moved = batch.to(device)
         with autocast(device, precision):
-            types = {"token_type_ids": batch.token_type_ids} if takes_types else {}
-            output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types, **extra)
-        logits.append(output.logits.float().cpu())
-        labels.append(batch.labels.cpu())
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+            types = {"token_type_ids": moved.token_type_ids} if takes_types else {}
+            output = model(
+                input_ids=moved.input_ids, attention_mask=moved.attention_mask, return_dict=True, **types, **extra
+            )
+        yield batch, answers(output).float().cpu()
 
 
 def evaluate(
@@ -68,7 +125,42 @@ def evaluate(
     batch_size: int = 256,
     precision: str = "fp32",
     architecture: Architecture | None = None,
+    threshold: float = 0.0,
 ) -> dict[str, float]:
-    """Every metric of the task over the whole of `data`."""
+    """Every metric of the task over the whole of `data`.
+
+    Args:
+        model: with the task's head.
+        data: encoded examples with labels or answers.
+        spec: the task.
+        batch_size: sequences per forward pass.
+        precision: `"fp32"` or `"bf16"` (autocast).
+        architecture: evaluate this subnet of a supernet instead of the whole model.
+        threshold: question answering: see `engine.question_answering.Answer.at`.
+    """
+    if spec.is_span:
+        size = min(batch_size, SPAN_BATCH)
+        found = predict_answers(model, data, batch_size=size, precision=precision, architecture=architecture)
+        golds = data.spans.questions.golds
+        return answer_metrics(found, golds, no_answer=spec.no_answer, threshold=threshold)
+    batch_size = max(1, batch_size // data.choices)
     logits, labels = predict(model, data, batch_size=batch_size, precision=precision, architecture=architecture)
     return compute_metrics(spec, logits, labels)
+
+
+def evaluate_dev(model: nn.Module, data: EncodedTask, *, precision: str = "fp32") -> dict[str, float]:
+    """Metrics of the reported splits: all of `dev`, and the ranking one of each further split, as METRIC_SPLIT.
+
+    Where a question may have no answer, the threshold for saying so is chosen on `select`, never on `dev`.
+    """
+    spec = data.spec
+    threshold = 0.0
+    if spec.no_answer:
+        threshold = best_threshold(
+            predict_answers(model, data.select, precision=precision), data.select.spans.questions.golds
+        )
+    metrics = evaluate(model, data.dev, spec, precision=precision, threshold=threshold)
+    for name, split in data.further.items():
+        metric, value = primary(spec, evaluate(model, split, spec, precision=precision))
+        metrics[f"{metric}_{name.removeprefix('dev_')}"] = value
+    return metrics

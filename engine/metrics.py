@@ -36,7 +36,8 @@ def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, 
 
     Returns:
         Classification: `accuracy`, `f1` (two classes: of class 1; more: the unweighted mean over classes) and `mcc`
-        (Matthews' correlation). Regression: `pearson`, `spearman`.
+        (Matthews' correlation). Multiple choice: `accuracy`. Regression: `pearson`, `spearman`. (Question answering
+        is measured from texts: `engine.question_answering`.)
 
     Raises:
         ValueError: shapes do not fit, or there are no rows.
@@ -62,6 +63,8 @@ def _classification(spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> 
         raise ValueError(
             f"predictions {predicted.dtype}{predicted.shape}: need logits [N, {spec.num_labels}] or ids [N]"
         )
+    if spec.is_choice:
+        return {"accuracy": float((predicted == gold).mean())}
     if spec.num_labels == 2:
         f1 = f1_score(gold, predicted, labels=[POSITIVE], average="macro", zero_division=0.0)
     else:

@@ -5,7 +5,8 @@
 - hidden: MSE of the embedding output and of every layer output through one shared projection `fit_dense`, summed over
   the L + 1 of them;
 - attention: MSE of the pre-softmax scores, summed over the L layers;
-- prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels.
+- prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels; for question answering
+  the mean of the soft cross-entropies over the positions an answer may begin and end at.
 
 Each of them is a mean over real tokens (pairs of tokens, sequences). Layers are summed, as in EfficientBERT and its
 published code, so that the paper's weights 1:1:1 and learning rates mean here what they mean there. Rejected: the mean
@@ -27,6 +28,9 @@ from kernels.losses import attention_score_mse_layers, hidden_mse_layers, soft_c
 from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
 
 TERMS = ("hidden", "attention", "prediction")
+
+PADDED_SCORE = -1e4
+"""Score of a padded position in question answering: no probability at any temperature below a hundred."""
 
 
 def layer_map(num_student: int, num_teacher: int) -> list[int]:
@@ -125,7 +129,7 @@ def kd_loss(
     if "attention" in wanted:
         parts["attention"] = _attention(student, teacher, mask, weights.paper_exact)
     if "prediction" in wanted:
-        parts["prediction"] = _prediction(student, teacher, labels, regression, weights)
+        parts["prediction"] = _prediction(student, teacher, mask, labels, regression, weights)
     for name in wanted:
         total = total + getattr(weights, name) * parts[name]
     return KDLoss(total, **parts)
@@ -165,7 +169,12 @@ def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, pap
 
 
 def _prediction(
-    student: EncoderStates, teacher: EncoderStates, labels: Tensor | None, regression: bool, weights: KDWeights
+    student: EncoderStates,
+    teacher: EncoderStates,
+    mask: Tensor,
+    labels: Tensor | None,
+    regression: bool,
+    weights: KDWeights,
 ) -> Tensor:
     if student.logits is None:
         raise UserError("prediction: the student has no task head: use a model with one or leave the term out")
@@ -181,7 +190,14 @@ def _prediction(
             f"{tuple(teacher.logits.shape)}: both need one output per class"
         )
     loss = soft_cross_entropy_paper if weights.paper_exact else soft_cross_entropy
-    return loss(student.logits, teacher.logits, weights.temperature)
+    if student.logits.dim() < 3:
+        return loss(student.logits, teacher.logits, weights.temperature)
+    # start and end scores [B, S, 2]: distributions over real tokens
+    padded = ~mask[:, None, :]
+    own, wanted = (
+        logits.float().transpose(1, 2).masked_fill(padded, PADDED_SCORE) for logits in (student.logits, teacher.logits)
+    )
+    return loss(own.contiguous(), wanted.contiguous(), weights.temperature)
 
 
 def _same_count(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

@@ -11,7 +11,9 @@ two factors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,7 +26,8 @@ class EncoderStates:
         hidden: one [B, S, H] per recorded layer, in increasing layer order: the layer's output.
         queries: one [B, heads, S, d] per recorded layer, multiplied by the softmax scale.
         keys: one [B, heads, S, d] per recorded layer.
-        logits: output of the task head, None where the model has none or it was not asked for.
+        logits: output of the task head, None where the model has none or it was not asked for: [B, C], start and end
+            scores [B, S, 2] of question answering, or [B / choices, choices] of multiple choice.
     """
 
     embeddings: Tensor
@@ -32,3 +35,10 @@ class EncoderStates:
     queries: tuple[Tensor, ...] = ()
     keys: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
+
+
+def answers(output: Any) -> Tensor:
+    """The logits of any head's output; start and end scores of question answering as one [B, S, 2]."""
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return output.logits

@@ -21,7 +21,7 @@ from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.params import ModelShape
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import FFNASForSequenceClassification
+from engine.student.heads import STUDENTS
 from engine.student.modeling import FFNASPreTrainedModel
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def build_student(
     task: TaskSpec | None = None,
     *,
     policy: str = "truncate",
-    model_class: type[Student] = FFNASForSequenceClassification,  # type: ignore[assignment]
+    model_class: type[Student] | None = None,
     seed: int | None = None,
     **config: Any,
 ) -> Student:
@@ -51,7 +51,7 @@ def build_student(
         heads: number of attention heads; divides the hidden size.
         task: names the labels and the kind of problem.
         policy: width policy of binary operators.
-        model_class: which head.
+        model_class: which head; None: the one for the task's kind (without a task: sequence classification).
         seed: initial weights as a function of it alone, torch's global generator left as it was; None uses and
             advances that generator.
         **config: other fields of `FFNASConfig`.
@@ -76,6 +76,8 @@ def build_student(
     if task is not None:
         settings |= _task_fields(task)
     made = FFNASConfig(**settings | config)
+    if model_class is None:
+        model_class = STUDENTS["classification" if task is None else task.kind]  # type: ignore[assignment]
     if seed is None:
         return model_class(made)
     with torch.random.fork_rng(devices=[]):
@@ -173,6 +175,8 @@ def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
 def _task_fields(task: TaskSpec) -> dict[str, Any]:
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
+    if task.kind != "classification":
+        return {}
     return {
         "id2label": dict(enumerate(task.label_names)),
         "label2id": {name: index for index, name in enumerate(task.label_names)},

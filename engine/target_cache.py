@@ -67,7 +67,7 @@ class BatchPlan:
         return [self.data.fingerprint(), *numbers]
 
     def shapes(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """(step, part) -> (rows, columns), in the order of use (`engine.data.parts.split`)."""
+        """(step, part) -> (sequences, columns), in the order of use (`engine.data.parts.split`)."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
         lengths, count = self.data.lengths, self.ranks * self.micro_batches
         step = 0
@@ -79,7 +79,7 @@ class BatchPlan:
                 sizes = [len(range(first + part, len(rows), count)) for part in range(self.micro_batches)]
                 width = int(lengths[rows].max())
                 for part, size in enumerate([s for s in sizes if s] or [1]):
-                    found[step, part] = (size, width)
+                    found[step, part] = (size * self.data.choices, width)
                 step += 1
         return found
 
@@ -127,8 +127,8 @@ class DiskTargets:
     def get(self, step: int, batch: Batch) -> EncoderStates:
         """The teacher's answer for a part of the batch of `step`; the same batch for the same step and part."""
         where = (step, batch.part)
-        if where in self.shapes and self.shapes[where] != tuple(batch.input_ids.shape):
-            raise ValueError(f"target cache: step {step} is {tuple(batch.input_ids.shape)}, not {self.shapes[where]}")
+        if where in self.shapes and self.shapes[where] != tuple(batch.mask.shape):
+            raise ValueError(f"target cache: step {step} is {tuple(batch.mask.shape)}, not {self.shapes[where]}")
         if not self._begun:
             self._begin(where, batch)
         if self._store is None or where not in self.shapes:

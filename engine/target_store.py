@@ -31,6 +31,7 @@ from engine.states import EncoderStates
 
 FORMAT = 1
 _ALIGN = 64
+_LOGITS = ("logits", "choices", "spans")
 _WRITTEN = 1 << 32
 _STATES, _SUMS, _META = "states.bin", "sums.bin", "meta.json"
 
@@ -41,7 +42,8 @@ class Layout:
 
     Attributes:
         fields: (kind, stored dtype, given dtype, sizes) of each tensor; kind is "states" [B, S, w], "heads"
-            [B, heads, S, d] (stored as [B, S, heads, d], the memory layout models give) or "logits" [B, C].
+            [B, heads, S, d] (stored as [B, S, heads, d], the memory layout models give), "logits" [B, C], "choices"
+            [B / C, C] (of multiple choice, whose states have B rows) or "spans" [B, S, 2].
         offsets: (step, part) -> first byte and (rows, columns).
         size: bytes of all records.
     """
@@ -186,7 +188,7 @@ class Store:
             if kind == "heads":
                 kind = "queries" if len(found["queries"]) < heads else "keys"
                 tensor = tensor.transpose(1, 2)
-            found[kind].append(tensor)
+            found["logits" if kind in _LOGITS else kind].append(tensor)
         embeddings, *hidden = found["states"]
         logits = found["logits"][0] if found["logits"] else None
         return EncoderStates(embeddings, tuple(hidden), tuple(found["queries"]), tuple(found["keys"]), logits)
@@ -213,10 +215,16 @@ def _tensors(states: EncoderStates) -> list[tuple[str, Tensor]]:
     """The tensors of `states` with their kind, in the order they are stored."""
     found = [("states", t) for t in (states.embeddings, *states.hidden)]
     found += [("heads", t) for t in (*states.queries, *states.keys)]
-    return found if states.logits is None else [*found, ("logits", states.logits)]
+    if states.logits is None:
+        return found
+    rows = len(states.logits)
+    kind = "spans" if states.logits.dim() == 3 else "logits" if rows == len(states.embeddings) else "choices"
+    return [*found, (kind, states.logits)]
 
 
 def _shape(field: tuple[str, str, str, tuple[int, ...]], shape: tuple[int, int]) -> tuple[int, ...]:
+    if field[0] == "choices":
+        return (shape[0] // field[3][0], *field[3])
     return (shape[0], *field[3]) if field[0] == "logits" else (*shape, *field[3])
 
 

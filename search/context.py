@@ -27,7 +27,7 @@ from engine.params import ModelShape
 from engine.precision import choose_device, choose_precision
 from engine.seeding import derive_seed, seed_everything
 from engine.sentinel import Sentinel
-from engine.student import FFNASForSequenceClassification
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.supernet import build_student
 from engine.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.teacher import Teacher
@@ -223,15 +223,18 @@ class Context(Prepared):
                 )
         return self._targets[name]
 
-    def new_student(self, architecture: Architecture, name: str) -> FFNASForSequenceClassification:
-        """A student for `architecture` on the run's device, freshly initialised with the seed of `name`."""
+    def new_student(self, architecture: Architecture, name: str, spec: TaskSpec | None = None) -> FFNASPreTrainedModel:
+        """A student for `architecture` on the run's device, freshly initialised with the seed of `name`.
+
+        Its head is for the run's task, or for the one given.
+        """
         seed_everything(self.seed(name, "init"))
         student = self.config.student
         model = build_student(
             self.shape,
             architecture,
             student.num_heads or self.teacher.num_heads,
-            self.spec,
+            spec or self.spec,
             policy=self.space.policy,
             hidden_dropout_prob=student.dropout,
             attention_probs_dropout_prob=student.dropout,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture import Architecture
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate, evaluate_dev
 from engine.metrics import primary
 from engine.settings import PhaseSettings
 from engine.supernet import extract
@@ -132,7 +132,7 @@ def derive(
         architecture=architecture,
         params=ctx.space.parameters(architecture),
         select=evaluate(model, ctx.data.select, ctx.spec, precision=ctx.precision),
-        dev=evaluate(model, ctx.data.dev, ctx.spec, precision=ctx.precision),
+        dev=evaluate_dev(model, ctx.data, precision=ctx.precision),
     )
 
 

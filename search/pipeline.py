@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.architecture import Architecture
 from engine.checkpoint import load_weights
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate_dev
 from engine.export import export_model
 from engine.files import write_json_atomic
 from engine.metrics import primary
@@ -40,7 +40,7 @@ def run(ctx: Context) -> dict[str, Any]:
     teacher_metrics: dict[str, float] = {}
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
-            teacher_metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=config.teacher_precision)
+            teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
         ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
 
     # Supernets and the found model are trained by all ranks. Candidates are evaluated by the first one, while the

@@ -2,7 +2,8 @@
 
 The work is done by `engine.shared_evaluation`, races are run by `engine.racing`. Without a race a score is, bit for
 bit, what evaluating the candidate alone would give. In a race candidates that cannot win any more are recorded as
-pruned, with the score on what they were asked.
+pruned, with the score on what they were asked. Spans and choices are read from all tokens of all their sequences, so
+their candidates are evaluated one by one.
 
 Rejected: giving a race the best of earlier groups as an opponent. A resumed run would have to know who that was when
 the group was first evaluated, for little: a group's own best is seldom far behind.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture import Architecture
+from engine.errors import UserError
 from engine.evaluation import evaluate, predict_batches
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.metrics import primary
@@ -43,12 +45,19 @@ class SharedScorer:
         self.settings = ctx.config.stage3
         self.sentinel = ctx.sentinel
         data = ctx.data.score
+        self.evaluator: SharedEvaluator | None = None
+        if ctx.spec.is_span or ctx.spec.is_choice:
+            if self.settings.race > 1:
+                raise UserError(f"stage3.race: a {ctx.spec.kind} task cannot be raced: set it to 0")
+            return
         slices = min(self.settings.race, len(data))
         cut = {"slices": slices, "batch_size": RACE_BATCH, "seed": ctx.seed("stage3", "race")} if slices > 1 else {}
         self.evaluator = SharedEvaluator(model, data, precision=ctx.precision, **cut)
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
         """One result per candidate."""
+        if self.evaluator is None:
+            return one_by_one(self._alone)(architectures)
         began = time.monotonic()
         if self.sentinel is not None:
             self._compare_backends(architectures[0], self.sentinel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
-    from engine.evaluation import evaluate
+    from engine.evaluation import evaluate_dev
     from engine.metrics import primary
     from search.context import prepare
     from search.libraries import quiet
@@ -18,6 +18,6 @@ def command(argv: list[str]) -> None:
     reporter = Reporter()
     prepared = prepare(config, reporter)
     teacher = teach(prepared, reporter)
-    metrics = evaluate(teacher.model, prepared.data.dev, prepared.spec, precision=prepared.config.teacher_precision)
+    metrics = evaluate_dev(teacher.model, prepared.data, precision=prepared.config.teacher_precision)
     name, value = primary(prepared.spec, metrics)
     reporter.info(f"teacher: {teacher.folder} ({name} {value:.4f} on dev)")

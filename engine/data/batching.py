@@ -26,11 +26,13 @@ class Batch:
     """One padded batch.
 
     Attributes:
-        input_ids: [B, S] int64, padded with the tokenizer's pad id.
+        input_ids: [B, S] int64, padded with the tokenizer's pad id; of multiple choice [B, choices, S], and so are the
+            next two.
         attention_mask: [B, S] bool, True at real tokens.
         token_type_ids: [B, S] int64, 1 in the second text of a pair where the tokenizer tells them apart, else 0.
-        labels: [B] int64 class ids or float32 targets, or None.
+        labels: [B] int64 class ids or float32 targets, [B, 2] int64 first and last token of an answer, or None.
         part: which part of its step's batch this is, 0 unless a step is cut into several (`engine.data.parts`).
+        task: name of the task, where batches of several are mixed (`engine.data.mixture`).
     """
 
     input_ids: torch.Tensor
@@ -38,9 +40,15 @@ class Batch:
     token_type_ids: torch.Tensor
     labels: torch.Tensor | None = None
     part: int = 0
+    task: str = ""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """[rows, S] bool: the attention mask of the sequences an encoder sees, choices one after the other."""
+        return self.attention_mask.flatten(0, -2)
 
     @property
     def num_tokens(self) -> int:
@@ -124,13 +132,12 @@ def collate(
     tokens: np.ndarray,
     offsets: np.ndarray,
     second: np.ndarray,
-    labels: np.ndarray | None,
     rows: np.ndarray,
     *,
     pad_id: int,
     pad_to_multiple: int = 1,
 ) -> Batch:
-    """Gather `rows` of the packed arrays (see `EncodedDataset`) into one padded batch."""
+    """Gather `rows` of the packed arrays (see `EncodedDataset`) into one padded batch without labels."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
     width = int(-(-lengths.max() // pad_to_multiple) * pad_to_multiple)
@@ -139,8 +146,7 @@ def collate(
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = tokens[(starts[:, None] + columns)[mask]]
     types = (mask & (columns >= second[rows][:, None])).astype(np.int64)
-    target = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[rows]))
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask), torch.from_numpy(types), target)
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask), torch.from_numpy(types))
 
 
 def _sort_in_windows(order: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:

@@ -20,6 +20,18 @@ MIN_LENGTH = 8
 class DataConfig:
     """Where the task and the warm-up text come from, and how they are split."""
 
+    task: str | None = None
+    """A published task: glue/cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli, squad, squad_v2, swag, race,
+    race/middle or race/high; read from `dir`, otherwise from the hub. Left out: `train` says what the task is."""
+
+    dir: str | None = None
+    """Folder with published files as they are distributed: GLUE's TSV files in CoLA/, MNLI/, ..., SQuAD's JSON, SWAG's
+    CSV, RACE's folders."""
+
+    tasks: list[str] | str | None = None
+    """Further published tasks a,b that stage 3's supernet is distilled on beside the task itself, from `dir` too, one
+    task a step; each gets a teacher of its own."""
+
     train: str | None = None
     """Training data: a .csv, .tsv, .jsonl or .parquet file, or a hub data set as NAME[:CONFIG][@SPLIT] (split `train`
     when none is given). Left out: the embedded demo task."""
@@ -29,8 +41,8 @@ class DataConfig:
     none is given). Left out: held out of `train`."""
 
     text: list[str] | str | None = None
-    """Text for warm-up distillation, one file or a list [a,b]: .txt (a blank line ends a document), or any form `train`
-    takes, with a text column. Left out: the sentences of the training split."""
+    """Text for warm-up distillation, one file or a list [a,b]: .txt (a blank line ends a document), any form `train`
+    takes, with a text column, or folders that `ffnas prepare` wrote. Left out: the sentences of the training split."""
 
     text_columns: list[str] | str | None = None
     """The column with the text, or two columns a,b for a pair. Left out: found by name."""
@@ -44,7 +56,7 @@ class DataConfig:
     kind: Literal["auto", "classification", "regression"] = "auto"
     """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
 
-    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman"] = "auto"
+    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman", "exact_match"] = "auto"
     """The number that ranks candidates. `auto`: the task's own where the path names a GLUE task, otherwise by kind."""
 
     encoding: str = "utf-8"
@@ -55,6 +67,9 @@ class DataConfig:
 
     max_length: int = 128
     """Longest sequence in tokens, special tokens included; longer rows are cut."""
+
+    stride: int | None = None
+    """Question answering: tokens by which windows of a long context overlap. Left out: a quarter of `max_length`."""
 
     score_fraction: float = 0.1
     """Part of the training data held out to score candidates."""
@@ -84,7 +99,7 @@ class DataConfig:
         """A single value where a list is meant becomes one; columns and names are cut at commas."""
         if isinstance(self.text, str):
             self.text = [self.text]
-        for name in ("text_columns", "label_names"):
+        for name in ("text_columns", "label_names", "tasks"):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, [part.strip() for part in value.split(",")])
@@ -95,10 +110,14 @@ class DataConfig:
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        if self.train is None and self.dev is not None:
+        if self.task is not None:
+            self._validate_published()
+        elif self.dir is not None or self.tasks:
+            raise UserError("data.dir and data.tasks go with a published task: give --data.task too")
+        if self.train is None and self.dev is not None and self.task is None:
             raise UserError(f"data.dev is {self.dev!r} but data.train is not given: give --data.train too")
         for name in ("text_columns", "label_column", "label_names"):
-            if self.train is None and getattr(self, name) is not None:
+            if self.train is None and self.task is None and getattr(self, name) is not None:
                 raise UserError(f"data.{name} is given but data.train is not: give --data.train too")
         for name in ("score_fraction", "select_fraction", "dev_fraction"):
             value = getattr(self, name)
@@ -118,3 +137,24 @@ class DataConfig:
             )
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise UserError(f"data.text_columns names {len(self.text_columns)} columns: give one, or two for a pair")
+
+    def _validate_published(self) -> None:
+        """Check the options that go with `task`."""
+        from engine.data.catalog import published
+
+        task = published(str(self.task))
+        if "train" not in task.files:
+            raise UserError(f"data.task {self.task!r} has no training data: choose glue/mnli, and predict it with that")
+        for name in ("text_columns", "label_column", "label_names"):
+            if getattr(self, name) is not None:
+                raise UserError(f"data.{name} is given, but data.task {self.task!r} says what the columns are: drop it")
+        if self.kind not in ("auto", task.kind):
+            raise UserError(f"data.kind is {self.kind!r}, but data.task {self.task!r} is a {task.kind}: drop it")
+        for name in self.tasks or ():
+            other = published(name)
+            if "train" not in other.files or other.kind not in ("classification", "regression"):
+                raise UserError(f"data.tasks: {name!r} cannot be trained beside others: choose tasks of glue/")
+            if name == self.task or (self.tasks or []).count(name) > 1:
+                raise UserError(f"data.tasks: {name!r} is there twice (data.task is one of the tasks): name it once")
+        if self.stride is not None and self.stride < 0:
+            raise UserError(f"data.stride is {self.stride}: choose 0 or more")

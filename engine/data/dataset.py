@@ -18,12 +18,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.data.batching import Batch, collate, plan_batches
+from engine.data.task import Rows
 from engine.errors import UserError
 
 FORMAT = 1
 _HASH_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """What turns token positions of windows back into answers.
+
+    Attributes:
+        question: [N] int64, the row of `questions` that each window belongs to.
+        start, end: [T] int32, the characters of its context that each token covers; start -1 outside the context.
+        questions: questions, contexts, names and, where known, accepted answers.
+    """
+
+    question: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    questions: Rows
+
+    def select(self, windows: np.ndarray, tokens: np.ndarray) -> Spans:
+        """Those of the windows at `windows`, whose tokens are at `tokens`; `questions` stay as they are."""
+        return replace(self, question=self.question[windows], start=self.start[tokens], end=self.end[tokens])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +56,13 @@ class EncodedDataset:
         tokens: [T] int32, all rows end to end, special tokens included, no padding.
         offsets: [N + 1] int64, row i is `tokens[offsets[i]:offsets[i + 1]]`.
         second: [N] int32, position inside the row where token type 1 begins; the row's length where it never does.
-        labels: [N] int64 class ids, float32 targets, or None.
+        labels: [N] int64 class ids, float32 targets, [N, 2] int64 first and last token of an answer, or None.
         pad_id: token id of padding.
         uses_token_types: whether the tokenizer's model takes `token_type_ids` (BERT does, RoBERTa and DistilBERT not).
         truncated: rows that were cut to `max_length`.
+        choices: sequences per row; of several, `tokens`, `offsets` and `second` hold N * choices sequences, and the
+            length of a row is that of its longest.
+        spans: of question answering, what turns token positions back into text.
     """
 
     tokens: np.ndarray
@@ -47,15 +72,19 @@ class EncodedDataset:
     pad_id: int = 0
     uses_token_types: bool = True
     truncated: int = 0
+    choices: int = 1
+    spans: Spans | None = None
     _hash: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        rows = len(self.offsets) - 1
+        sequences = len(self.offsets) - 1
         wrong = (
-            (self.tokens.dtype, self.offsets.dtype, self.second.dtype) != (np.int32, np.int64, np.int32)
-            or rows < 0
-            or len(self.second) != rows
-            or (self.labels is not None and len(self.labels) != rows)
+            self.tokens.dtype not in (np.int32, np.uint16)
+            or (self.offsets.dtype, self.second.dtype) != (np.int64, np.int32)
+            or sequences < 0
+            or sequences % self.choices
+            or len(self.second) != sequences
+            or (self.labels is not None and len(self.labels) != len(self))
             or self.offsets[0] != 0
             or self.offsets[-1] != len(self.tokens)
         )
@@ -63,12 +92,13 @@ class EncodedDataset:
             raise ValueError("arrays of an encoded data set do not fit together")
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return (len(self.offsets) - 1) // self.choices
 
     @property
     def lengths(self) -> np.ndarray:
         """[N] int64 tokens per row."""
-        return np.diff(self.offsets)
+        lengths = np.diff(self.offsets)
+        return lengths if self.choices == 1 else lengths.reshape(-1, self.choices).max(axis=1)
 
     @property
     def num_tokens(self) -> int:
@@ -76,7 +106,7 @@ class EncodedDataset:
         return len(self.tokens)
 
     def row(self, index: int) -> np.ndarray:
-        """[length] int32 token ids of one row."""
+        """[length] int32 (or uint16) token ids of one sequence."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def batches(
@@ -131,28 +161,36 @@ class EncodedDataset:
 
     def collate(self, rows: Sequence[int] | np.ndarray, *, pad_to_multiple: int = 1) -> Batch:
         """The rows at `rows` as one padded batch."""
-        return collate(
+        chosen = np.asarray(rows, dtype=np.int64)
+        sequences = (chosen[:, None] * self.choices + np.arange(self.choices)).ravel()
+        batch = collate(
             self.tokens,
             self.offsets,
             self.second,
-            self.labels,
-            np.asarray(rows, dtype=np.int64),
+            sequences,
             pad_id=self.pad_id,
             pad_to_multiple=pad_to_multiple,
         )
+        if self.choices > 1:
+            batch = batch.map(lambda tensor: tensor.unflatten(0, (-1, self.choices)))
+        if self.labels is not None:
+            batch.labels = torch.from_numpy(np.ascontiguousarray(self.labels[chosen]))
+        return batch
 
     def select(self, indices: Sequence[int] | np.ndarray) -> EncodedDataset:
         """A data set of the rows at `indices`, in that order, its arrays copied into memory."""
-        rows = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[rows]
+        chosen = np.asarray(indices, dtype=np.int64)
+        rows = (chosen[:, None] * self.choices + np.arange(self.choices)).ravel()
+        lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return replace(
             self,
-            tokens=np.asarray(self.tokens[source], dtype=np.int32),
+            tokens=np.asarray(self.tokens[source]),
             offsets=offsets,
             second=np.asarray(self.second[rows]),
-            labels=None if self.labels is None else np.asarray(self.labels[rows]),
+            labels=None if self.labels is None else np.asarray(self.labels[chosen]),
+            spans=None if self.spans is None else self.spans.select(chosen, source),
             truncated=0,
             _hash=[],
         )
@@ -166,7 +204,10 @@ class EncodedDataset:
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides the batches; computed once."""
         if not self._hash:
-            digest = hashlib.sha256(json.dumps([FORMAT, self.pad_id, self.uses_token_types]).encode())
+            plain = [FORMAT, self.pad_id, self.uses_token_types] + ([self.choices] if self.choices > 1 else [])
+            digest = hashlib.sha256(json.dumps(plain).encode())
+            if self.spans is not None:
+                digest.update(json.dumps([[g.texts, g.starts] for g in self.spans.questions.golds or ()]).encode())
             for array in (self.tokens, self.offsets, self.second, self.labels):
                 digest.update(b"none" if array is None else f"{array.dtype.str}{array.shape}".encode())
                 for block in [] if array is None else range(0, len(array), _HASH_BLOCK):
@@ -175,9 +216,15 @@ class EncodedDataset:
         return self._hash[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the folder `path`, whole or not at all; an existing one is replaced."""
+        """Write the folder `path`, whole or not at all; an existing one is replaced.
+
+        Raises:
+            ValueError: question answering, whose texts are not kept in arrays.
+        """
         from engine.files import atomic_directory
 
+        if self.spans is not None:
+            raise ValueError("a data set of question answering is encoded again, not saved")
         with atomic_directory(Path(path)) as folder:
             for name, array in self._arrays().items():
                 np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
@@ -187,6 +234,7 @@ class EncodedDataset:
                 "uses_token_types": self.uses_token_types,
                 "truncated": self.truncated,
                 "labels": self.labels is not None,
+                "choices": self.choices,
             }
             (Path(folder) / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
@@ -210,6 +258,7 @@ class EncodedDataset:
                 pad_id=int(meta["pad_id"]),
                 uses_token_types=bool(meta["uses_token_types"]),
                 truncated=int(meta["truncated"]),
+                choices=int(meta.get("choices", 1)),
             )
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a saved data set ({error}): encode the data again") from error

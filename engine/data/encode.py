@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.dataset import EncodedDataset
+from engine.data.dataset import EncodedDataset, Spans
 from engine.data.task import Rows, TaskSpec
 from engine.errors import UserError
 
@@ -34,9 +34,18 @@ _NO_LIMIT = 10**6
 
 
 def encode_task(
-    rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int, *, max_positions: int | None = None
+    rows: Rows,
+    spec: TaskSpec,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    max_positions: int | None = None,
+    stride: int | None = None,
 ) -> EncodedDataset:
     """Tokenize `rows` with special tokens, cut to `max_length` tokens (pairs: the longer text first).
+
+    Of multiple choice every choice makes a pair with the shared text; a context that is too long for its question is
+    cut into windows (`engine.data.encode_spans`).
 
     Args:
         rows: texts in the order of `spec.text_columns`, and labels.
@@ -44,6 +53,7 @@ def encode_task(
         tokenizer: a `transformers` tokenizer.
         max_length: most tokens of a row, special tokens included.
         max_positions: tokens the model has positions for; the tokenizer's own limit when None.
+        stride: question answering: tokens by which windows overlap.
 
     Raises:
         UserError: `max_length` is above what the model or its tokenizer can take, or the tokenizer has no padding.
@@ -51,19 +61,28 @@ def encode_task(
     if len(rows.texts) != len(spec.text_columns):
         raise ValueError(f"{len(rows.texts)} text columns given, the task has {len(spec.text_columns)}")
     check_max_length(max_length, tokenizer, max_positions)
+    if spec.is_span:
+        from engine.data.encode_spans import encode_spans
+
+        return encode_spans(rows, tokenizer, max_length, stride)
+    columns, choices = rows.texts, 1
+    if spec.is_choice:
+        choices = len(rows.texts) - 1
+        shared = [text for text in rows.texts[0] for _ in range(choices)]
+        columns = (shared, list(chain.from_iterable(zip(*rows.texts[1:], strict=True))))
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     second: list[int] = []
     truncated = 0
     encode = _encode_fast if tokenizer.is_fast else _encode_any
     with parallel_tokenizers():
-        for start in range(0, len(rows), BLOCK):
-            block, types, cut = encode(tokenizer, [column[start : start + BLOCK] for column in rows.texts], max_length)
+        for start in range(0, len(columns[0]), BLOCK):
+            block, types, cut = encode(tokenizer, [column[start : start + BLOCK] for column in columns], max_length)
             lengths.extend(map(len, block))
             ids.append(np.fromiter(chain.from_iterable(block), dtype=np.int32))
             second.extend(map(len, block) if types is None else map(_second_start, types))
             truncated += cut
-    return pack(ids, lengths, second, rows.labels, tokenizer, truncated=truncated)
+    return pack(ids, lengths, second, rows.labels, tokenizer, truncated=truncated, choices=choices)
 
 
 def pack(
@@ -74,6 +93,8 @@ def pack(
     tokenizer: Any,
     *,
     truncated: int,
+    choices: int = 1,
+    spans: Spans | None = None,
 ) -> EncodedDataset:
     """Build the data set from token blocks and row lengths."""
     if tokenizer.pad_token_id is None:
@@ -87,6 +108,8 @@ def pack(
         pad_id=int(tokenizer.pad_token_id),
         uses_token_types=uses_token_types(tokenizer),
         truncated=truncated,
+        choices=choices,
+        spans=spans,
     )
 
 

@@ -10,16 +10,19 @@ candidates better per row and multiplies the cost of the search, which is all tr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
 
 from engine.data import embedded
+from engine.data.catalog import find_split, published, read_split
 from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task, require_column
 from engine.data.config import DataConfig
 from engine.data.labels import class_ids, class_names, infer_kind, label_keys, targets
+from engine.data.shards import is_prepared
 from engine.data.sources import Table, read_documents, read_table
-from engine.data.splits import drop_duplicates, held_out_size, hold_out, text_key, without
+from engine.data.splits import drop_duplicates, held_out_size, hold_out, hold_out_groups, text_key, without
 from engine.data.task import Rows, TaskData, TaskSpec
 from engine.errors import UserError
 
@@ -38,23 +41,67 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
         UserError: anything wrong with the files or the options, in one line.
     """
     config.validate()
-    spec, rows, dev = _embedded_task(config) if config.train is None else _read_task(config)
+    further: dict[str, Rows] = {}
+    if config.task is not None:
+        spec, rows, dev, further = _published_task(config)
+    else:
+        spec, rows, dev = _embedded_task(config) if config.train is None else _read_task(config)
     notes: list[str] = []
     rows, dropped, conflicts = drop_duplicates(rows, is_regression=spec.is_regression)
     if dropped:
         kept = "mean" if spec.is_regression else "most frequent"
         notes.append(f"{dropped} duplicate training texts dropped ({conflicts} with several labels: {kept} label kept)")
     if dev is not None:
-        rows, shared = without(rows, [dev])
+        rows, shared = without(rows, [dev, *further.values()])
         if shared:
-            notes.append(f"{shared} training rows dropped because their text is in {config.dev}")
+            notes.append(f"{shared} training rows dropped because their text is in {config.dev or 'dev'}")
     train, score, select, dev = _split(config, spec, rows, dev, seed)
-    text = _warmup_text(config, train, [score, select, dev], seed, notes)
+    prepared = _prepared_folders(config)
+    text: list[str] = []
+    if prepared:
+        notes.append("text: prepared, not compared with held-out texts of the task")
+    else:
+        text = _warmup_text(config, train, [score, select, dev, *further.values()], seed, notes)
     for name, limit, part in (("train", config.max_train, train), ("dev", config.max_dev, dev)):
         if limit is not None and limit < len(part):
             notes.append(f"{name}: a sample of {limit} of {len(part)} rows (data.max_{name})")
     train, dev = train.sample(config.max_train, seed), dev.sample(config.max_dev, seed)
-    return TaskData(spec, train, score, select, dev, text, tuple(notes))
+    further = {name: part.sample(config.max_dev, seed) for name, part in further.items()}
+    return TaskData(
+        spec, train, score, select, dev, text, tuple(notes), further=further, prepared=prepared, stride=config.stride
+    )
+
+
+def _published_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None, dict[str, Rows]]:
+    """The task, its training rows, its dev rows and those of further dev splits."""
+    task = published(str(config.task))
+    spec = task.spec
+    if config.metric != "auto":
+        spec = replace(spec, metric=config.metric)
+    source = find_split(task, config.dir, "train", config.train)
+    if source is None:
+        raise UserError(
+            f"data.dir {config.dir!r}: no {task.files['train']} of {task.name} in it or in {task.folder}/:"
+            " give the folder that holds the published files, or the file with --data.train"
+        )
+    train = read_split(task, source, encoding=config.encoding)
+    dev = find_split(task, config.dir, "dev", config.dev)
+    if config.dev is None and config.train is not None and config.dir is None:
+        dev = None  # own files in the published format: held out of train
+    further = {}
+    for name in task.further if dev is not None and config.dev is None else ():
+        found = find_split(task, config.dir, name)
+        if found is not None:
+            further[name] = read_split(task, found, encoding=config.encoding)
+    return spec, train, None if dev is None else read_split(task, dev, encoding=config.encoding), further
+
+
+def _prepared_folders(config: DataConfig) -> tuple[str, ...]:
+    """The folders of prepared text, if that is what `data.text` names."""
+    folders = tuple(s for s in config.text or () if is_prepared(s))
+    if folders and len(folders) < len(config.text or ()):
+        raise UserError("data.text: prepared folders and other text cannot be mixed: prepare the other text too")
+    return folders
 
 
 def _embedded_task(config: DataConfig) -> tuple[TaskSpec, Rows, None]:
@@ -112,15 +159,19 @@ def _split(
 ) -> tuple[Rows, Rows, Rows, Rows]:
     if len(rows) < MIN_ROWS:
         raise UserError(
-            f"{config.train}: {len(rows)} different training texts are left, too few to hold rows out for scoring: "
-            f"give at least {MIN_ROWS}"
+            f"{config.train or config.task}: {len(rows)} different training texts are left, too few to hold rows out "
+            f"for scoring: give at least {MIN_ROWS}"
         )
     fractions = [config.score_fraction, config.select_fraction] + ([config.dev_fraction] if dev is None else [])
     sizes = [held_out_size(len(rows), f, config.min_held_out, config.max_held_out) for f in fractions]
-    train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression)
+    if spec.is_span or spec.is_choice:
+        train, parts = hold_out_groups(rows, sizes, seed, rows.texts[1 if spec.is_span else 0])
+    else:
+        train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression)
     for name, part in zip(("score", "select", "dev"), parts, strict=False):
         if len(part) == 0:
-            raise UserError(f"{config.train}: no row can be held out as {name}: every class needs two different texts")
+            remedy = "give more contexts" if spec.is_span or spec.is_choice else "every class needs two different texts"
+            raise UserError(f"{config.train or config.task}: no row can be held out as {name}: {remedy}")
     return train, parts[0], parts[1], parts[2] if dev is None else dev
 
 
@@ -132,7 +183,7 @@ def _warmup_text(config: DataConfig, train: Rows, held_out: list[Rows], seed: in
         ]
     else:
         documents = [text for column in train.texts for text in column]
-        documents += embedded.articles() if config.train is None else []
+        documents += embedded.articles() if config.train is None and config.task is None else []
     held = {text_key([text]) for rows in held_out for column in rows.texts for text in column}
     kept = list(dict.fromkeys(d for d in documents if d.strip() and text_key([d]) not in held))
     if not kept:

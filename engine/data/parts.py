@@ -51,7 +51,7 @@ def split(batch: Batch, *, rank: int = 0, ranks: int = 1, micro_batches: int = 1
     count = ranks * micro_batches
     if count == 1:
         return [Part(batch)]
-    lengths = batch.attention_mask.sum(dim=1).double()
+    lengths = batch.attention_mask.sum(dim=-1).double()
     every = torch.arange(len(batch))
     parts = []
     for number in range(micro_batches):

@@ -2,7 +2,8 @@
 
 Two texts are the same when they differ only in case and white space: an uncased tokenizer cannot tell them apart. Of
 exact duplicates one row stays; rows that are the same only up to case and spacing stay in training and are never held
-out. So no text of a held-out part is in training in any spelling.
+out. So no text of a held-out part is in training in any spelling. Questions about one context, and choices after
+one text, stay together.
 
 Chosen: exact largest-remainder allocation per class. Rejected: scikit-learn's stratified split; it refuses classes
 with one member, which user files have.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,7 +51,7 @@ def drop_duplicates(rows: Rows, *, is_regression: bool) -> tuple[Rows, int, int]
         if len(set(values)) > 1:
             conflicts += 1
             labels[position] = np.mean(values) if is_regression else Counter(values).most_common(1)[0][0]
-    return Rows(kept.texts, labels), len(rows) - len(kept), conflicts
+    return replace(kept, labels=labels), len(rows) - len(kept), conflicts
 
 
 def without(rows: Rows, others: Sequence[Rows]) -> tuple[Rows, int]:
@@ -89,6 +91,32 @@ def hold_out(rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool) -> 
         parts.append(np.sort(np.concatenate([pool[:n] for pool, n in zip(pools, shares, strict=True)])))
         pools = [pool[n:] for pool, n in zip(pools, shares, strict=True)]
     rest = np.setdiff1d(np.arange(len(rows)), np.concatenate(parts))
+    return rows.take(rest), [rows.take(part) for part in parts]
+
+
+def hold_out_groups(rows: Rows, sizes: Sequence[int], seed: int, groups: Sequence[str]) -> tuple[Rows, list[Rows]]:
+    """Cut parts out of `rows` so that no group (rows of one context, say) is in two of them.
+
+    Args:
+        rows: without exact duplicates.
+        sizes: rows of each part, reached by whole groups and so exceeded by less than one group.
+        seed: decides which groups.
+        groups: [N] the group of each row.
+
+    Returns:
+        The rest and the parts, each in the order of `rows`; a part is empty where the groups do not suffice.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    waiting = [list(members.values())[i] for i in np.random.default_rng(seed).permutation(len(members))]
+    parts = []
+    for size in sizes:
+        part: list[int] = []
+        while len(part) < size and len(waiting) > 1:
+            part += waiting.pop()
+        parts.append(np.sort(np.array(part, dtype=np.int64)))
+    rest = np.sort(np.array([row for group in waiting for row in group], dtype=np.int64))
     return rows.take(rest), [rows.take(part) for part in parts]
 
 

@@ -1,5 +1,9 @@
 """A task and its rows, before anything is tokenized.
 
+Four kinds: classification and regression of one text or a pair; question answering by a span of a context
+(text columns: question, context; gold: `Gold`); multiple choice (text columns: what all choices share, then one per
+choice; label: the right one).
+
 Chosen: columns of Python strings beside one numpy label array. Rejected: handing `datasets.Dataset` objects around;
 every consumer would then depend on that library and on its cache files staying where they are.
 """
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +22,17 @@ from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.data.dataset import EncodedDataset
+    from engine.data.shards import ShardedText
 
-CLASSIFICATION_METRICS = ("accuracy", "f1", "mcc")
-REGRESSION_METRICS = ("pearson", "spearman")
+METRICS = {
+    "classification": ("accuracy", "f1", "mcc"),
+    "regression": ("pearson", "spearman"),
+    "question_answering": ("f1", "exact_match"),
+    "multiple_choice": ("accuracy",),
+}
+"""Per kind of task the metrics that can rank models."""
+
+Kind = Literal["classification", "regression", "question_answering", "multiple_choice"]
 
 
 @dataclass(frozen=True)
@@ -29,27 +41,38 @@ class TaskSpec:
 
     Attributes:
         name: short name for reports.
-        kind: classification or regression.
-        text_columns: one column, or two for a pair.
+        kind: what is predicted, see the module.
+        text_columns: one column, or two for a pair; of multiple choice the shared text and one column per choice.
         label_column: the column with the gold label.
-        label_names: class names in id order; () for regression. Of two, the second is the positive class of F1.
+        label_names: class names in id order, or those of the choices; () where there are no classes. Of two, the
+            second is the positive class of F1.
         metric: one of `metrics`, the value that ranks models; higher is better.
+        no_answer: question answering: whether a question may have no answer in its context (SQuAD v2.0).
     """
 
     name: str
-    kind: Literal["classification", "regression"]
+    kind: Kind
     text_columns: tuple[str, ...]
     label_column: str
     label_names: tuple[str, ...] = ()
     metric: str = "accuracy"
+    no_answer: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.text_columns) not in (1, 2):
-            raise UserError(f"task {self.name!r} has {len(self.text_columns)} text columns: give one or two")
+        columns = len(self.text_columns)
+        if self.kind in ("classification", "regression") and columns not in (1, 2):
+            raise UserError(f"task {self.name!r} has {columns} text columns: give one or two")
+        if self.kind == "question_answering" and columns != 2:
+            raise UserError(f"task {self.name!r} has {columns} text columns: give the question's and the context's")
+        if self.kind == "multiple_choice" and (columns < 3 or columns != len(self.label_names) + 1):
+            raise UserError(
+                f"task {self.name!r} has {columns} text columns and {len(self.label_names)} names of choices: give the"
+                " shared text's column and one for each of two or more choices"
+            )
         if self.kind == "classification" and len(self.label_names) < 2:
             raise UserError(f"task {self.name!r} has {len(self.label_names)} class(es): classification needs two")
-        if self.kind == "regression" and self.label_names:
-            raise UserError(f"task {self.name!r} is a regression and has label names: leave them out")
+        if self.kind in ("regression", "question_answering") and self.label_names:
+            raise UserError(f"task {self.name!r} is a {self.kind} and has label names: leave them out")
         if self.metric not in self.metrics:
             raise UserError(
                 f"metric {self.metric!r} does not fit a {self.kind} task: choose one of {', '.join(self.metrics)}"
@@ -58,17 +81,27 @@ class TaskSpec:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that apply, `metric` not necessarily first."""
-        return CLASSIFICATION_METRICS if self.kind == "classification" else REGRESSION_METRICS
+        return METRICS[self.kind]
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the model's head: classes, or 1 for regression."""
+        """Classes or choices, or 1 where there are none."""
         return len(self.label_names) or 1
 
     @property
     def is_regression(self) -> bool:
         """Whether labels are real numbers."""
         return self.kind == "regression"
+
+    @property
+    def is_span(self) -> bool:
+        """Whether the answer is a span of the second text."""
+        return self.kind == "question_answering"
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether an input is several texts of which one is right."""
+        return self.kind == "multiple_choice"
 
     @property
     def is_pair(self) -> bool:
@@ -84,6 +117,7 @@ class TaskSpec:
             "label_column": self.label_column,
             "label_names": list(self.label_names),
             "metric": self.metric,
+            **({"no_answer": True} if self.no_answer else {}),
         }
 
     @classmethod
@@ -93,21 +127,37 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class Gold:
+    """Accepted answers to one question; none at all where the context does not answer it.
+
+    Attributes:
+        texts: as they stand in the context.
+        starts: character at which each begins.
+    """
+
+    texts: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Rows:
     """Texts and labels of one split.
 
     Attributes:
         texts: one list of N strings per text column.
-        labels: [N] int64 class ids or float32 targets; None for unlabelled rows.
+        labels: [N] int64 class ids or float32 targets; None for unlabelled rows and for question answering.
+        ids: names of the rows in their published file, for prediction files; None where there are none.
+        golds: N entries for question answering with answers, otherwise None.
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray | None = None
+    ids: list[str] | None = None
+    golds: list[Gold] | None = None
 
     def __post_init__(self) -> None:
         counts = {len(column) for column in self.texts}
-        if self.labels is not None:
-            counts.add(len(self.labels))
+        counts.update(len(part) for part in (self.labels, self.ids, self.golds) if part is not None)
         if len(counts) != 1:
             raise ValueError(f"columns of unequal length: {sorted(counts)}")
 
@@ -118,7 +168,12 @@ class Rows:
         """The rows at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
         texts = tuple([column[i] for i in indices.tolist()] for column in self.texts)
-        return Rows(texts, None if self.labels is None else self.labels[indices])
+        return Rows(
+            texts,
+            None if self.labels is None else self.labels[indices],
+            None if self.ids is None else [self.ids[i] for i in indices.tolist()],
+            None if self.golds is None else [self.golds[i] for i in indices.tolist()],
+        )
 
     def sample(self, count: int | None, seed: int) -> Rows:
         """At most `count` rows drawn without replacement, in their original order."""
@@ -149,6 +204,9 @@ class TaskData:
         dev: only ever reported.
         text: documents for warm-up distillation; none of them is a text of score, select or dev.
         notes: one line for each thing done to the data, for the log and the report.
+        further: further splits that are only reported, by name (MNLI's mismatched dev).
+        prepared: folders `ffnas prepare` wrote, which then take the place of `text`.
+        stride: tokens by which windows of a long context overlap; None: a quarter of a sequence.
     """
 
     spec: TaskSpec
@@ -158,20 +216,28 @@ class TaskData:
     dev: Rows
     text: list[str]
     notes: tuple[str, ...] = ()
+    further: Mapping[str, Rows] = field(default_factory=dict)
+    prepared: tuple[str, ...] = ()
+    stride: int | None = None
 
     def encode(
         self, tokenizer: Any, max_length: int, *, text_length: int | None = None, max_positions: int | None = None
     ) -> EncodedTask:
-        """Tokenize every split; see `engine.data.encode_task` and `encode_text`."""
+        """Tokenize every split; see `engine.data.encode_task`, `encode_text` and `load_prepared`."""
         from engine.data.encode import encode_task
+        from engine.data.shards import load_prepared
         from engine.data.text import encode_text
 
-        splits = {
-            name: encode_task(getattr(self, name), self.spec, tokenizer, max_length, max_positions=max_positions)
-            for name in ("train", "score", "select", "dev")
-        }
-        text = encode_text(self.text, tokenizer, text_length or max_length, max_positions=max_positions)
-        return EncodedTask(self.spec, text=text, **splits)
+        def encoded(rows: Rows) -> EncodedDataset:
+            return encode_task(rows, self.spec, tokenizer, max_length, max_positions=max_positions, stride=self.stride)
+
+        splits = {name: encoded(getattr(self, name)) for name in ("train", "score", "select", "dev")}
+        further = {name: encoded(rows) for name, rows in self.further.items()}
+        if self.prepared:
+            text = load_prepared(self.prepared, tokenizer, max_positions=max_positions)
+        else:
+            text = encode_text(self.text, tokenizer, text_length or max_length, max_positions=max_positions)
+        return EncodedTask(self.spec, text=text, further=further, **splits)
 
 
 @dataclass(frozen=True)
@@ -183,4 +249,5 @@ class EncodedTask:
     score: EncodedDataset
     select: EncodedDataset
     dev: EncodedDataset
-    text: EncodedDataset
+    text: EncodedDataset | ShardedText
+    further: Mapping[str, EncodedDataset] = field(default_factory=dict)

@@ -11,7 +11,7 @@ attention runs across unrelated documents, and sentences are cut in the middle i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,8 +19,10 @@ import numpy as np
 
 from engine.data.dataset import EncodedDataset
 from engine.data.encode import BLOCK, check_max_length, pack, parallel_tokenizers
+from engine.data.pieces import Pieces
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|\s*\n\s*")
+_SENTENCE_END = re.compile(r"\s(?:(?<=[.!?]\s)\s*|(?<=[.!?][\"')\]]\s)\s*|(?<=\n)\s*|\s*\n\s*)")
+"""White space behind a sentence, or with a line end in it; begins with white space, which is quick to search for."""
 
 
 def split_sentences(document: str) -> list[str]:
@@ -47,20 +49,68 @@ def encode_text(
         UserError: `max_length` is above what the model or its tokenizer can take.
     """
     check_max_length(max_length, tokenizer, max_positions)
-    prefix, suffix = special_tokens(tokenizer)
-    room = max_length - len(prefix) - len(suffix)
-    blocks: list[np.ndarray] = []
-    lengths: list[int] = []
+    packer = Packer(tokenizer, max_length)
     with parallel_tokenizers():
-        for documents in _blocks(texts):
-            flat: list[int] = []
-            for sequence in _pack_documents(documents, tokenizer, room):
-                flat += prefix
-                flat += sequence
-                flat += suffix
-                lengths.append(len(prefix) + len(sequence) + len(suffix))
-            blocks.append(np.asarray(flat, dtype=np.int32))
-    return pack(blocks, lengths, lengths, None, tokenizer, truncated=0)
+        blocks = [packer(documents) for documents in _blocks(texts)]
+    lengths = np.concatenate([lengths for _, lengths in blocks]) if blocks else np.empty(0, np.int64)
+    return pack([tokens for tokens, _ in blocks], lengths, lengths, None, tokenizer, truncated=0)
+
+
+class Packer:
+    """Documents to sequences of tokens, the same ones whatever documents are packed together.
+
+    Args:
+        tokenizer: a `transformers` tokenizer.
+        max_length: most tokens of a sequence, special tokens included.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        prefix, suffix = special_tokens(tokenizer)
+        self.prefix = np.array(prefix, dtype=np.int32)
+        self.suffix = np.array(suffix, dtype=np.int32)
+        self.room = max_length - len(prefix) - len(suffix)
+        self.pieces = Pieces(tokenizer)
+
+    def __call__(self, documents: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [T] tokens of all sequences, special tokens included, and int64 [N] tokens of each.
+
+        Args:
+            documents: their sentences.
+        """
+        ids, lengths = self.pieces(list(chain.from_iterable(documents)))
+        cuts = np.array(_cuts(documents, lengths.tolist(), self.room), dtype=np.int64)
+        sizes = np.diff(cuts, prepend=0)
+        before, around = len(self.prefix), len(self.prefix) + len(self.suffix)
+        ends = np.cumsum(sizes + around)
+        tokens = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
+        starts = ends - sizes - around
+        for place, token in enumerate(self.prefix):
+            tokens[starts + place] = token
+        for place, token in enumerate(self.suffix):
+            tokens[starts + before + sizes + place] = token
+        tokens[np.repeat(starts + before - (cuts - sizes), sizes) + np.arange(len(ids))] = ids
+        return tokens, sizes + around
+
+
+def _cuts(documents: Sequence[Sequence[str]], lengths: list[int], room: int) -> list[int]:
+    """Where sequences end in the tokens of all documents: greedy by sentences, never across documents."""
+    cuts: list[int] = []
+    position = sentence = 0
+    for document in documents:
+        start = position
+        for _ in document:
+            length = lengths[sentence]
+            sentence += 1
+            if position > start and position - start + length > room:
+                cuts.append(position)
+                start = position
+            position += length
+            while position - start > room:
+                start += room
+                cuts.append(start)
+        if position > start:
+            cuts.append(position)
+    return cuts
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -87,31 +137,3 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[list[str]]]:
             block, count = [], 0
     if block:
         yield block
-
-
-def _pack_documents(documents: list[list[str]], tokenizer: Any, room: int) -> Iterator[list[int]]:
-    """Sequences of at most `room` tokens, without special tokens."""
-    pieces = iter(_tokenize(list(chain.from_iterable(documents)), tokenizer))
-    for sentences in documents:
-        current: list[int] = []
-        for _ in sentences:
-            piece = next(pieces)
-            if current and len(current) + len(piece) > room:
-                yield current
-                current = []
-            while len(piece) > room:
-                yield piece[:room]
-                piece = piece[room:]
-            current = current + piece
-        if current:
-            yield current
-
-
-def _tokenize(sentences: list[str], tokenizer: Any) -> list[list[int]]:
-    """Token ids of each sentence without special tokens."""
-    if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        return [e.ids for e in backend.encode_batch_fast(sentences, add_special_tokens=False)]
-    return tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -142,7 +142,7 @@ class Distiller:
         return kd_loss(
             states,
             targets,
-            batch.attention_mask,
+            batch.mask,
             fit_dense=student.base_model.fit_dense,
             weights=self.weights,
             labels=batch.labels,

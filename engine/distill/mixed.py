@@ -45,8 +45,8 @@ def mixed_states(
     """
     base = model.base_model
     plans = [base.planner(a) for a in architectures]
-    embedded = base.embeddings(batch.input_ids, batch.token_type_ids)
-    mask = extended_mask(base.config, embedded, batch.attention_mask)
+    embedded = base.embeddings(batch.input_ids.flatten(0, -2), batch.token_type_ids.flatten(0, -2))
+    mask = extended_mask(base.config, embedded, batch.mask)
     inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input
     kept: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = [([], [], []) for _ in plans]
     for index, layer in enumerate(base.encoder):
@@ -60,7 +60,7 @@ def mixed_states(
             queries.append(query)
             keys.append(key)
     states = [EncoderStates(embedded, tuple(h), tuple(q), tuple(k)) for h, q, k in kept]
-    return [replace(s, logits=_logits(model, s.hidden[-1])) for s in states]
+    return [replace(s, logits=_logits(model, s.hidden[-1], batch)) for s in states]
 
 
 def _attend(
@@ -97,6 +97,9 @@ def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
     )
 
 
-def _logits(model: FFNASPreTrainedModel, hidden: Tensor) -> Tensor | None:
+def _logits(model: FFNASPreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor | None:
     head = getattr(model, "classify", None)
-    return None if head is None else head(hidden)
+    if head is None:
+        return None
+    logits = head(hidden)
+    return logits.view(batch.input_ids.shape[:2]) if batch.input_ids.dim() == 3 else logits

@@ -120,6 +120,10 @@ class FFNASForQuestionAnswering(_Headed):
             states=_with_logits(out.states, logits),
         )
 
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Start and end scores [B, S, 2] from the last layer's output [B, S, H]."""
+        return self.qa_outputs(hidden)
+
 
 class FFNASForMultipleChoice(_Headed):
     """One score per choice from its pooled [CLS]."""
@@ -144,17 +148,19 @@ class FFNASForMultipleChoice(_Headed):
     ) -> FFNASMultipleChoiceOutput:
         """Inputs are [B, choices, S] (embeddings with one more axis), logits [B, choices], `labels` [B].
 
-        `states` are those of the [B * choices, S] rows the encoder sees; their logits are [B, choices].
+        `states` are those of the [B * choices, S] rows the encoder sees; their logits are [B, choices]. Inputs of one
+        axis less (plain text) count as one choice each.
         """
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:
             raise UserError("input_ids: give exactly one of input_ids and inputs_embeds")
+        several = inputs.dim() == (3 if input_ids is not None else 4)
         rows = [
-            None if value is None else value.flatten(0, 1)
+            value.flatten(0, 1) if several and value is not None else value
             for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
         out = self.ffnas(*rows, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(out.pooler_output)).view(inputs.shape[:2])
+        logits = self._score(out.pooler_output).view(inputs.shape[:2] if several else (-1, 1))
         return FFNASMultipleChoiceOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,
@@ -162,6 +168,13 @@ class FFNASForMultipleChoice(_Headed):
             attentions=out.attentions,
             states=_with_logits(out.states, logits),
         )
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Scores [rows, 1] of single choices from the last layer's output [rows, S, H]."""
+        return self._score(self.ffnas.cls_pooler(hidden))
+
+    def _score(self, pooled: Tensor) -> Tensor:
+        return self.classifier(self.dropout(pooled))
 
 
 class MaskedLMHead(nn.Module):
@@ -225,6 +238,15 @@ class FFNASForMaskedLM(_Headed):
         return FFNASMaskedLMOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions, states=out.states
         )
+
+
+STUDENTS: dict[str, type[_Headed]] = {
+    "classification": FFNASForSequenceClassification,
+    "regression": FFNASForSequenceClassification,
+    "question_answering": FFNASForQuestionAnswering,
+    "multiple_choice": FFNASForMultipleChoice,
+}
+"""The model for each kind of task (`engine.data.TaskSpec.kind`)."""
 
 
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:

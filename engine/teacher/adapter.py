@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engine.data.encode import model_positions
 from engine.errors import UserError
-from engine.states import EncoderStates
+from engine.states import EncoderStates, answers
 from engine.teacher.capture import CAPTURE, recording
 from engine.teacher.loading import load_model, load_tokenizer, quiet
 from engine.teacher.sources import TeacherSource, resolve
@@ -38,7 +38,7 @@ class Teacher:
     """An encoder that teaches, with or without a task head; in eval mode, never trained here.
 
     Args:
-        model: a transformers encoder or sequence-classification model.
+        model: a transformers encoder, or one with a head for classes, spans or choices.
         tokenizer: its tokenizer.
         name: what the user called it.
         has_head: whether the task head was loaded rather than freshly initialized.
@@ -119,7 +119,8 @@ class Teacher:
             bf16: under bf16 autocast, with weights rounded once (`rounded`) instead of in every pass.
 
         Returns:
-            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C] or None.
+            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C], start and end
+            scores [B, S, 2], or None. Of multiple choice states have B * choices rows, and logits are [B, choices].
 
         Raises:
             UserError: a layer does not exist.
@@ -138,19 +139,19 @@ class Teacher:
             hidden=tuple(hidden[layer + 1] for layer in layers),
             queries=tuple(recorder.queries[layer] for layer in layers),
             keys=tuple(recorder.keys[layer] for layer in layers),
-            logits=out.logits if with_head else None,
+            logits=answers(out) if with_head else None,
         )
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """[B, C] answers of the task head.
+        """[B, C] answers of the task head; start and end scores [B, S, 2] of question answering.
 
         Raises:
             UserError: loaded without a task.
         """
         if self.model is self.encoder:
             raise UserError(f"teacher {self.name!r} was loaded without a task and gives no logits: load it with one")
-        return self._forward(self.model, batch).logits
+        return answers(self._forward(self.model, batch))
 
     def rounded(self) -> nn.Module:
         """The model with bfloat16 weights in its linear layers, for passes under bf16 autocast; all else is shared.
@@ -190,7 +191,10 @@ class Teacher:
     def _forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
         if model.training:
             model.eval()
-        return model(**self.inputs(batch), return_dict=True, **options)
+        inputs = self.inputs(batch)
+        if batch.input_ids.dim() == 3 and model.base_model is model:
+            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        return model(**inputs, return_dict=True, **options)
 
     def _install_capture(self) -> None:
         """Route attention through the capture function and prove with a tiny pass that it is used everywhere."""

@@ -27,6 +27,7 @@ from engine.evaluation import evaluate
 from engine.metrics import primary
 from engine.objective import KDLoss
 from engine.settings import PhaseSettings
+from engine.states import answers
 from engine.teacher.adapter import Teacher
 from engine.teacher.cache import Damaged, check, content_key, prepare_cache, store
 from engine.teacher.settings import FinetuneSettings
@@ -139,7 +140,7 @@ def _train(
 
     def loss(batch: Batch, _step: int) -> KDLoss:
         with autocast(teacher.device, precision), _attention(batch, precision):
-            logits = teacher.model(**teacher.inputs(batch)).logits
+            logits = answers(teacher.model(**teacher.inputs(batch), return_dict=True))
         value = task_loss(logits, batch.labels, regression=data.spec.is_regression)
         nothing = torch.zeros_like(value)
         return KDLoss(value, nothing, nothing, value)
@@ -209,9 +210,14 @@ def _dropout(model: nn.Module, p: float | None) -> Iterator[None]:
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
-    """Cross-entropy of [B, C] logits, or MSE of [B, 1] predictions, to gold labels; fp32 scalar."""
+    """Cross-entropy of [B, C] logits, or MSE of [B, 1] predictions, to gold labels; fp32 scalar.
+
+    Start and end scores [B, S, 2] have labels [B, 2]; theirs is the mean of both cross-entropies.
+    """
     if regression:
         return F.mse_loss(logits.float().squeeze(-1), labels.float())
+    if logits.dim() == 3:
+        return F.cross_entropy(logits.float().transpose(1, 2).flatten(0, 1), labels.flatten())
     return F.cross_entropy(logits.float(), labels)
 
 

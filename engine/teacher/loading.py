@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
@@ -25,6 +32,14 @@ from engine.teacher.sources import TeacherSource
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec
+
+_AUTO = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "multiple_choice": AutoModelForMultipleChoice,
+}
+"""transformers' class for each kind of task."""
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 """What transformers raises for folders it cannot load (unknown model types, damaged files, missing libraries)."""
@@ -45,7 +60,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     auto, options = AutoModel, {}
     own_names = dict(config.id2label)
     if task is not None:
-        auto, options = AutoModelForSequenceClassification, _head_options(task)
+        auto, options = _AUTO[task.kind], _head_options(task)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
@@ -63,7 +78,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     fresh = _fresh_parameters(report)
     _require_encoder_weights(model, fresh, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
-    if has_head:
+    if has_head and task.kind == "classification":
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
     return model, has_head
@@ -95,6 +110,10 @@ def load_tokenizer(source: TeacherSource) -> Any:
 def _head_options(task: TaskSpec) -> dict[str, Any]:
     if task.is_regression:
         return {"num_labels": 1, "problem_type": "regression"}
+    if task.is_span:
+        return {"num_labels": 2}
+    if task.is_choice:
+        return {}
     names = dict(enumerate(task.label_names))
     return {
         "id2label": names,
