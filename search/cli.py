@@ -19,6 +19,8 @@ COMMANDS = {
     "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
     "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
     "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
+    "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
+    "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),
     "report": ("search.report.command", "build the report of a run directory again"),
 }
 

@@ -30,7 +30,7 @@ examples:
 """
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the examples' line breaks."""
 
 
@@ -58,7 +58,7 @@ def build_parser(prog: str = "ffnas search") -> ArgumentParser:
         description="Search an FFN architecture for a small BERT-like encoder and derive it from a teacher.",
         epilog=EXAMPLES,
         exit_on_error=False,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the values below.")
     parser.add_argument("--resume", type=str, default=None, help="Run directory to continue; takes its own config.")

@@ -14,11 +14,11 @@ import glob
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.data.columns import find_text_columns
 from engine.data.filechecks import bad_json_line, check_csv, check_encoding
@@ -27,8 +27,9 @@ from engine.errors import UserError
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """File name suffixes of tables, and the builder that reads each."""
 
-_HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
 _WIKI_TITLE = re.compile(r"^ ?= [^=].*[^=] = ?$")
+_BLANK = re.compile(r"^\s*$")
 _WIKI_HEADING = re.compile(r"^ ?(= )+.*( =)+ ?$")
 
 
@@ -74,7 +75,7 @@ def read_table(source: str, *, encoding: str = "utf-8", quoting: str = "standard
     Raises:
         UserError: not found, not readable, or without rows; with file, place and remedy.
     """
-    path = _local_path(source)
+    path = local_path(source)
     if path is None:
         return _read_hub(source, split)
     suffix = path.suffix.casefold()
@@ -105,7 +106,7 @@ def read_documents(source: str, *, encoding: str = "utf-8", quoting: str = "stan
     Raises:
         UserError: not found, not readable, or without text.
     """
-    path = _local_path(source)
+    path = local_path(source)
     if path is not None and path.suffix.casefold() == ".txt":
         documents = split_documents(path.read_bytes().decode(check_encoding(path, encoding)))
     else:
@@ -121,22 +122,40 @@ def read_documents(source: str, *, encoding: str = "utf-8", quoting: str = "stan
 def split_documents(text: str) -> list[str]:
     """Documents of a plain text; see `read_documents`."""
     lines = text.splitlines()
-    if any(_WIKI_TITLE.match(line) for line in lines):
-        starts, skipped = _WIKI_TITLE, _WIKI_HEADING
-    elif all(line.strip() for line in lines):
-        return lines
-    else:
-        starts, skipped = re.compile(r"^\s*$"), re.compile(r"^\s*$")
-    documents: list[list[str]] = [[]]
+    return list(iter_documents(lines, document_style(lines)))
+
+
+def document_style(lines: Iterable[str]) -> Literal["wiki", "blank", "line"]:
+    """How the lines of a plain text make documents: WikiText titles, blank lines, or each a document."""
+    blank = False
     for line in lines:
-        if starts.match(line) and documents[-1]:
-            documents.append([])
+        if line.startswith((" =", "=")) and _WIKI_TITLE.match(line.rstrip("\n")):
+            return "wiki"
+        blank = blank or not line.strip()
+    return "blank" if blank else "line"
+
+
+def iter_documents(lines: Iterable[str], style: Literal["wiki", "blank", "line"]) -> Iterator[str]:
+    """Documents of a plain text, one after the other; never empty."""
+    if style == "line":
+        for line in lines:
+            if line.strip():
+                yield line.rstrip("\n")
+        return
+    starts, skipped = (_WIKI_TITLE, _WIKI_HEADING) if style == "wiki" else (_BLANK, _BLANK)
+    document: list[str] = []
+    for line in lines:
+        line = line.rstrip("\n")
+        if starts.match(line) and document:
+            yield "\n".join(document)
+            document = []
         if line.strip() and not skipped.match(line):
-            documents[-1].append(line.strip())
-    return ["\n".join(document) for document in documents if document]
+            document.append(line.strip())
+    if document:
+        yield "\n".join(document)
 
 
-def _local_path(source: str) -> Path | None:
+def local_path(source: str) -> Path | None:
     """The file `source` names, or None when it can only be a hub name."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -144,7 +163,7 @@ def _local_path(source: str) -> Path | None:
     if path.exists():
         return path
     known = path.suffix.casefold() in {*SUFFIXES, ".txt"}
-    if known or source.startswith(("/", ".", "~")) or _HUB.fullmatch(source) is None:
+    if known or source.startswith(("/", ".", "~")) or HUB_NAME.fullmatch(source) is None:
         raise UserError(f"{source}: no such file: check the path (working folder {Path.cwd()})")
     return None
 
@@ -153,9 +172,9 @@ def _read_hub(source: str, split: str) -> Table:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    match = _HUB.fullmatch(source)
+    match = HUB_NAME.fullmatch(source)
     assert match is not None
-    with _quiet():
+    with quiet_datasets():
         try:
             data = load_dataset(match["name"], match["config"], split=match["split"] or split)
         except (DatasetsError, OSError, ValueError) as error:
@@ -173,7 +192,7 @@ def _load_local(path: Path, builder: str, options: dict[str, Any]) -> Any:
 
     if isinstance(options.get("features"), tuple):
         options["features"] = datasets.Features({name: datasets.Value("string") for name in options["features"]})
-    with _quiet(), tempfile.TemporaryDirectory(prefix="ffnas-data-") as cache:
+    with quiet_datasets(), tempfile.TemporaryDirectory(prefix="ffnas-data-") as cache:
         try:
             return datasets.load_dataset(
                 builder,
@@ -206,7 +225,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """No progress bars, no log lines besides our one error, and no download counting, while `datasets` reads."""
     import datasets
 
