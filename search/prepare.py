@@ -46,7 +46,9 @@ def command(argv: list[str]) -> None:
     quiet()
     reporter = Reporter()
     with reporter.phase("tokens (M)", 0) as bar:
-        report = prepare_text(config, lambda tokens, note: bar.update(tokens // 1_000_000, note, total=tokens // 1_000_000))
+        report = prepare_text(
+            config, lambda tokens, note: bar.update(tokens // 1_000_000, note, total=tokens // 1_000_000)
+        )
     rate = f", {report.made / report.busy / 1e6:.2f} M tokens/s per core" if report.busy else ""
     reporter.info(
         f"{report.tokens:,} tokens in {report.rows:,} sequences, {report.shards} shards: {config.out}"

@@ -20,6 +20,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -152,6 +153,7 @@ def prepare_text(config: PrepareConfig, progress: Callable[[int, str], None] = l
     identity = {"name": config.tokenizer, "sha256": tokenizer_hash(tokenizer)}
     settings = config.settings()
     with _locked(folder):
+        _clear_unfinished(folder)
         if (folder / MANIFEST).exists():
             finished = read_manifest(folder)
             _same_settings(folder, finished, settings, identity)
@@ -310,6 +312,15 @@ def _timed(packer: Packer, documents: list[str]) -> tuple[np.ndarray, np.ndarray
     began = time.process_time()
     tokens, lengths = packer([split_sentences(document) for document in documents])
     return tokens, lengths, time.process_time() - began
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Removes what a killed call was writing."""
+    for left in folder.glob(".shard-*"):
+        shutil.rmtree(left)
+    for name in (_PROGRESS, MANIFEST):
+        for left in folder.glob(f".{Path(name).stem}.*"):
+            left.unlink()
 
 
 def _resume(
