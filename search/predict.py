@@ -275,7 +275,9 @@ def _spec_of(folder: Path) -> TaskSpec:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
+    from search.arguments import QuietParser
+
+    parser = QuietParser(
         prog="ffnas predict",
         description="Answer rows with a model.",
         epilog=EXAMPLES,
@@ -295,12 +297,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     parser.add_argument("--encoding", default="utf-8", help="character encoding of text files")
     return parser.parse_args(argv)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong options end in one line, as everywhere else."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        from engine.errors import UserError
-
-        raise UserError(message)

@@ -18,16 +18,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +32,9 @@ import numpy as np
 
 from engine.data.dataset import EncodedDataset
 from engine.data.encode import check_max_length, pack
+from engine.data.pack_workers import packers
 from engine.data.shards import FORMAT, MANIFEST, read_manifest, tokenizer_hash
 from engine.data.stream import stream_documents
-from engine.data.text import Packer, split_sentences
 from engine.errors import UserError
 from engine.files import file_hash, write_json_atomic
 from engine.teacher.loading import load_tokenizer
@@ -191,7 +188,7 @@ class _Work:
     def run(self, tokenizer: Any) -> None:
         """Every source that is not finished."""
         workers = self.config.workers or len(os.sched_getaffinity(0))
-        with _packers(self.tokenizer_source, tokenizer, self.config.max_length, workers) as submit:
+        with packers(self.tokenizer_source, tokenizer, self.config.max_length, workers) as submit:
             for number in range(len(self.done), len(self.config.text)):
                 documents = self._source(number, tokenizer, submit, ahead=2 * workers)
                 self.done.append({"name": self.config.text[number], "documents": documents})
@@ -268,50 +265,6 @@ class _Work:
     def _save_progress(self) -> None:
         state = {"format": FORMAT, "settings": self.settings, "tokenizer": self.identity}
         write_json_atomic(self.folder / _PROGRESS, {**state, "done": self.done, "shards": self.shards})
-
-
-@contextlib.contextmanager
-def _packers(
-    source: TeacherSource, tokenizer: Any, max_length: int, workers: int
-) -> Iterator[Callable[[list[str]], Future]]:
-    """A function that packs documents elsewhere, or here at once where there is one worker."""
-    if workers == 1:
-        packer = Packer(tokenizer, max_length)
-
-        def at_once(documents: list[str]) -> Future:
-            future: Future = Future()
-            future.set_result(_timed(packer, documents))
-            return future
-
-        yield at_once
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (source, max_length)) as pool:
-        yield lambda documents: pool.submit(_pack, documents)
-
-
-_packer: Packer | None = None
-
-
-def _start_worker(source: TeacherSource, max_length: int) -> None:
-    """In a new worker: its tokenizer, one thread, and an end when its parent ends."""
-    global _packer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    _packer = Packer(load_tokenizer(source), max_length)
-
-
-def _pack(documents: list[str]) -> tuple[np.ndarray, np.ndarray, float]:
-    assert _packer is not None
-    return _timed(_packer, documents)
-
-
-def _timed(packer: Packer, documents: list[str]) -> tuple[np.ndarray, np.ndarray, float]:
-    began = time.process_time()
-    tokens, lengths = packer([split_sentences(document) for document in documents])
-    return tokens, lengths, time.process_time() - began
 
 
 def _clear_unfinished(folder: Path) -> None:
