@@ -8,7 +8,8 @@
 The table holds the accuracy of every choice with shared weights (`benchmarks.demo_supernet`, scored by
 `engine.shared_evaluation` on 3,192 held-out sentences). A replay proposes, looks the score up, observes.
 The first table's supernet has the first three expressions of EfficientBERT's released architecture, the second one's
-the last three. Settings of samplers were tried on the first only. Regret is the table's best score minus the best found so far; reported are its mean over seeds and a 95 % band (t).
+the last three; settings of samplers were tried on the first only. Regret is the table's best score minus the best found
+so far; reported are its mean over seeds and a 95 % band (t).
 Every sampler has its defaults, except that `partition` and `partition_greedy` start learning after as many random
 candidates as the others (20; the paper's 80 are listed beside).
 """

@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class Architecture:
     def key(self, policy: str = "truncate") -> str:
         """Canonical key: equal keys mean the same function, layer by layer, under this width policy."""
         check_policy(policy)
-        return f"{policy}: " + ", ".join(canonicalize(s.expression).text(s.stack, s.ratio) for s in self.layers)
+        keys = (_layer_key(s.expression, s.stack, s.ratio.denominator) for s in self.layers)
+        return f"{policy}: " + ", ".join(keys)
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
@@ -170,6 +172,11 @@ class Architecture:
 def uniform(expression: Expression, stack: int, ratio: Fraction, num_layers: int) -> Architecture:
     """The architecture with the same spec in each of `num_layers` layers."""
     return Architecture((LayerSpec(expression, stack, ratio),) * num_layers)
+
+
+@lru_cache(maxsize=1 << 14)
+def _layer_key(expression: Expression, stack: int, divisor: int) -> str:
+    return canonicalize(expression).text(stack, Fraction(1, divisor))
 
 
 def check_stack(stack: Any) -> int:

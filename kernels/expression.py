@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from kernels.operators import LEAF, LINEAR, OPERATORS, WEIGHTS
 
@@ -51,6 +52,16 @@ class Expression:
     op: str
     args: tuple[Expression, ...] = ()
     weight: str | None = None
+    _hash: int = field(init=False, repr=False, compare=False)  # of the tree, once: expressions are keys of many caches
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.op, self.args, self.weight)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type[Expression], tuple[Any, ...]]:
+        return Expression, (self.op, self.args, self.weight)  # the hash of a text is another in every process
 
     def __str__(self) -> str:
         return self.text()

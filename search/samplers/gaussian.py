@@ -1,25 +1,28 @@
-"""The `gaussian` sampler: a Gaussian process on structure and cost proposes where most improvement is to be expected.
+"""The `gaussian` sampler: a Gaussian process on structure and cost proposes the candidate that may be best.
 
 The model. Scores are standardized, with failed trials as the worst and what lies far below the median brought near to
-it. An architecture is a row of features per layer (`search.space.features`), each scaled by its spread in the space. With d_l^2 the mean squared difference of
-two architectures' rows l,
+it. An architecture is a row of features per layer (`search.space.features`), each scaled by its spread in the space.
+With d_l^2 the squared distance of two architectures' rows l and k_l = exp(-d_l^2 / 2 s^2),
 
-    k = share * mean_l exp(-d_l^2 / 2 s^2)  +  (1 - share) * exp(-mean_l d_l^2 / 2 s^2)
+    k = a * mean_l k_l  +  b * mean_{l < m} k_l k_m  +  c * prod_l k_l
 
-the first term lets every layer have an effect of its own, the second ties all layers together. The length s, the share
-and the noise are those of highest marginal likelihood on a small grid, found anew every `rebuild_every` trials.
+the first term lets every layer have an effect of its own, the second pairs of layers, the third ties all together. The
+length s, the weights (a, b, c) and the noise are those of highest marginal likelihood on a small grid, found anew every
+`refit_every` trials.
 
-The proposal is the member of a pool with the largest expected improvement over the best score so far. In the pool are
-draws of the space, one or more mutations of the best trials, and all neighbours of the very best
-(`search.samplers.neighbours`). Candidates still running count as if they had scored what the model
-expects of them, which keeps a batch apart (kriging believer).
+The proposal is the member of a pool with the highest upper confidence bound, mean + `CONFIDENCE` deviations. In the
+pool are draws of the space, one or more mutations of the best trials, and all neighbours of the very best
+(`search.samplers.neighbours`). Candidates still running count as if they had scored what the model expects of them,
+which keeps a batch apart (kriging believer).
 
-Rejected: scores as normal quantiles of their ranks, which hide how far the best is ahead, and improvement over the best
-posterior mean, which looks for little where little is left (on the table of `benchmarks.samplers` both find the best
-half as often); gradient-based fits of one length per feature. With tens of trials they follow the noise, and take a hundred
-times as long; a random forest, whose spread between trees says little far from the data.
+Measured on the first table of `benchmarks.samplers`, mean regret after 5 % of it in percentage points: 0.10 to 0.13
+with the bound at 2 deviations, 0.15 at 3, 0.13 at 1.5; with expected improvement 0.14 to 0.16, probability of
+improvement 0.17, Thompson's draws 0.17; without the term of pairs 0.13 where it is 0.10.
+Rejected: gradient-based fits of one length per feature. With tens of trials they follow the noise, and take a hundred
+times as long; a random forest, whose spread between trees says little far from the data; scores as normal quantiles of
+their ranks, which hide how far the best is ahead.
 
-Source: expected improvement, Jones et al. 1998; additive kernels, Duvenaud et al. 2011.
+Source: upper confidence bounds of Gaussian processes, Srinivas et al. 2010; additive kernels, Duvenaud et al. 2011.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
 
 from engine.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.neighbours import neighbours
 
 LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4)
-SHARES = (0.1, 0.5, 0.9)
+ORDERS = ((0.8, 0.15, 0.05), (0.5, 0.4, 0.1), (0.3, 0.6, 0.1), (0.2, 0.4, 0.4), (0.05, 0.15, 0.8))
+"""Weights of single layers, pairs of layers, and all layers; they sum to 1."""
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SCALE_DRAWS = 256
 """Draws of the space that tell how much each feature varies in it."""
@@ -48,25 +51,28 @@ NEAR = 3
 """Best trials whose neighbours are all in the pool."""
 FAR_BELOW = 3.0
 """Scores this many times as far below the median as the best is above it, or more, count as if they were there."""
+CONFIDENCE = 2.0
+FIT_TRIALS = 300
+"""Trials the kernel is chosen by, at most; the prediction uses all."""
 AGAIN = 0.4
 """Chance of one mutation more, again after each."""
 
 
 class Kernel(NamedTuple):
-    """Length, share of the additive term, and noise variance in units of the signal's."""
+    """Length, weights of the terms, and noise variance in units of the signal's."""
 
     length: float
-    share: float
+    orders: tuple[float, float, float]
     noise: float
 
 
 class GaussianSampler(Sampler):
-    """Gaussian process with expected improvement.
+    """Gaussian process with an upper confidence bound.
 
     Args:
         space, seed, initial: see `Sampler`.
         startup: finished trials before the model is asked; until then candidates are random.
-        rebuild_every: finished trials between two choices of the kernel.
+        refit_every: finished trials between two choices of the kernel.
     """
 
     name = "gaussian"
@@ -78,12 +84,12 @@ class GaussianSampler(Sampler):
         *,
         initial: Sequence[Architecture] = (),
         startup: int = 20,
-        rebuild_every: int = 10,
+        refit_every: int = 25,
     ) -> None:
         super().__init__(space, seed, initial=initial)
-        if startup < 0 or rebuild_every < 1:
-            raise ValueError(f"startup {startup}, rebuild_every {rebuild_every}: must be >= 0, >= 1")
-        self.startup, self.rebuild_every = startup, rebuild_every
+        if startup < 0 or refit_every < 1:
+            raise ValueError(f"startup {startup}, refit_every {refit_every}: must be >= 0, >= 1")
+        self.startup, self.refit_every = startup, refit_every
         self._rows: list[np.ndarray] = []
         self._scale: np.ndarray | None = None
         self._kernel: tuple[int, Kernel] | None = None
@@ -104,8 +110,8 @@ class GaussianSampler(Sampler):
         if not pool:
             return None
         with threadpool_limits(limits=1, user_api="blas"):  # the same sums in the same order on any number of cores
-            gain = self._improvement(np.stack([self._features(a) for a in pool]))
-        return self._accept(pool[int(np.argmax(gain))])
+            bound = self._bound(np.stack([self._features(a) for a in pool]))
+        return self._accept(pool[int(np.argmax(bound))])
 
     def _pool(self) -> list[Architecture]:
         """New candidates, each once."""
@@ -129,25 +135,24 @@ class GaussianSampler(Sampler):
             self._near[best] = list(neighbours(self.space, best))
         return self._near[best]
 
-    def _improvement(self, pool: np.ndarray) -> np.ndarray:
-        """Expected improvement [P] of pool members with features [P, L, D]."""
+    def _bound(self, pool: np.ndarray) -> np.ndarray:
+        """Upper confidence bound [P] of pool members with features [P, L, D]."""
         known, values = np.stack(self._rows), self._values(len(self._rows))
         kernel = self._fitted()
         if self._pending:
             running = np.stack([self._features(a) for a in self._pending.values()])
             expected, _ = predict(kernel, known, values, running)
             known, values = np.concatenate([known, running]), np.concatenate([values, expected])
-        best = values.max()
         mean, deviation = predict(kernel, known, values, pool)
-        z = (mean - best) / deviation
-        return deviation * (z * ndtr(z) + np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
+        return mean + CONFIDENCE * deviation
 
     def _fitted(self) -> Kernel:
         """The kernel of the last choice: a function of the first trials alone, however they were handed in."""
         first = max(self.startup, 2)
-        known = first + (len(self._rows) - first) // self.rebuild_every * self.rebuild_every
+        known = first + (len(self._rows) - first) // self.refit_every * self.refit_every
         if self._kernel is None or self._kernel[0] != known:
-            self._kernel = (known, fit(np.stack(self._rows[:known]), self._values(known)))
+            some = np.linspace(0, known - 1, min(known, FIT_TRIALS)).astype(int)
+            self._kernel = (known, fit(np.stack(self._rows[:known])[some], self._values(known)[some]))
         return self._kernel[1]
 
     def _values(self, number: int) -> np.ndarray:
@@ -208,16 +213,16 @@ def fit(known: np.ndarray, values: np.ndarray) -> Kernel:
     """The kernel of highest marginal likelihood on the grid, the signal's variance chosen in closed form."""
     distances = _distances(known, known)
     centred = values - values.mean()
-    best, chosen = -np.inf, Kernel(LENGTHS[-1], SHARES[1], NOISES[-1])
-    for length, share in product(LENGTHS, SHARES):
-        eigenvalues, vectors = np.linalg.eigh(_mixed(Kernel(length, share, 0.0), distances))
+    best, chosen = -np.inf, Kernel(LENGTHS[-1], ORDERS[1], NOISES[-1])
+    for length, orders in product(LENGTHS, ORDERS):
+        eigenvalues, vectors = np.linalg.eigh(_mixed(Kernel(length, orders, 0.0), distances))
         rotated = (vectors.T @ centred) ** 2
         for noise in NOISES:
             spectrum = np.maximum(eigenvalues, 0.0) + noise
             signal = max(float((rotated / spectrum).mean()), 1e-12)
             likelihood = -0.5 * (len(values) * np.log(signal) + np.log(spectrum).sum())
             if likelihood > best + 1e-9:
-                best, chosen = likelihood, Kernel(length, share, noise)
+                best, chosen = likelihood, Kernel(length, orders, noise)
     return chosen
 
 
@@ -229,5 +234,11 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _mixed(kernel: Kernel, distances: np.ndarray) -> np.ndarray:
-    scaled = distances / (2 * kernel.length**2)
-    return kernel.share * np.exp(-scaled).mean(axis=0) + (1 - kernel.share) * np.exp(-scaled.mean(axis=0))
+    single, pairs, all_layers = kernel.orders
+    layers = len(distances)
+    each = np.exp(-distances / (2 * kernel.length**2))
+    total = each.sum(axis=0)
+    mixed = single * total / layers + all_layers * each.prod(axis=0)
+    if layers == 1:
+        return mixed + pairs * total
+    return mixed + pairs * (total**2 - (each**2).sum(axis=0)) / (layers * (layers - 1))

@@ -55,7 +55,8 @@ def features(
     arch: Architecture, shape: ModelShape, stacks: tuple[int, ...], ratios: tuple[Fraction, ...]
 ) -> np.ndarray:
     """float64 [L, D], D the number of `names(stacks, ratios)`."""
-    return np.stack([_layer(s.expression, s.stack, s.ratio, shape, stacks, ratios) for s in arch.layers])
+    divisors = tuple(r.denominator for r in ratios)  # hashed far faster than fractions
+    return np.stack([_layer(s.expression, s.stack, s.ratio.denominator, shape, stacks, divisors) for s in arch.layers])
 
 
 def places(expr: Expression) -> tuple[str, str, str]:
@@ -68,16 +69,16 @@ def places(expr: Expression) -> tuple[str, str, str]:
 def _layer(
     expr: Expression,
     stack: int,
-    ratio: Fraction,
+    divisor: int,
     shape: ModelShape,
     stacks: tuple[int, ...],
-    ratios: tuple[Fraction, ...],
+    divisors: tuple[int, ...],
 ) -> np.ndarray:
     hidden = shape.hidden_size
-    params = ffn_parameters(hidden, inner_width(ratio, shape.ffn_size), stack)
+    params = ffn_parameters(hidden, inner_width(Fraction(1, divisor), shape.ffn_size), stack)
     cost = params / hidden**2
-    own = [*(float(n == stack) for n in stacks), *(float(r == ratio) for r in ratios)]
-    row = np.array([*_tree(expr), stack, float(ratio), cost, math.log(cost), *own])
+    own = [*(float(n == stack) for n in stacks), *(float(k == divisor) for k in divisors)]
+    row = np.array([*_tree(expr), stack, 1 / divisor, cost, math.log(cost), *own])
     row.flags.writeable = False  # shared by all who ask
     return row
 

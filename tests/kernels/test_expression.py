@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -154,3 +158,13 @@ def test_builders_refuse_what_the_language_lacks():
         X.text(stack=2)
     with pytest.raises(ExpressionError, match="must be 1/k"):
         GELU_FFN.text(2, Fraction(2, 3))
+
+
+def test_a_pickled_expression_has_the_hash_of_the_process_that_reads_it():
+    text = "linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)"
+    code = "import pickle, sys; from kernels import parse_expression as p; "
+    code += f"sys.stdout.buffer.write(pickle.dumps(p({text!r})))"
+    written = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "4711"}, stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert {pickle.loads(written): 1}[parse_expression(text)] == 1

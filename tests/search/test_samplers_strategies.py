@@ -98,7 +98,7 @@ def test_awkward_scores(name, score, recwarn):
         ("tpe", {"startup": 0}),
         ("nsga2", {"population": 1}),
         ("gaussian", {"startup": -1}),
-        ("gaussian", {"rebuild_every": 0}),
+        ("gaussian", {"refit_every": 0}),
     ],
 )
 def test_senseless_options_are_refused(name, options):
@@ -229,7 +229,7 @@ def test_the_posterior_is_that_of_the_textbook():
     rng = np.random.default_rng(0)
     known, at = rng.normal(size=(30, 2, 3)), rng.normal(size=(7, 2, 3))
     values = rng.normal(size=30)
-    kernel = Kernel(0.8, 0.4, 0.1)
+    kernel = Kernel(0.8, (0.4, 0.3, 0.3), 0.1)
     mean, deviation = predict(kernel, known, values, at)
     k = correlation(kernel, known, known) + 0.1 * np.eye(30)
     cross = correlation(kernel, known, at)
@@ -242,9 +242,20 @@ def test_the_posterior_is_that_of_the_textbook():
 
 def test_the_kernel_is_one_and_falls_with_distance():
     rows = np.arange(6.0)[:, None, None] * np.ones((1, 2, 2))
-    k = correlation(Kernel(1.0, 0.5, 0.0), rows, rows)
+    k = correlation(Kernel(1.0, (0.5, 0.2, 0.3), 0.0), rows, rows)
     np.testing.assert_allclose(np.diag(k), 1.0)
     assert all(k[0, i] > k[0, j] for i, j in combinations(range(6), 2))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_kernel_is_the_weighted_mean_of_single_layers_pairs_and_all(layers):
+    """Against loops over layers and pairs; a pair of one layer alone counts as that layer."""
+    a, b = np.random.default_rng(layers).normal(size=(2, layers, 3))
+    each = [np.exp(-((x - y) ** 2).sum() / (2 * 0.7**2)) for x, y in zip(a, b, strict=True)]
+    pairs = [x * y for x, y in combinations(each, 2)] or each
+    expected = 0.5 * np.mean(each) + 0.3 * np.mean(pairs) + 0.2 * np.prod(each)
+    found = correlation(Kernel(0.7, (0.5, 0.3, 0.2), 0.0), a[None], b[None])
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("noise", [0.01, 1.0])
