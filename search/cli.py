@@ -21,6 +21,7 @@ COMMANDS = {
     "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
     "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
     "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),
+    "latency": ("search.latency_command", "measure a latency table of this device, or compare models"),
     "report": ("search.report.command", "build the report of a run directory again"),
 }
 

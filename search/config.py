@@ -66,10 +66,43 @@ class BudgetConfig:
 
     Args:
         params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
-            of what the space can reach).
+            of what the space can reach, or all of it where something else is limited).
+        flops: most FLOPs of one sequence of objectives.sequence_length tokens (a multiply-accumulate counts as 2).
+        memory_mb: most MiB of activations alive at once in an unfused fp32 inference pass.
+        latency_ms: most milliseconds of an inference pass, under the conditions in objectives.
     """
 
     params: list[float] | None = None
+    flops: float | None = None
+    memory_mb: float | None = None
+    latency_ms: float | None = None
+
+
+@dataclass
+class ObjectiveConfig:
+    """What makes an architecture good, and what its costs are counted or measured under.
+
+    Args:
+        names: 'score' alone, or with costs to make small: params, flops, memory, latency (sampler nsga2 then looks for
+            the whole front). `--objectives score,latency` is short for it.
+        batch_size: sequences of the pass that memory and latency are of.
+        sequence_length: tokens per sequence (null: data.max_length).
+        threads: CPU threads of the pass whose latency counts.
+        latency_table: file made by `ffnas latency --build-table` (null: the one made before for this student, space
+            and device, or one measured before the search begins).
+        unfit_table: use a latency table even where its predictions do not rank architectures as measurement does.
+    """
+
+    names: list[str] = field(default_factory=lambda: ["score"])
+    batch_size: int = 1
+    sequence_length: int | None = None
+    threads: int = 1
+    latency_table: str | None = None
+    unfit_table: bool = False
+
+    def needs_latency(self, budget: BudgetConfig) -> bool:
+        """Whether the search must know latencies."""
+        return budget.latency_ms is not None or "latency" in self.names
 
 
 @dataclass
@@ -209,6 +242,8 @@ class SearchConfig:
         student: shape of the student.
         space: the search space.
         budget: what the found model may cost.
+        objectives: what makes an architecture good, and how its costs are counted.
+        objectives: what is optimised, and what costs are measured under.
         kd: weights of the distillation terms.
         targets: where the teacher's answers are kept between uses.
         sampler: who proposes candidates.
@@ -238,6 +273,7 @@ class SearchConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     kd: KDConfig = field(default_factory=KDConfig)
     targets: TargetSettings = field(default_factory=TargetSettings)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -295,6 +331,27 @@ def _phase(name: str, settings: PhaseSettings) -> None:
         raise UserError(f"{name}.warmup_ratio: {settings.warmup_ratio!r} is out of range: a share in [0, 1)")
 
 
+def _objectives(config: SearchConfig) -> None:
+    chosen, budget = config.objectives, config.budget
+    for name in ("flops", "memory_mb", "latency_ms"):
+        value = getattr(budget, name)
+        if value is not None:
+            _positive(f"budget.{name}", value)
+    for name in chosen.names:
+        _choice("objectives.names", name, ("score", "params", "flops", "memory", "latency"))
+    if "score" not in chosen.names or len(set(chosen.names)) < len(chosen.names):
+        raise UserError(f"objectives.names: {chosen.names!r}: give score, and every other objective at most once")
+    if len(chosen.names) > 1 and config.sampler.name != "nsga2":
+        raise UserError(
+            f"sampler.name: {config.sampler.name!r} looks for the best score alone: for objectives"
+            f" {', '.join(chosen.names)} use --sampler.name nsga2"
+        )
+    _positive("objectives.batch_size", chosen.batch_size)
+    _positive("objectives.threads", chosen.threads)
+    if chosen.sequence_length is not None:
+        _positive("objectives.sequence_length", chosen.sequence_length)
+
+
 def validate(config: SearchConfig) -> None:
     """Checks what can be checked without loading anything.
 
@@ -324,6 +381,7 @@ def validate(config: SearchConfig) -> None:
         raise UserError(f"space.heights: {space.heights!r} must be two numbers: lowest and highest")
     if config.budget.params is not None and len(config.budget.params) != 2:
         raise UserError(f"budget.params: {config.budget.params!r} must be two numbers: lowest and highest")
+    _objectives(config)
     _choice("precision", config.precision, ("auto", "fp32", "bf16"))
     _choice("teacher_precision", config.teacher_precision, ("auto", "fp32", "bf16"))
     _choice("targets.cache", config.targets.cache, ("memory", "disk", "off"))

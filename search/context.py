@@ -21,6 +21,7 @@ from engine.distill import Distiller, TeacherTargets
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.init import init_from_teacher
+from engine.latency import LatencyTable
 from engine.objective import KDWeights, layer_map
 from engine.parallel import ALONE, Ranks
 from engine.params import ModelShape
@@ -34,11 +35,14 @@ from engine.teacher import Teacher
 from engine.training import PhaseLog
 from kernels.cache import cache_dir
 from search.config import SearchConfig, check_heads, parse_ratios
+from search.costs import Costs
+from search.latency_tables import table_for
 from search.ledger import Ledger
 from search.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
+from search.space.limits import Limits
 from search.tracking import Scalars
 
 MEMORY_LIMIT = 2 << 30
@@ -104,23 +108,12 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
     layer_map(student.num_layers, teacher.num_layers)
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
-    shape = ModelShape(
-        hidden_size=student.hidden_size,
-        num_layers=student.num_layers,
-        ffn_size=student.ffn_size or student.hidden_size,
-        vocab_size=teacher.model.config.vocab_size,
-        embedding_size=student.embedding_size if student.embedding == "trigram" else None,
-        teacher_hidden_size=teacher.hidden_size,
-    )
-    space = SearchSpace.from_config(
-        shape,
-        budget=config.budget.params,
-        stacks=tuple(config.space.stacks),
-        ratios=parse_ratios(config.space.ratios),
-        heights=tuple(config.space.heights),
-        policy=config.space.policy,
-    )
+    shape = student_shape(config, teacher.model.config.vocab_size, teacher.hidden_size)
     heads = student.num_heads or teacher.num_heads
+    space = build_space(config, shape)
+    if config.objectives.needs_latency(config.budget):
+        table = table_for(config, space, heads, reporter)
+        space = build_space(config, shape, table)
     precision, teacher_precision = config.precision, config.teacher_precision
     if not ranks.is_first:
         precision = teacher_precision = "fp32"
@@ -131,6 +124,45 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space, ranks)
+
+
+def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: int) -> ModelShape:
+    """Sizes of the student of a configuration, for a teacher of these sizes."""
+    student = config.student
+    return ModelShape(
+        hidden_size=student.hidden_size,
+        num_layers=student.num_layers,
+        ffn_size=student.ffn_size or student.hidden_size,
+        vocab_size=vocab_size,
+        embedding_size=student.embedding_size if student.embedding == "trigram" else None,
+        teacher_hidden_size=teacher_hidden_size,
+    )
+
+
+def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | None = None) -> SearchSpace:
+    """The joint search space of a configuration, within its budget; latency is limited where there is a table.
+
+    Raises:
+        UserError: the space's values do not fit together, or nothing fits the budget.
+    """
+    budget, chosen = config.budget, config.objectives
+    costs = Costs(
+        shape=shape,
+        policy=config.space.policy,
+        sequence_length=chosen.sequence_length or config.data.max_length,
+        batch_size=chosen.batch_size,
+        table=table,
+    )
+    limits = Limits(costs, budget.flops, budget.memory_mb, budget.latency_ms if table is not None else None)
+    return SearchSpace.from_config(
+        shape,
+        budget=budget.params,
+        stacks=tuple(config.space.stacks),
+        ratios=parse_ratios(config.space.ratios),
+        heights=tuple(config.space.heights),
+        policy=config.space.policy,
+        limits=limits,
+    )
 
 
 def agree_on(prepared: Prepared) -> None:

@@ -25,6 +25,8 @@ examples:
   ffnas search --data.train a.csv --data.dev b.csv    your own task: CSV, TSV, JSONL, Parquet or a hub name
   ffnas search --teacher bert-base-uncased            another teacher: hub name or local directory
   ffnas search --budget.params 15e6 16e6              parameters of the found model, lowest and highest
+  ffnas search --budget.latency-ms 8                  at most 8 ms on this device (one thread, one sequence)
+  ffnas search --objectives score,latency             the front of score against latency
   ffnas search --preset paper --config my.yaml        start from a preset, change what my.yaml says
   ffnas search --resume runs/NAME                     go on after an interruption
 """
@@ -98,8 +100,9 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """Dashes in option names become underscores, `--budget.params LOW HIGH` one bracketed value, and of `steps` and
-    `epochs` of a phase the one that is given unsets the other, whatever the preset says."""
+    """Dashes in option names become underscores, `--budget.params LOW HIGH` one bracketed value, `--objectives A,B` a
+    list (with the sampler for it, unless one is named), and of `steps` and `epochs` of a phase the one that is given
+    unsets the other, whatever the preset says."""
     result: list[str] = []
     rest = list(argv)
     while rest:
@@ -111,6 +114,12 @@ def normalise(argv: list[str]) -> list[str]:
             phase, _, last = name.rpartition(".")
             if phase and last in _EITHER:
                 result += [f"--{phase}.{_EITHER[last]}", "null"]
+            if name == "objectives":
+                names = value if equals or not rest else rest.pop(0)
+                result.append(f"--objectives.names=[{names.strip('[]')}]")
+                if not any(re.match(r"--sampler[.](name|kind)(=|$)", a) for a in argv) and names.strip("[]") != "score":
+                    result.append("--sampler.name=nsga2")
+                continue
         result.append(argument)
         if argument == "--budget.params" and len(rest) > 1 and all(map(_is_number, rest[:2])):
             result.append(f"[{rest.pop(0)},{rest.pop(0)}]")

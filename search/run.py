@@ -46,11 +46,15 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
     from search.options import save_config
     from search.pipeline import run
     from search.progress import Reporter, silent
-    from search.rundir import RunDir, default_name
+    from search.rundir import LATENCY_TABLE, RunDir, default_name
     from search.tracking import Scalars
 
     quiet()
     reporter = Reporter() if ranks.is_first else silent()
+    if resume is not None and (resume / LATENCY_TABLE).is_file():
+        config.objectives.latency_table = str(
+            resume / LATENCY_TABLE
+        )  # whatever has become of the one it was copied from
     prepared = ranks.together(lambda: prepare(config, reporter, ranks))
     agree_on(prepared)
     config = prepared.config
@@ -64,6 +68,9 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
             rundir = stack.enter_context(RunDir(elsewhere).open())
         if resume is None and ranks.is_first:
             save_config(config, rundir.config)
+            table = prepared.space.limits.costs.table if prepared.space.limits is not None else None
+            if table is not None:
+                table.save(rundir.path / LATENCY_TABLE)
         ledger = open_ledger(rundir.ledger, stack, reporter.info)
         scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
         if scalars is not None:

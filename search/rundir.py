@@ -26,6 +26,8 @@ from engine.errors import UserError
 from engine.files import remove_leftovers
 
 LOCK = ".lock"
+LATENCY_TABLE = "latency_table.json"
+"""Copy of the latency table a run used."""
 _TAIL = 1 << 20
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -136,7 +137,16 @@ def new_sampler(
     """The configured sampler (or `kind`) over `space`, seeded by `name`, proposing `initial` first."""
     options = ctx.config.sampler
     kind = kind or options.name
-    settings = {"startup": startup, "rebuild_every": options.rebuild_every, "exploration": options.exploration}
+    limits = space.limits
+    settings: dict[str, Any] = {
+        "startup": startup,
+        "rebuild_every": options.rebuild_every,
+        "exploration": options.exploration,
+    }
+    if limits is not None:
+        initial = [a for a in initial if limits.violation(a) is None]
+        if len(ctx.config.objectives.names) > 1:
+            settings["costs"] = limits.costs.objectives(ctx.config.objectives.names)
     extra = {option: settings[option] for option in sampler_options(kind) if option in settings}
     return make_sampler(kind, space, ctx.seed(name, "sampler"), initial=initial, **extra)
 

@@ -207,5 +207,12 @@ def _trial(stage: str, number: int, architecture: Architecture, space: SearchSpa
         seconds=result.seconds,
         state="pruned" if result.pruned else "complete" if result.reason is None else "failed",
         reason=result.reason,
-        attrs=result.attrs,
+        attrs={**_costs(architecture, space), **result.attrs},
     )
+
+
+def _costs(architecture: Architecture, space: SearchSpace) -> dict[str, float]:
+    """Costs beside the parameters, for the ledger."""
+    if space.limits is None:
+        return {}
+    return {name: value for name, value in space.limits.costs.of(architecture).items() if name != "params"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from engine.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
@@ -36,12 +36,7 @@ class LibrarySampler(Sampler):
     Args:
         space, seed, initial: see `Sampler`.
         startup: finished trials before Optuna is asked; until then candidates are random.
-
-    Attributes:
-        directions: of the objectives, in Optuna's words.
     """
-
-    directions: ClassVar[tuple[str, ...]] = ("maximize",)
 
     def __init__(self, space: Space, seed: int, *, initial: Sequence[Architecture] = (), startup: int = 20) -> None:
         super().__init__(space, seed, initial=initial)
@@ -51,6 +46,11 @@ class LibrarySampler(Sampler):
         self._study: Study | None = None
         self._worst: float | None = None
         self._learned = 0
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of the objectives, in Optuna's words."""
+        return ("maximize",)
 
     @abstractmethod
     def _optuna(self, seed: int) -> BaseSampler:

@@ -15,6 +15,7 @@ Source: EfficientBERT (Dong et al., Findings of EMNLP 2021), sections 3.2 and 3.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -30,11 +31,13 @@ from kernels.expression import GELU_FFN, Expression, ExpressionError
 from kernels.fingerprint import fingerprint
 from kernels.operators import PAPER_BINARY, PAPER_UNARY
 from kernels.widths import validate
+from search.costs import text
 from search.space import options
 from search.space.budget import BudgetTable, budget_table
 from search.space.encode import encode, feature_names
 from search.space.features import features
 from search.space.generate import ExpressionGenerator
+from search.space.limits import LimitedTable, Limits
 from search.space.mutate import mutate_expression
 from search.space.rules import Rules, check
 
@@ -43,10 +46,13 @@ Shape = tuple[int, Fraction]
 
 _OPTIONS = (
     "budget", "stacks", "ratios", "activations", "binaries", "heights", "policy", "fixed_expressions", "fixed_shapes",
+    "limits",
 )  # fmt: skip
 _MUTATION_TRIES = 64
 _EXTRA_LAYER = 0.3
 """Chance that a mutation changes one layer more; applied again after each."""
+_EXPRESSION_DRAWS = 200
+"""Sets of expressions drawn before none is taken to be within the limits."""
 
 
 class NoNeighbour(RuntimeError):
@@ -58,13 +64,15 @@ class SearchSpace:
 
     Args:
         shape: sizes of the student. `fit_dense` counts towards the budget if the shape has a teacher width.
-        budget: (low, high) total parameters, both included; None takes the middle third of what can be reached.
+        budget: (low, high) total parameters, both included; None takes the middle third of what can be reached, or all
+            of it where `limits` bound something else.
         stacks, ratios: what a layer may have.
         activations, binaries: operator names allowed in expressions.
         heights: (lowest, highest) expression height.
         policy: width policy, `"truncate"` or `"pad"`.
         fixed_expressions: one per layer; only (stack, ratio) is searched.
         fixed_shapes: one (stack, ratio) per layer; only expressions are searched.
+        limits: the most an architecture may cost in FLOPs, memory or latency.
 
     Raises:
         UserError: a value has the wrong type or range, no valid expression exists, or nothing fits the budget (the
@@ -84,8 +92,10 @@ class SearchSpace:
         policy: str = "truncate",
         fixed_expressions: Sequence[Expression] | None = None,
         fixed_shapes: Sequence[Shape] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.shape = shape
+        self.limits = limits
         self.policy = options.policy(policy)
         self.stacks = options.stacks(stacks)
         self.ratios = options.ratios(ratios)
@@ -95,9 +105,11 @@ class SearchSpace:
         inners = tuple(dict.fromkeys(self.inner_width(ratio) for ratio in self.ratios))
         self.rules = Rules(shape.hidden_size, inners, self.policy, self.activations, self.binaries, *self.heights)
         self.shapes: tuple[Shape, ...] = tuple(product(self.stacks, self.ratios))
+        self._places = {shape: place for place, shape in enumerate(self.shapes)}
+        self._last_limited: tuple[tuple[Expression, ...], LimitedTable, list[str]] | None = None
         self.fixed_shapes = self._check_fixed_shapes(fixed_shapes)
         self.fixed_expressions = self._check_fixed_expressions(fixed_expressions)
-        self.budget = self._middle_third() if budget is None else options.budget(budget)
+        self.budget = self._default_budget() if budget is None else options.budget(budget)
         if self.fixed_expressions is None:
             self.generator  # noqa: B018 -- raises now if no expression obeys the rules
         self.feasible()
@@ -141,6 +153,8 @@ class SearchSpace:
                 f"budget.params: no architecture has {low}..{high} parameters; this space reaches"
                 f" {smallest}..{largest}, nearest to the window {' and '.join(map(str, nearest))}"
             )
+        if self._limited:
+            self._check_limits()
         return True
 
     def reachable(self) -> tuple[int, int]:
@@ -163,10 +177,21 @@ class SearchSpace:
         return ExpressionGenerator(self.rules)
 
     def sample(self, rng: np.random.Generator) -> Architecture:
-        """A random architecture: (stack, ratio) uniform over those in the budget, expressions as in `generate`."""
-        expressions = self.fixed_expressions or [self.generator.sample(rng) for _ in range(self.shape.num_layers)]
-        shapes = self.fixed_shapes or [self.shapes[i] for i in self._table.sample(rng)]
-        return _join(expressions, shapes)
+        """A random architecture: (stack, ratio) uniform over those in the budget, expressions as in `generate`.
+
+        With limits that depend on expressions, those are drawn until some (stack, ratio) fit them.
+
+        Raises:
+            UserError: nothing within the limits was found.
+        """
+        for _ in range(_EXPRESSION_DRAWS):
+            expressions = self.fixed_expressions or [self.generator.sample(rng) for _ in range(self.shape.num_layers)]
+            shapes = self._draw_shapes(expressions, rng)
+            if shapes is not None:
+                return _join(expressions, shapes)
+            if self.fixed_expressions is not None:
+                break
+        raise UserError(f"budget: found no architecture within {self._limit_text()}: raise a limit")
 
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         """An architecture of the space near `arch`, with another canonical key.
@@ -201,7 +226,7 @@ class SearchSpace:
         total = self.parameters(arch)
         if not self.budget[0] <= total <= self.budget[1]:
             return f"{total} parameters are outside the budget {self.budget[0]}..{self.budget[1]}"
-        return None
+        return self.limits.violation(arch) if self.limits is not None else None
 
     def encode(self, arch: Architecture) -> np.ndarray:
         """Feature vector, float64, of the length of `feature_names()`; see `search.space.encode`."""
@@ -242,8 +267,14 @@ class SearchSpace:
         else:
             chosen = [self._table.closest_to_uniform(index) for index in range(len(self.shapes))]
             candidates = [[self.shapes[i] for i in choice] for choice in chosen if choice is not None]
-        seeds = [_join([GELU_FFN] * self.shape.num_layers, shapes) for shapes in candidates]
-        return [seed for seed in dict.fromkeys(seeds) if self.contains(seed)]
+        expressions = [GELU_FFN] * self.shape.num_layers
+        seeds = [_join(expressions, shapes) for shapes in candidates]
+        found = [seed for seed in dict.fromkeys(seeds) if self.contains(seed)]
+        if not found and self._limited and self.fixed_shapes is None:  # none is nearly uniform and within the limits
+            shapes = self._draw_shapes(expressions, np.random.default_rng(0))
+            seed = _join(expressions, shapes) if shapes is not None else None
+            found = [seed] if seed is not None and self.contains(seed) else []
+        return found
 
     @cached_property
     def _table(self) -> BudgetTable:
@@ -255,6 +286,68 @@ class SearchSpace:
 
     def _cost(self, shape: Shape) -> int:
         return ffn_parameters(self.shape.hidden_size, self.inner_width(shape[1]), shape[0])
+
+    @property
+    def _limited(self) -> bool:
+        return self.limits is not None and bool(self.limits.active)
+
+    def _limit_text(self) -> str:
+        window = f"budget.params {self.budget[0]}..{self.budget[1]}"
+        active = self.limits.active if self.limits is not None else {}
+        return ", ".join([window, *(f"budget.{name} {text(name, most)}" for name, most in active.items())])
+
+    def _limited_table(self, expressions: Sequence[Expression]) -> tuple[LimitedTable, list[str]]:
+        """The table of (stack, ratio) for these expressions, and the names of its sums."""
+        assert self.limits is not None
+        key = tuple(expressions)
+        if self._last_limited is None or self._last_limited[0] != key:
+            allowed, costs, bounds, names = self.limits.of_layers(expressions, self.shapes)
+            self._last_limited = key, LimitedTable(self._table, allowed, costs, bounds), names
+        return self._last_limited[1:]
+
+    def _draw_shapes(self, expressions: Sequence[Expression], rng: np.random.Generator) -> Sequence[Shape] | None:
+        """One (stack, ratio) per layer inside budget and limits; None where none was found."""
+        if self.fixed_shapes is not None:
+            inside = not self._limited or self.limits.violation(_join(expressions, self.fixed_shapes)) is None
+            return self.fixed_shapes if inside else None
+        if not self._limited:
+            return [self.shapes[i] for i in self._table.sample(rng)]
+        choices = self._limited_table(expressions)[0].sample(rng)
+        return None if choices is None else [self.shapes[i] for i in choices]
+
+    def _check_limits(self) -> None:
+        """Raises `UserError` unless something within the limits is found, naming what is out of reach."""
+        rng = np.random.default_rng(0)
+        drawn = [self.fixed_expressions] if self.fixed_expressions is not None else []
+        if not drawn:
+            drawn = [(GELU_FFN,) * self.shape.num_layers]
+            drawn += [[self.generator.sample(rng) for _ in range(self.shape.num_layers)] for _ in range(32)]
+        if any(self._draw_shapes(expressions, rng) is not None for expressions in drawn):
+            return
+        if self.fixed_shapes is not None:
+            raise UserError(f"budget: the fixed shapes are not within {self._limit_text()}: raise a limit")
+        window = f"budget.params {self.budget[0]}..{self.budget[1]}"
+        reached: dict[str, float] = {}
+        for expressions in drawn:
+            allowed, costs, bounds, names = self.limits.of_layers(expressions, self.shapes)
+            if not allowed.any(axis=1).all():
+                continue
+            reached.setdefault("memory_mb", 0.0)
+            table = LimitedTable(self._table, allowed, costs, bounds)
+            for index, (name, bound) in enumerate(zip(names, bounds, strict=True)):
+                least = table.lowest(index)
+                if least is not None:
+                    most = getattr(self.limits, name)
+                    reached[name] = min(reached.get(name, np.inf), least + most - bound)
+        for name, most in self.limits.active.items():
+            if name not in reached:
+                raise UserError(f"budget.{name}: no architecture within {window} keeps {text(name, most)}: raise it")
+            if reached[name] > most:
+                raise UserError(
+                    f"budget.{name}: no architecture within {window} needs at most {text(name, most)};"
+                    f" the least found is {text(name, reached[name])}: raise it, or widen budget.params"
+                )
+        raise UserError(f"budget: no architecture keeps all of {self._limit_text()}: raise one of them")
 
     def _variant(self, **changes: Any) -> SearchSpace:
         return SearchSpace(self.shape, **{**{name: getattr(self, name) for name in _OPTIONS}, **changes})
@@ -278,10 +371,17 @@ class SearchSpace:
                     return None
                 expressions[index] = child
         if change_shape:
-            shapes = self._redraw(shapes, picked, count, rng)
+            shapes = self._redraw(expressions, shapes, picked, count, rng)
         return _join(expressions, shapes)
 
-    def _redraw(self, shapes: list[Shape], picked: list[int], count: int, rng: np.random.Generator) -> list[Shape]:
+    def _redraw(
+        self,
+        expressions: Sequence[Expression],
+        shapes: list[Shape],
+        picked: list[int],
+        count: int,
+        rng: np.random.Generator,
+    ) -> list[Shape]:
         """New shapes for the first `count` of the `picked` layers, or more where fewer leave no other choice."""
         for changed in range(count, len(shapes) + 1):
             kept = [shapes[i] for i in picked[changed:]]
@@ -293,11 +393,13 @@ class SearchSpace:
             known = all(shapes[i] in self.shapes for i in picked[:changed])
             if inside <= (1 if known and self._table.low <= total <= self._table.high else 0):
                 continue
-            while True:  # another assignment exists, so at least every second draw differs
+            limited = self._limited_table(expressions)[0] if self._limited else None
+            # another assignment exists, so at least every second draw differs; limits may still exclude them all
+            for _ in range(_MUTATION_TRIES if limited is not None else sys.maxsize):
                 drawn = list(shapes)
                 for index, choice in zip(picked, self._table.sample(rng, changed, spent), strict=False):
                     drawn[index] = self.shapes[choice]
-                if drawn != shapes:
+                if drawn != shapes and (limited is None or limited.limited([self._places[s] for s in drawn])):
                     return drawn
         return shapes
 
@@ -341,9 +443,11 @@ class SearchSpace:
                     raise UserError(f"fixed_expressions[{index}]: not valid at every ratio: {error}") from error
         return tuple(expressions)
 
-    def _middle_third(self) -> tuple[int, int]:
-        """The middle third of what can be reached, or all of it where nothing lies in the middle."""
+    def _default_budget(self) -> tuple[int, int]:
+        """The middle third of what can be reached, or all of it where nothing lies in the middle or limits are set."""
         low, high = self.reachable()
+        if self._limited:
+            return low, high
         third = (high - low) // 3
         window = low + third, high - third
         return window if self._table_of(*window).count() else (low, high)

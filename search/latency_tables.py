@@ -1,0 +1,162 @@
+"""Latency tables of a search: found in the cache, read from a file, or measured.
+
+A table is kept under a name made of everything it depends on (student, space, conditions, processor), so that it is
+measured once per device and found by every later search. It is measured on random architectures over the whole range of
+(stack, ratio), not only those in the budget, so that it serves every budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from engine.architecture import Architecture
+from engine.errors import UserError
+from engine.latency import FIT_CORRELATION, Conditions, LatencyTable, hardware, identity
+from engine.latency_build import build_table
+from engine.params import ModelShape
+from engine.precision import choose_device
+from kernels.cache import cache_dir
+from search.config import SearchConfig
+from search.progress import Reporter
+from search.space import SearchSpace
+
+TRAINING, CHECK = 100, 50
+"""Random architectures a table is made from, and others it is checked on."""
+
+
+def conditions(config: SearchConfig) -> Conditions:
+    """What latencies of this search are measured under; fp32, as an exported model is loaded."""
+    device = choose_device(config.device).type
+    return Conditions(
+        batch_size=config.objectives.batch_size,
+        sequence_length=config.objectives.sequence_length or config.data.max_length,
+        threads=config.objectives.threads,
+        precision="fp32",
+        device=device,
+        hardware=hardware(device),
+    )
+
+
+def default_path(space: SearchSpace, heads: int, at: Conditions) -> Path:
+    """Where the table of this student is kept."""
+    name = identity(space.shape, heads, space.policy, space.stacks, space.ratios, at)
+    return cache_dir() / "latency" / f"{name}.json"
+
+
+def measure(space: SearchSpace, heads: int, at: Conditions, reporter: Reporter, seed: int = 0) -> LatencyTable:
+    """Measures a table for all of `space`, whatever its budget, and says what came out."""
+    everything = SearchSpace(
+        space.shape,
+        budget=space.reachable(),
+        stacks=space.stacks,
+        ratios=space.ratios,
+        activations=space.activations,
+        binaries=space.binaries,
+        heights=space.heights,
+        policy=space.policy,
+    )
+    rng = np.random.default_rng(seed)
+    training, check = _draw(everything, TRAINING, rng), _draw(everything, CHECK, rng)
+    with reporter.phase("latency table", 1) as bar:
+        table = build_table(
+            space.shape,
+            heads,
+            space.policy,
+            space.stacks,
+            space.ratios,
+            at,
+            training,
+            check,
+            progress=lambda done, total: bar.update(done, "rounds", total=total),
+        )
+    reporter.info(f"latency table: {describe(table)}")
+    return table
+
+
+def describe(table: LatencyTable) -> str:
+    """Conditions and check of a table in one line."""
+    if table.check is None:
+        return f"{table.conditions}: not checked, so unfit"
+    verdict = "fit" if table.fit else f"UNFIT (below {FIT_CORRELATION})"
+    return (
+        f"{table.conditions}: rank correlation {table.check.rank_correlation:.3f}, {verdict}; error"
+        f" {table.check.mean_error:.1%} on average, {table.check.worst_error:.1%} at worst, on"
+        f" {len(table.check.pairs)} architectures"
+    )
+
+
+def table_for(config: SearchConfig, space: SearchSpace, heads: int, reporter: Reporter) -> LatencyTable:
+    """The table a search with a latency budget or objective uses; measured now if there is none.
+
+    Raises:
+        UserError: a given table cannot be read or is of another student or other conditions, or the table is unfit.
+    """
+    at, given = conditions(config), config.objectives.latency_table
+    path = Path(given) if given is not None else default_path(space, heads, at)
+    if given is None and not path.is_file():
+        reporter.info(f"latency: no table for this student and device yet; measuring one ({at})")
+        table = measure(space, heads, at, reporter, config.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.save(path)
+    else:
+        table = LatencyTable.load(path)
+        require_match(table, path, space, heads, at)
+    if not table.fit and not config.objectives.unfit_table:
+        raise UserError(
+            f"latency table {path}: is unfit ({describe(table)}): measure it again on a quieter machine with ffnas"
+            " latency --build-table, or accept it with --objectives.unfit_table true"
+        )
+    return table
+
+
+def require_match(table: LatencyTable, path: Path, space: SearchSpace, heads: int, at: Conditions) -> None:
+    """Raises `UserError` unless a table is of this student and these conditions (its processor may be another: a
+    table measured on the device that will run the model serves a search elsewhere)."""
+    size, own = table.shape, space.shape
+    pairs = [
+        *((name, getattr(size, name), getattr(own, name)) for name in ModelShape.__slots__ if name not in _FREE),
+        ("num_heads", table.heads, heads),
+        ("space.policy", table.policy, space.policy),
+        *((name, getattr(table.conditions, name), getattr(at, name)) for name in _CONDITIONS),
+    ]
+    for name, found, wanted in pairs:
+        if found != wanted:
+            raise UserError(
+                f"latency table {path}: was measured for {name} {found}, this search has {wanted}: build one for it"
+                " with ffnas latency --build-table and the search's options"
+            )
+    missing = [f"stack {n}, ratio {r}" for n, r in space.shapes if (n, r) not in table.layers]
+    if missing:
+        raise UserError(f"latency table {path}: has no entry for {missing[0]}: build one for this space")
+
+
+_FREE = ("vocab_size", "teacher_hidden_size", "max_positions", "type_vocab")
+_CONDITIONS = ("batch_size", "sequence_length", "threads", "precision")
+
+
+def student_space(config: SearchConfig) -> tuple[SearchSpace, int]:
+    """The space of a configuration and the student's heads, from the teacher's config.json alone.
+
+    Raises:
+        UserError: teacher or space cannot be had.
+    """
+    from transformers import AutoConfig  # deferred: seconds of import
+
+    from engine.teacher.sources import resolve
+    from search.context import build_space, student_shape
+
+    source = resolve(config.teacher)
+    try:
+        teacher = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"teacher {source.name!r}: its config.json cannot be used ({error})") from error
+    shape = student_shape(config, int(teacher.vocab_size), int(teacher.hidden_size))
+    unlimited = replace(config, budget=replace(config.budget, flops=None, memory_mb=None, latency_ms=None))
+    return build_space(unlimited, shape), config.student.num_heads or int(teacher.num_attention_heads)
+
+
+def _draw(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
+    return [space.sample(rng) for _ in range(count)]

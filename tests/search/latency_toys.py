@@ -1,0 +1,25 @@
+"""A latency table with made-up costs."""
+
+from fractions import Fraction
+
+from engine.latency import Check, Conditions, LatencyTable
+from kernels.operators import OPERATORS
+
+RATIOS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 4))
+
+
+def toy_table(shape, heads=4, policy="truncate", *, sequence_length=16, rank=0.99):
+    """A table of every (stack, ratio) and operator."""
+    return LatencyTable(
+        shape=shape,
+        heads=heads,
+        policy=policy,
+        conditions=Conditions(sequence_length=sequence_length, hardware="made up"),
+        fixed=1.0,
+        layers={(n, r): 0.1 + n * (0.05 + 0.4 * float(r)) for n in (1, 2, 3, 4) for r in RATIOS},
+        parallel=0.02,
+        segments={"pre": 1e-4, "post": 2e-4},
+        operators={**{name: 1e-4 * (1 + len(name) / 10) for name in OPERATORS}, "select": 1e-5},
+        check=Check(((1.0, 1.01), (2.0, 1.98), (3.0, 3.03)), rank, 0.01, 0.02),
+        measured=101,
+    )
