@@ -52,9 +52,7 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
     quiet()
     reporter = Reporter() if ranks.is_first else silent()
     if resume is not None and (resume / LATENCY_TABLE).is_file():
-        config.objectives.latency_table = str(
-            resume / LATENCY_TABLE
-        )  # whatever has become of the one it was copied from
+        config.objectives.latency_table = str(resume / LATENCY_TABLE)
     prepared = ranks.together(lambda: prepare(config, reporter, ranks))
     agree_on(prepared)
     config = prepared.config

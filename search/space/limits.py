@@ -99,6 +99,13 @@ class Limits:
         return allowed, costs, bounds, names
 
 
+def describe(limits: Limits | None, window: tuple[int, int]) -> str:
+    """The parameter window and every limit that is set, in one line."""
+    active = limits.active if limits is not None else {}
+    parts = [f"budget.{name} {text(name, most)}" for name, most in active.items()]
+    return ", ".join([f"budget.params {window[0]}..{window[1]}", *parts])
+
+
 class LimitedTable:
     """Assignments of a (stack, ratio) to each layer inside a parameter window and under further sums.
 
@@ -199,3 +206,43 @@ class LimitedTable:
             chosen.append(choice)
             spent = after[choice]
         return chosen
+
+
+def unreachable(
+    limits: Limits,
+    table: BudgetTable,
+    shapes: Sequence[tuple[int, Fraction]],
+    expressions: Sequence[Sequence[Expression]],
+    window: tuple[int, int],
+) -> str:
+    """Which limit leaves nothing, and what would be possible, in one line.
+
+    Args:
+        limits: none of whose architectures was found.
+        table: of the parameter window.
+        shapes: (stack, ratio) choices, in the order of the table's costs.
+        expressions: sets of expressions that were tried, one expression per layer.
+        window: of parameters, as the user knows it.
+    """
+    within = f"within budget.params {window[0]}..{window[1]}"
+    reached: dict[str, float] = {}
+    for tried in expressions:
+        allowed, costs, bounds, names = limits.of_layers(tried, shapes)
+        if not allowed.any(axis=1).all():
+            continue
+        reached.setdefault("memory_mb", 0.0)
+        limited = LimitedTable(table, allowed, costs, bounds)
+        for index, (name, bound) in enumerate(zip(names, bounds, strict=True)):
+            least = limited.lowest(index)
+            if least is not None:
+                fixed = getattr(limits, name) - bound
+                reached[name] = min(reached.get(name, np.inf), least + fixed)
+    for name, most in limits.active.items():
+        if name not in reached:
+            return f"budget.{name}: no architecture {within} keeps {text(name, most)}: raise it"
+        if reached[name] > most:
+            return (
+                f"budget.{name}: no architecture {within} needs at most {text(name, most)}; the least found is"
+                f" {text(name, reached[name])}: raise it, or widen budget.params"
+            )
+    return f"budget: no architecture keeps all of {describe(limits, window)}: raise one of them"

@@ -31,13 +31,12 @@ from kernels.expression import GELU_FFN, Expression, ExpressionError
 from kernels.fingerprint import fingerprint
 from kernels.operators import PAPER_BINARY, PAPER_UNARY
 from kernels.widths import validate
-from search.costs import text
 from search.space import options
 from search.space.budget import BudgetTable, budget_table
 from search.space.encode import encode, feature_names
 from search.space.features import features
 from search.space.generate import ExpressionGenerator
-from search.space.limits import LimitedTable, Limits
+from search.space.limits import LimitedTable, Limits, describe, unreachable
 from search.space.mutate import mutate_expression
 from search.space.rules import Rules, check
 
@@ -292,9 +291,7 @@ class SearchSpace:
         return self.limits is not None and bool(self.limits.active)
 
     def _limit_text(self) -> str:
-        window = f"budget.params {self.budget[0]}..{self.budget[1]}"
-        active = self.limits.active if self.limits is not None else {}
-        return ", ".join([window, *(f"budget.{name} {text(name, most)}" for name, most in active.items())])
+        return describe(self.limits, self.budget)
 
     def _limited_table(self, expressions: Sequence[Expression]) -> tuple[LimitedTable, list[str]]:
         """The table of (stack, ratio) for these expressions, and the names of its sums."""
@@ -326,28 +323,7 @@ class SearchSpace:
             return
         if self.fixed_shapes is not None:
             raise UserError(f"budget: the fixed shapes are not within {self._limit_text()}: raise a limit")
-        window = f"budget.params {self.budget[0]}..{self.budget[1]}"
-        reached: dict[str, float] = {}
-        for expressions in drawn:
-            allowed, costs, bounds, names = self.limits.of_layers(expressions, self.shapes)
-            if not allowed.any(axis=1).all():
-                continue
-            reached.setdefault("memory_mb", 0.0)
-            table = LimitedTable(self._table, allowed, costs, bounds)
-            for index, (name, bound) in enumerate(zip(names, bounds, strict=True)):
-                least = table.lowest(index)
-                if least is not None:
-                    most = getattr(self.limits, name)
-                    reached[name] = min(reached.get(name, np.inf), least + most - bound)
-        for name, most in self.limits.active.items():
-            if name not in reached:
-                raise UserError(f"budget.{name}: no architecture within {window} keeps {text(name, most)}: raise it")
-            if reached[name] > most:
-                raise UserError(
-                    f"budget.{name}: no architecture within {window} needs at most {text(name, most)};"
-                    f" the least found is {text(name, reached[name])}: raise it, or widen budget.params"
-                )
-        raise UserError(f"budget: no architecture keeps all of {self._limit_text()}: raise one of them")
+        raise UserError(unreachable(self.limits, self._table, self.shapes, drawn, self.budget))
 
     def _variant(self, **changes: Any) -> SearchSpace:
         return SearchSpace(self.shape, **{**{name: getattr(self, name) for name in _OPTIONS}, **changes})
