@@ -16,6 +16,7 @@ Rejected: ordinary least squares; a negative cost makes the search add operators
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,9 +86,7 @@ class Clock:
             for stack in bank.values():
                 stack.eval().to(self.device)
         self.model = model.eval().to(self.device)
-        ids = torch.randint(1, shape.vocab_size, (at.batch_size, length), generator=torch.Generator().manual_seed(0))
-        self.ids = ids.to(self.device)
-        self.mask = torch.ones_like(self.ids, dtype=torch.bool)
+        self.ids, self.mask = _inputs(shape.vocab_size, at)
 
     def use(self, arch: Architecture | None) -> None:
         """Puts an architecture into the model; None: no FFNs at all."""
@@ -106,14 +105,7 @@ class Clock:
 
     def seconds(self, passes: int = 1) -> float:
         """Seconds of one forward pass of what is in the model, the mean of `passes`."""
-        alone = self.device.type == "cpu" and self.at.threads == 1
-        now = time.thread_time if alone else time.perf_counter
-        began = now()
-        for _ in range(passes):
-            self.model(self.ids, attention_mask=self.mask)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (now() - began) / passes
+        return _seconds(self.model, self.ids, self.mask, self.at, passes)
 
     def least(
         self,
@@ -166,6 +158,40 @@ def steady(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
         if collecting:
             gc.enable()
+
+
+def model_milliseconds(model: nn.Module, at: Conditions, *, rounds: tuple[int, int] = ROUNDS) -> float:
+    """Least milliseconds of a forward pass of a finished model, by the clock and the inputs of a table."""
+    device = torch.device(at.device)
+    model = model.eval().to(device)
+    ids, mask = _inputs(model.config.vocab_size, at)
+    best: list[float] = []
+    with steady(at.threads), torch.inference_mode(), autocast(device, at.precision):
+        _seconds(model, ids, mask, at)
+        passes = max(1, round(SHORTEST / max(_seconds(model, ids, mask, at), 1e-6)))
+        for done in range(1, 3 * rounds[1] + 1):
+            best.append(min(_seconds(model, ids, mask, at, passes), best[-1] if best else math.inf))
+            recent = best[-1 - 3 * PATIENCE] if len(best) > 3 * PATIENCE else math.inf
+            if done >= 3 * rounds[0] and best[-1] > (1 - SETTLED) * recent:
+                break
+    return 1e3 * best[-1]
+
+
+def _inputs(vocab_size: int, at: Conditions) -> tuple[Tensor, Tensor]:
+    """Random token ids and a mask of real tokens, [B, S]."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, vocab_size, (at.batch_size, at.sequence_length), generator=generator).to(at.device)
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _seconds(model: nn.Module, ids: Tensor, mask: Tensor, at: Conditions, passes: int = 1) -> float:
+    now = time.thread_time if at.device == "cpu" and at.threads == 1 else time.perf_counter
+    began = now()
+    for _ in range(passes):
+        model(ids, attention_mask=mask)
+    if at.device != "cpu":
+        torch.cuda.synchronize()
+    return (now() - began) / passes
 
 
 def build_table(

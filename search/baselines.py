@@ -67,7 +67,17 @@ def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
     proxy = ProxyTrainer(ctx, "random", ctx.config.stage1, supernet)
     together = ctx.config.stage1.population
     with ctx.timed("random candidates"):
-        log = run_trials("random", trials, sampler, ctx.space, proxy, ctx.ledger, ctx.reporter, together=together)
+        log = run_trials(
+            "random",
+            trials,
+            sampler,
+            ctx.space,
+            proxy,
+            ctx.ledger,
+            ctx.reporter,
+            together=together,
+            on_trial=ctx.scalars.trial if ctx.scalars is not None else None,
+        )
     ctx.rundir.baseline("random").mkdir(parents=True, exist_ok=True)
     write_candidates(ctx.rundir.baseline("random") / "candidates.csv", log.trials)
     return log

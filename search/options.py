@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from engine.errors import UserError
 from engine.files import copy_atomic, write_text_atomic
-from search.config import SearchConfig, validate
+from search.config import BudgetConfig, SearchConfig, validate
 
 EXAMPLES = """
 examples:
@@ -29,6 +29,7 @@ examples:
   ffnas search --objectives score,latency             the front of score against latency
   ffnas search --preset paper --config my.yaml        start from a preset, change what my.yaml says
   ffnas search --resume runs/NAME                     go on after an interruption
+  ffnas search --resolve runs/NAME --budget.latency-ms 8      the same run under another budget, in seconds
 """
 
 
@@ -64,6 +65,9 @@ def build_parser(prog: str = "ffnas search") -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the values below.")
     parser.add_argument("--resume", type=str, default=None, help="Run directory to continue; takes its own config.")
+    parser.add_argument(
+        "--resolve", type=str, default=None, help="Finished run to answer again under the --budget given; no training."
+    )
     parser.add_class_arguments(SearchConfig, as_group=False)
     return parser
 
@@ -97,6 +101,46 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
     config = SearchConfig(**fields)
     validate(config)
     return config, folder
+
+
+def parse_resolve(argv: list[str], prog: str = "ffnas search") -> tuple[Path, SearchConfig] | None:
+    """The run directory and configuration of `--resolve RUN`, None where it is not given.
+
+    The run's own configuration, with the constraints given in place of its own.
+
+    Raises:
+        UserError: the folder is no run, another option is given, or no constraint.
+    """
+    argv = normalise(argv)
+    folder = _value_of(argv, "--resolve")
+    if folder is None:
+        return None
+    config_file = Path(folder) / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(f"--resolve: {folder!r} holds no config.yaml: give the folder of a finished run")
+    place = next(i for i, a in enumerate(argv) if a == "--resolve" or a.startswith("--resolve="))
+    rest = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
+    names = [a.partition("=")[0] for a in rest if a.startswith("--")]
+    for name in names:
+        if not name.startswith(("--budget.", "--objectives.")) or name == "--objectives.names":
+            raise UserError(f"--resolve takes --budget.* and --objectives.* alone: leave {name} out")
+    if not any(name.startswith("--budget.") for name in names):
+        raise UserError("--resolve: give at least one constraint: --budget.params, flops, memory_mb or latency_ms")
+    free = [f"--budget.{f.name}=null" for f in dataclasses.fields(BudgetConfig)]
+    own = ["--objectives.names=[score]", "--objectives.latency_table=null"]
+    config = _read(["--config", str(_sound_config(config_file.parent)), *free, *own, *rest], prog)
+    config.sampler.name = "gaussian"
+    validate(config)
+    return Path(folder), config
+
+
+def _read(argv: list[str], prog: str) -> SearchConfig:
+    try:
+        parser = build_parser(prog)
+        values = vars(parser.instantiate(parser.parse_args(argv)))
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UserError(one_line(str(error))) from error
+    return SearchConfig(**{f.name: values[f.name] for f in dataclasses.fields(SearchConfig)})
 
 
 def normalise(argv: list[str]) -> list[str]:

@@ -91,6 +91,10 @@ def _finish(
 ) -> dict[str, Any]:
     summary = summarise(ctx, best, baselines, teacher_metrics, stages)
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
+    if ctx.scalars is not None:
+        ctx.scalars.model("teacher", teacher_metrics)
+        for name, derived in {"found": best, **baselines}.items():
+            ctx.scalars.model(name, derived.dev)
     build_report(ctx.rundir.path)
     return summary
 

@@ -1,29 +1,41 @@
 """Progress for a person at a terminal, plain lines elsewhere.
 
-On a terminal: one bar per running phase with count, rate, remaining time and the best score so far (`rich`, which
-respects NO_COLOR). Elsewhere: one line when a phase ends, and at most one every `QUIET_SECONDS` in between.
+On a terminal a live view of the running phase: a bar with count, rate, time spent and time left, below it what matters
+most (the best score so far) and, if candidates failed, how many for which reason. When the phase ends the view gives
+way to one closing line. Elsewhere: the closing lines alone, and at most one line every `QUIET_SECONDS` in between.
+`rich` decides what a terminal is and leaves colours out where NO_COLOR is set.
+
+Rejected: a full-screen view. What earlier phases said would be gone when it ends, and so would it from a log.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 QUIET_SECONDS = 20.0
 """Seconds between two progress lines of one phase where output is not a terminal."""
+REASONS = 4
+"""Reasons of failures shown in the live view, the most frequent ones."""
 
 
 class Bar(Protocol):
     """One running phase."""
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Reports `done` units finished, with a short note such as the best score so far; `total` if it changed."""
+    def update(
+        self, done: int, note: str = "", total: int | None = None, failures: Mapping[str, int] | None = None
+    ) -> None:
+        """Reports `done` units finished, with a short note such as the best score so far; `total` if it changed,
+        `failures` by reason."""
         ...
 
 
@@ -43,39 +55,86 @@ class _Pace:
         return (done - self.first[0]) / max(now - self.first[1], 1e-9)
 
 
-class _RichBar:
-    def __init__(self, progress: Progress, name: str, total: int) -> None:
-        self.progress = progress
-        self.task = progress.add_task(name, total=total, note="", rate="")
-        self.pace = _Pace()
+class _State:
+    """What a phase last reported."""
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        rate = _rate(self.pace(done))
-        self.progress.update(self.task, completed=done, total=total, note=note, rate=rate)
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.began = time.monotonic()
+        self.done, self.note, self.rate = 0, "", 0.0
+        self.failures: dict[str, int] = {}
+        self._pace = _Pace()
+
+    def take(self, done: int, note: str, total: int | None, failures: Mapping[str, int] | None) -> None:
+        self.done, self.note, self.total = done, note, total or self.total
+        self.rate = self._pace(done)
+        if failures is not None:
+            self.failures = dict(failures)
+
+    def line(self, tail: str) -> str:
+        """The state in one line."""
+        failed = sum(self.failures.values())
+        parts = [f"{self.name}: {self.done}/{self.total}", self.note, f"{failed} failed" if failed else "", tail]
+        return ", ".join(part for part in parts if part)
+
+    def closing(self) -> str:
+        """The line that stays when the phase has ended."""
+        return self.line(f"{time.monotonic() - self.began:.1f} s")
+
+
+class _LiveBar:
+    """The live view of a phase."""
+
+    def __init__(self, state: _State, console: Console) -> None:
+        self.state = state
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=console)
+        self.task = self.progress.add_task(state.name, total=state.total, rate="")
+        self.live = Live(self._view(), console=console, transient=True, refresh_per_second=4)
+
+    def update(
+        self, done: int, note: str = "", total: int | None = None, failures: Mapping[str, int] | None = None
+    ) -> None:
+        self.state.take(done, note, total, failures)
+        self.progress.update(self.task, completed=done, total=self.state.total, rate=_rate(self.state.rate))
+        self.live.update(self._view())
+
+    def _view(self) -> Group:
+        lines = [Text(self.state.note, style="green")] if self.state.note else []
+        ordered = sorted(self.state.failures.items(), key=lambda item: (-item[1], item[0]))
+        for reason, count in ordered[:REASONS]:
+            lines.append(Text(f"failed {count}: {reason}", style="red", overflow="ellipsis", no_wrap=True))
+        if len(ordered) > REASONS:
+            rest = sum(count for _, count in ordered[REASONS:])
+            lines.append(Text(f"failed {rest}: other reasons", style="red"))
+        return Group(self.progress, *(Padding(line, (0, 0, 0, 2)) for line in lines))
 
 
 class _LineBar:
-    def __init__(self, name: str, total: int, write: Console) -> None:
-        self.name, self.total, self.console = name, total, write
-        self.began = self.last = time.monotonic()
-        self.done, self.note, self.pace = 0, "", _Pace()
+    """Lines in place of the live view."""
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        self.total = total or self.total
-        self.done, self.note = done, note
-        rate = self.pace(done)
+    def __init__(self, state: _State, console: Console) -> None:
+        self.state, self.console = state, console
+        self.last = state.began
+
+    def update(
+        self, done: int, note: str = "", total: int | None = None, failures: Mapping[str, int] | None = None
+    ) -> None:
+        state = self.state
+        state.take(done, note, total, failures)
         now = time.monotonic()
-        if now - self.last >= QUIET_SECONDS and done < self.total:
+        if now - self.last >= QUIET_SECONDS and done < state.total:
             self.last = now
-            left = (self.total - done) / max(rate, 1e-9)
-            self._line(f"{_rate(rate)}, {left:.0f} s left")
-
-    def close(self) -> None:
-        self._line(f"{time.monotonic() - self.began:.1f} s")
-
-    def _line(self, tail: str) -> None:
-        note = f", {self.note}" if self.note else ""
-        self.console.print(f"{self.name}: {self.done}/{self.total}{note}, {tail}", markup=False, highlight=False)
+            left = (state.total - done) / max(state.rate, 1e-9)
+            self.console.print(state.line(f"{_rate(state.rate)}, {left:.0f} s left"), markup=False, highlight=False)
 
 
 def _rate(rate: float) -> str:
@@ -99,20 +158,12 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Bar]:
-        """A phase of `total` units; its bar disappears into one closing line when the phase ends."""
+        """A phase of `total` units; what shows its progress gives way to one closing line when the phase ends."""
+        state = _State(name, total)
         if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            with Progress(*columns, console=self.console) as progress:
-                yield _RichBar(progress, name, total)
-            return
-        bar = _LineBar(name, total, self.console)
-        yield bar
-        bar.close()
+            bar = _LiveBar(state, self.console)
+            with bar.live:
+                yield bar
+        else:
+            yield _LineBar(state, self.console)
+        self.info(state.closing())

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 def command(argv: list[str]) -> None:
-    """Runs or resumes a search; raises `UserError` before anything is written when the input is wrong."""
+    """Runs, resumes or resolves a search; raises `UserError` before anything is written when the input is wrong."""
     from engine.errors import ToldElsewhere, UserError
-    from search.options import parse
+    from search.options import parse, parse_resolve
 
+    given = parse_resolve(argv)
+    if given is not None:
+        _resolve(*given)
+        return
     try:
         config, resume = parse(argv)
     except UserError as error:
@@ -37,6 +41,16 @@ def command(argv: list[str]) -> None:
 
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
         _search(config, resume, ranks)
+
+
+def _resolve(folder: Path, config: SearchConfig) -> None:
+    from search.libraries import quiet
+    from search.progress import Reporter
+    from search.resolve import require_finished, resolve
+
+    quiet()
+    require_finished(folder)
+    resolve(folder, config, Reporter())
 
 
 def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:

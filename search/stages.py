@@ -173,10 +173,12 @@ def _search(
             ctx.reporter,
             together=together,
             as_group=as_group,
+            on_trial=ctx.scalars.trial if ctx.scalars is not None else None,
         )
     best = log.best()
     folder = ctx.rundir.stage(number)
     write_candidates(folder / "candidates.csv", log.trials)
+    write_json_atomic(folder / "sampler.json", sampler.diagnostics())
     write_json_atomic(
         folder / "best.json",
         {

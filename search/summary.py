@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from engine.latency_build import model_milliseconds
 from engine.metrics import primary
+from engine.supernet import extract
 from kernels.dispatch import preferred_backend
 from search.context import Context
 from search.derive import Derived
@@ -23,6 +25,7 @@ def describe(ctx: Context, derived: Derived) -> dict[str, Any]:
     return {
         "architecture": str(derived.architecture),
         "params": derived.params,
+        "costs": ctx.space.limits.costs.of(derived.architecture) if ctx.space.limits is not None else {},
         "params_without_fit_dense": ctx.space.parameters(derived.architecture, fit_dense=False),
         "metric": {"name": name, "value": value, "split": "dev"},
         "metrics": {"dev": derived.dev, "select": derived.select},
@@ -40,6 +43,18 @@ def describe_teacher(ctx: Context, metrics: dict[str, float]) -> dict[str, Any]:
         "hidden_size": ctx.teacher.hidden_size,
         "metric": {"name": name, "value": value, "split": "dev"},
         "metrics": {"dev": metrics},
+    }
+
+
+def latency(ctx: Context, best: Derived) -> dict[str, Any]:
+    """Predicted and measured latency of the found model, where the search had a latency table."""
+    table = ctx.space.limits.costs.table if ctx.space.limits is not None else None
+    if table is None:
+        return {}
+    measured = model_milliseconds(extract(best.model, None), table.conditions)
+    predicted = table.predict(best.architecture)
+    return {
+        "latency": {"predicted_ms": predicted, "measured_ms": measured, "conditions": str(table.conditions)},
     }
 
 
@@ -66,7 +81,8 @@ def summarise(
         "baselines": {name: describe(ctx, derived) for name, derived in baselines.items()},
         "teacher": describe_teacher(ctx, teacher_metrics),
         "student": {"hidden_size": ctx.shape.hidden_size, "layers": ctx.shape.num_layers},
-        "budget": {"params": list(ctx.space.budget)},
+        "budget": {"params": list(ctx.space.budget), **(ctx.space.limits.active if ctx.space.limits else {})},
+        **latency(ctx, best),
         "trials": {
             **{name: len(log.trials) for name, log in stages.items()},
             "failed": sum(t.score is None for log in logs for t in log.trials),

@@ -19,6 +19,7 @@ from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.training import Diverged
+from search.failures import by_reason
 from search.ledger import Ledger, Trial
 from search.progress import Reporter
 from search.samplers import Sampler, SpaceExhausted
@@ -138,9 +139,8 @@ def run_trials(
                 for trial in trials:
                     on_trial(trial)
             scores = [t.score for t in log.trials if t.score is not None and t.state == "complete"]
-            failed = sum(t.state == "failed" for t in log.trials)
-            note = f"best {max(scores):.4f}" if scores else ""
-            bar.update(len(log.trials), note + (f", {failed} failed" if failed else ""))
+            failures = by_reason(t.reason for t in log.trials if t.state == "failed")
+            bar.update(len(log.trials), f"best {max(scores):.4f}" if scores else "", failures=failures)
     log.duplicates += sampler.duplicates
     return log
 

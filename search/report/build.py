@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.files import write_text_atomic
+from search.costs import text
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
+from search.report.insights import cost_fronts, latency, operators, partition
 from search.report.plots import losses, pareto, score_over_trials, time_per_phase
+from search.report.tables import COSTS
 from search.report.theme import duration, millions, save, shorten, style
 
 if TYPE_CHECKING:
@@ -84,6 +87,31 @@ PLOTS = (
         " Scores of stage 3 (shared weights, no training) are not comparable with those of the other stages.",
         score_over_trials,
     ),
+    Plot(
+        "cost_fronts",
+        "Score against every other cost, with the front of each stage (stages score differently, so only points of one"
+        " colour compare). Costs are predicted: FLOPs and memory by formula, latency from the table.",
+        cost_fronts,
+    ),
+    Plot(
+        "operators",
+        "How often an operator occurs in a layer's expression, in percent: among a stage's best tenth of candidates,"
+        " and among all of them. An operator the best have more often than all is one the search likes.",
+        operators,
+    ),
+    Plot(
+        "partition",
+        "How the sampler parts the space: in each box the mean rank of the candidates' scores (1 is best) and, in"
+        " brackets, their number; the better half is on the left. Below a box the feature that weighs most in it,"
+        " with its sign on the good side.",
+        partition,
+    ),
+    Plot(
+        "latency",
+        "Left: predicted against measured latency of random architectures that the table was not made from, and of"
+        " exported models; the band is 10 %. Right: the errors.",
+        latency,
+    ),
     Plot("losses", "Distillation losses over optimizer steps, phase by phase.", losses),
     Plot("time_per_phase", "Wall time of each phase.", time_per_phase),
 )
@@ -137,6 +165,8 @@ def _render(data: RunData, images: dict[str, tuple[str, str]]) -> str:
         versions=data.summary.get("versions", {}),
         notes=data.summary.get("notes", []),
         config=data.config,
+        resolved=_resolved(data),
+        table=str(data.latency.conditions) if data.latency is not None else "",
     )
 
 
@@ -152,6 +182,17 @@ def _failures(data: RunData) -> list[tuple[str, int]]:
     for stage in data.stages:
         total.update(stage.failures)
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _resolved(data: RunData) -> list[dict[str, str]]:
+    """Answers under other constraints: budget, score, costs, latency."""
+    rows = []
+    for name, answer in data.resolved.items():
+        took = answer.get("latency")
+        measured = f"{took['measured_ms']:.3g} ms" if took is not None else "–"
+        costs = {cost: text(cost, value) for cost, value in answer["costs"].items()}
+        rows.append({"name": name, "metric": f"{answer['metric']['value']:.4f}", "measured": measured, "costs": costs})
+    return rows
 
 
 def _cards(data: RunData) -> list[dict[str, str]]:
@@ -177,6 +218,10 @@ def _cards(data: RunData) -> list[dict[str, str]]:
                     "note": f"{baseline.metric.value:.4f} at {millions(baseline.params)}",
                 }
             )
+    took = data.summary.get("latency")
+    if isinstance(took, dict):
+        note = f"{took['predicted_ms']:.3g} ms predicted; {took['conditions'].split(', fp32')[0]}"
+        cards.append({"value": f"{took['measured_ms']:.3g} ms", "label": "latency", "note": note})
     trials = sum(len(s.trials) for s in data.stages if s.key != "random")
     if trials:
         failed = sum(t.state == "failed" for s in data.stages if s.key != "random" for t in s.trials)
@@ -201,5 +246,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     low_high = summary.get("budget", {}).get("params")
     if low_high:
         facts.append(("budget", f"{low_high[0]:,.0f} to {low_high[1]:,.0f} parameters".replace(",", " ")))
+    for name in COSTS:
+        if isinstance(summary.get("budget", {}).get(name), (int, float)):
+            facts.append(("budget", f"at most {text(name, summary['budget'][name])}"))
     facts += [(key, str(summary[key])) for key in ("device", "backend", "precision", "seed") if key in summary]
     return facts

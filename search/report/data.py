@@ -6,6 +6,9 @@
     best/architecture.json  the found architecture
     log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
     config.yaml             shown as it is
+    stageN/sampler.json     how the sampler parted the space
+    latency_table.json      predicted against measured latencies
+    resolved/*/summary.json answers under other constraints
 
 Rejected: taking a finished run's objects from memory. The same report must be buildable later, elsewhere, and of a
 run that was interrupted.
@@ -21,16 +24,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.architecture import Architecture
 from engine.errors import UserError
+from search.failures import by_reason
 from search.report.tables import Candidate, read_candidates
+from search.rundir import LATENCY_TABLE
+
+if TYPE_CHECKING:
+    from engine.latency import LatencyTable
 
 _log = logging.getLogger("ffnas.report")
 
 TERMS = ("total", "hidden", "attention", "prediction")
-_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d[\d.]*(?:e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Stage:
     @property
     def failures(self) -> Counter[str]:
         """Reasons of failed trials, numbers in them replaced by #, with how often each occurred."""
-        return Counter(_NUMBER.sub("#", t.reason or "unknown") for t in self.trials if t.state == "failed")
+        return by_reason(t.reason for t in self.trials if t.state == "failed")
 
 
 @dataclass
@@ -108,6 +115,9 @@ class RunData:
     params: int | None
     curves: dict[str, Curve]
     config: str
+    samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latency: LatencyTable | None = None
+    resolved: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def best(self) -> Model | None:
@@ -165,7 +175,38 @@ def read_run(path: Path) -> RunData:
         params=raw["params"] if raw is not None else None,
         curves=curves,
         config=_text(path / "config.yaml") or "",
+        samplers=_samplers(path),
+        latency=_latency(path / LATENCY_TABLE),
+        resolved=_resolved(path / "resolved"),
     )
+
+
+def _samplers(path: Path) -> dict[str, dict[str, Any]]:
+    found = {key: _object(path / f"stage{key}" / "sampler.json") for key in _STAGES}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _latency(path: Path) -> LatencyTable | None:
+    if not path.is_file():
+        return None
+    from engine.latency import LatencyTable  # deferred: it loads torch
+
+    return LatencyTable.load(path)
+
+
+def _resolved(folder: Path) -> dict[str, dict[str, Any]]:
+    """summary.json of every answer under other constraints, by folder."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    found = {name: _object(folder / name / "summary.json") for name in names}
+    kept = {name: value for name, value in found.items() if value is not None}
+    for name, value in kept.items():
+        file = folder / name / "summary.json"
+        _field(file, value, "costs", dict)
+        _field(file, _field(file, value, "metric", dict), "value", float, "metric.")
+        if "latency" in value:
+            for key in ("predicted_ms", "measured_ms"):
+                _field(file, _field(file, value, "latency", dict), key, float, "latency.")
+    return kept
 
 
 def _text(path: Path) -> str | None:

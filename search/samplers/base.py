@@ -184,6 +184,10 @@ class Sampler(ABC):
         for observation in self.observed:
             self._learn(observation)
 
+    def diagnostics(self) -> dict[str, Any]:
+        """What a report shows of how candidates were chosen, as JSON values."""
+        return {"sampler": self.name, "observed": len(self.observed), "duplicates": self.duplicates}
+
     @abstractmethod
     def _choose(self) -> Architecture | None:
         """The next candidate, new and marked as such by `_accept`; None if none was found in a bounded search."""

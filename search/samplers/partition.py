@@ -27,7 +27,7 @@ import numpy as np
 
 from engine.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
-from search.samplers.tree import Node, agreement, build, count, descend, ranks
+from search.samplers.tree import Node, agreement, build, count, descend, describe, ranks
 
 MIN_LEAF = 10
 MAX_DEPTH = 8
@@ -89,6 +89,17 @@ class PartitionSampler(Sampler):
         path = descend(tree, self.exploration)
         members = np.flatnonzero(agreement(path, features) == len(path))
         return self._from_leaf(path, self._elite(members, values))
+
+    def diagnostics(self) -> dict[str, Any]:
+        """With the tree over all trials: per node visits, mean rank and the features that part it."""
+        found = super().diagnostics()
+        if len(self.observed) >= max(self.startup, 1):
+            features = np.array(self._features)
+            tree = self._partition(features)
+            count(tree, features, self._values(len(features)))
+            names = self.space.feature_names() if hasattr(self.space, "feature_names") else []
+            found["tree"] = describe(tree, features.std(axis=0), names)
+        return found
 
     def _partition(self, features: np.ndarray) -> Node:
         """The tree of the last rebuild: a function of the first trials alone, however they were handed in."""

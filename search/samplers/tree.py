@@ -15,7 +15,9 @@ Source: LaNAS, Wang et al. 2019, "Sample-Efficient Neural Architecture Search by
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +104,27 @@ def descend(root: Node, exploration: float) -> list[tuple[Split, bool]]:
         path.append((node.split, good))
         node = node.children[0 if good else 1]
     return path
+
+
+def describe(node: Node, scale: np.ndarray, names: Sequence[str], features: int = 3) -> dict[str, Any]:
+    """A counted tree as JSON values: visits, mean, and for every split the features that weigh most.
+
+    Args:
+        node: the root.
+        scale: float64 [D], standard deviations of the features; a weight times that says how much a feature matters.
+        names: of the features; their numbers where it is empty.
+        features: so many are named per split.
+    """
+    found: dict[str, Any] = {"visits": node.visits, "mean": node.mean}
+    if node.split is not None and node.children is not None:
+        weights = node.split.weights * scale
+        total = np.abs(weights).sum() or 1.0
+        order = np.argsort(-np.abs(weights), kind="stable")[:features]
+        found["features"] = [
+            {"name": names[i] if len(names) else f"feature {i}", "share": float(weights[i] / total)} for i in order
+        ]
+        found["children"] = [describe(child, scale, names, features) for child in node.children]
+    return found
 
 
 def agreement(path: list[tuple[Split, bool]], features: np.ndarray) -> np.ndarray:

@@ -1,0 +1,276 @@
+"""`ffnas search --resolve RUN --budget...`: a finished run answered again under other constraints, without training.
+
+What the run has makes this quick: stage 3's supernet holds trained weights of every (stack, ratio), and its trials are
+scored already. The constraints given replace those of the run altogether. Recorded trials inside them are candidates as
+they are; a Gaussian process that has seen all recorded scores proposes further ones, scored by shared evaluation. The
+best is cut out of the supernet and exported with its weights as they are (`derive.start: supernet` without the final
+distillation, which a new search would add).
+
+A latency limit is checked on the exported model. Where it takes longer than the table said (another clock rate, other
+programs), predictions are scaled by what was measured and the choice is made again.
+
+    RUN/resolved/NAME/   architecture.json   model/   summary.json
+
+Rejected: distilling the new architecture; it takes as long as the run's own last phase. Rejected: the best of stages 1
+and 2; their weights were thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine.architecture import Architecture, LayerSpec
+from engine.checkpoint import load_weights
+from engine.errors import UserError
+from engine.evaluation import evaluate
+from engine.export import export_model
+from engine.files import atomic_directory, write_json_atomic
+from engine.latency import LatencyTable
+from engine.latency_build import model_milliseconds
+from engine.metrics import primary
+from engine.shared_evaluation import SharedEvaluator
+from engine.supernet import build_student, extract
+from search.config import SearchConfig
+from search.context import Prepared, build_space, prepare
+from search.costs import text
+from search.latency_tables import conditions
+from search.ledger import Trial
+from search.progress import Reporter
+from search.report.tables import Candidate, read_candidates
+from search.rundir import LATENCY_TABLE, RunDir
+from search.samplers import GaussianSampler, SpaceExhausted
+from search.space import SearchSpace
+
+NEW, TOGETHER = 32, 8
+"""New candidates scored, at most, and how many are proposed at a time."""
+SECONDS = 20.0
+"""No further candidates are proposed after this long."""
+OVER = 1.02
+"""A measured latency of so many times the limit still counts as met; timings differ by that much."""
+CORRECTIONS = 3
+
+
+@dataclass
+class _Scored:
+    """A candidate and its score with the supernet's weights."""
+
+    architecture: Architecture
+    score: float
+    recorded: bool
+
+
+def resolve(folder: Path, config: SearchConfig, reporter: Reporter) -> Path:
+    """Answers the finished run in `folder` under the budget of `config`; returns the folder of the answer.
+
+    Args:
+        folder: the run's directory.
+        config: its configuration, with the new budget and objectives.
+        reporter: shows progress.
+
+    Raises:
+        UserError: the run is not finished, nothing fits, or a latency limit cannot be met when measured.
+    """
+    began = time.monotonic()
+    trials = require_finished(folder)
+    config = _with_own_table(folder, config)
+    with RunDir(folder).open(resume=True):
+        return _Resolution(prepare(config, reporter), folder, trials, reporter).write(began)
+
+
+def _with_own_table(folder: Path, config: SearchConfig) -> SearchConfig:
+    """The run's own latency table as the one to use, where none is named and it fits the conditions."""
+    own = folder / LATENCY_TABLE
+    wanted = config.objectives.needs_latency(config.budget) and config.objectives.latency_table is None
+    if not wanted or not own.is_file() or LatencyTable.load(own).conditions != conditions(config):
+        return config
+    return replace(config, objectives=replace(config.objectives, latency_table=str(own)))
+
+
+def require_finished(folder: Path) -> list[Candidate]:
+    """The recorded trials of stage 3; raises `UserError` unless the run in `folder` is finished."""
+    rundir = RunDir(folder)
+    needed = (rundir.summary, rundir.candidates(3), rundir.stage(3) / "supernet.safetensors")
+    for path in needed:
+        if not path.is_file():
+            raise UserError(
+                f"--resolve {folder}: the run has not finished ({path.name} is missing): continue it with"
+                f" ffnas search --resume {folder}"
+            )
+    return read_candidates(rundir.candidates(3))
+
+
+class _Resolution:
+    """One answer in the making."""
+
+    def __init__(self, prepared: Prepared, folder: Path, trials: list[Candidate], reporter: Reporter) -> None:
+        self.prepared, self.folder, self.reporter = prepared, folder, reporter
+        self.recorded = [(Architecture.parse(t.architecture), t.score) for t in trials if t.state == "complete"]
+        if not self.recorded:
+            raise UserError(f"--resolve {folder}: no candidate of stage 3 completed: run the search again")
+        expressions = tuple(layer.expression for layer in self.recorded[0][0].layers)
+        self.space = prepared.space.with_expressions(expressions)
+        self.supernet = self._supernet()
+        self.evaluator = SharedEvaluator(self.supernet, prepared.data.score, precision=prepared.precision)
+        self.candidates: dict[str, _Scored] = {}
+
+    def write(self, began: float) -> Path:
+        """Finds, checks and writes the answer."""
+        limit, factor = self.space.limits.latency_ms if self.space.limits is not None else None, 1.0
+        self._search(self.space)
+        best = self._best(self.space)
+        measured = None
+        for _ in range(CORRECTIONS if limit is not None else 0):
+            measured = self._measure(best.architecture)
+            if measured <= OVER * limit:
+                break
+            factor *= measured / self._cost(best.architecture, factor)
+            self.reporter.info(
+                f"measured {measured:.3g} ms where {limit:.3g} are allowed: predictions scaled by {factor:.2f}"
+            )
+            slower = self._slower(factor)
+            self._search(slower)
+            best = self._best(slower)
+        else:
+            if limit is not None:
+                measured = self._measure(best.architecture)
+                if measured > 1.1 * limit:
+                    raise UserError(
+                        f"budget.latency_ms: the exported model takes {measured:.3g} ms, more than {limit:.3g}, after"
+                        f" {CORRECTIONS} corrections: measure the table again (ffnas latency --build-table)"
+                    )
+        return self._export(best, measured, factor, began)
+
+    def _supernet(self) -> nn.Module:
+        prepared = self.prepared
+        largest = max(prepared.space.stacks), max(prepared.space.ratios)
+        layers = tuple(LayerSpec(layer.expression, *largest) for layer in self.recorded[0][0].layers)
+        model = build_student(
+            prepared.shape,
+            Architecture(layers),
+            prepared.config.student.num_heads or prepared.teacher.num_heads,
+            prepared.spec,
+            policy=prepared.space.policy,
+            pad_token_id=prepared.teacher.tokenizer.pad_token_id,
+            hidden_dropout_prob=prepared.config.student.dropout,
+            attention_probs_dropout_prob=prepared.config.student.dropout,
+            seed=0,
+        )
+        load_weights(RunDir(self.folder).stage(3) / "supernet.safetensors", model)
+        return model.to(prepared.device).eval()
+
+    def _search(self, space: SearchSpace) -> None:
+        """Adds recorded and newly scored candidates of `space`."""
+        sampler = GaussianSampler(space, self.prepared.config.seed, startup=2)
+        known = [*self.recorded, *((c.architecture, c.score) for c in self.candidates.values() if not c.recorded)]
+        for architecture, score in self.recorded:
+            self.candidates.setdefault(space.key(architecture), _Scored(architecture, score, True))
+        sampler.observe(_trial(space, number, *pair) for number, pair in enumerate(known))
+        spec, began, done = self.prepared.spec, time.monotonic(), 0
+        with self.reporter.phase("resolve: candidates", NEW) as bar:
+            while done < NEW and time.monotonic() - began < SECONDS:
+                try:
+                    proposed = sampler.propose(min(TOGETHER, NEW - done))
+                except SpaceExhausted:
+                    break
+                scores = [primary(spec, m)[1] for m in self.evaluator.evaluate(proposed, spec)]
+                pairs = list(zip(proposed, scores, strict=True))
+                sampler.observe(_trial(space, done + n, *pair) for n, pair in enumerate(pairs))
+                for architecture, score in pairs:
+                    self.candidates[space.key(architecture)] = _Scored(architecture, score, False)
+                done += len(pairs)
+                bar.update(done, f"best {max(c.score for c in self._inside(space)):.4f}")
+
+    def _inside(self, space: SearchSpace) -> list[_Scored]:
+        return [c for c in self.candidates.values() if space.contains(c.architecture)]
+
+    def _best(self, space: SearchSpace) -> _Scored:
+        inside = self._inside(space)
+        if not inside:
+            raise UserError(f"--resolve {self.folder}: no candidate within the budget was found: widen it")
+        return min(inside, key=lambda c: (-c.score, space.parameters(c.architecture), str(c.architecture)))
+
+    def _cost(self, architecture: Architecture, factor: float) -> float:
+        return factor * self.space.limits.costs.cost("latency_ms", architecture)
+
+    def _slower(self, factor: float) -> SearchSpace:
+        """The space on a device that takes `factor` times as long as the table says."""
+        table = self.space.limits.costs.table.scaled(factor)
+        prepared = self.prepared
+        return build_space(prepared.config, prepared.shape, table).with_expressions(self.space.fixed_expressions)
+
+    def _measure(self, architecture: Architecture) -> float:
+        at = self.space.limits.costs.table.conditions
+        return model_milliseconds(extract(self.supernet, architecture), at)
+
+    def _export(self, best: _Scored, measured: float | None, factor: float, began: float) -> Path:
+        prepared, space, spec = self.prepared, self.space, self.prepared.spec
+        dev = evaluate(
+            self.supernet, prepared.data.dev, spec, precision=prepared.precision, architecture=best.architecture
+        )
+        budget = {k: v for k, v in vars(prepared.config.budget).items() if v is not None}
+        costs = space.limits.costs.of(best.architecture)
+        name, value = primary(spec, dev)
+        summary: dict[str, Any] = {
+            "run": str(self.folder),
+            "budget": budget,
+            "architecture": str(best.architecture),
+            "score": best.score,
+            "recorded": best.recorded,
+            "costs": costs,
+            "metric": {"name": name, "value": value, "split": "dev"},
+            "metrics": {"dev": dev},
+            "candidates": {
+                "recorded": len(self.recorded),
+                "new": sum(not c.recorded for c in self.candidates.values()),
+                "within the budget": len(self._inside(space)),
+            },
+        }
+        if measured is not None:
+            summary["latency"] = {
+                "limit_ms": prepared.config.budget.latency_ms,
+                "predicted_ms": costs["latency_ms"],
+                "measured_ms": measured,
+                "correction": factor,
+                "conditions": str(space.limits.costs.table.conditions),
+            }
+        parent = self.folder / "resolved"
+        parent.mkdir(exist_ok=True)
+        path = parent / folder_name(budget)
+        card = {
+            "name": f"{self.folder.name} {path.name}",
+            "task": spec.name,
+            "teacher": prepared.config.teacher,
+            "metric": summary["metric"],
+            "metrics": dev,
+            "found": "by search, then chosen for other constraints with the supernet's weights, not distilled further",
+        }
+        with atomic_directory(path) as temporary:
+            best.architecture.save(temporary / "architecture.json", prepared.shape)
+            export_model(self.supernet, prepared.teacher.tokenizer, temporary / "model", best.architecture, card)
+            summary["seconds"] = round(time.monotonic() - began, 2)
+            write_json_atomic(temporary / "summary.json", summary)
+        parts = [text(cost, amount) for cost, amount in costs.items()]
+        if measured is not None:
+            parts.append(f"measured {measured:.3g} ms")
+        self.reporter.info(f"resolved: {name} {value:.4f} on dev, {', '.join(parts)}, {summary['seconds']:.1f} s")
+        self.reporter.info(f"model: {path / 'model'}")
+        return path
+
+
+def folder_name(budget: dict[str, Any]) -> str:
+    """A name for a budget: `latency_ms-8`, `params-1500000-2000000+flops-300000000`."""
+    parts = []
+    for name, value in budget.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        parts.append("-".join([name, *(f"{v:.12g}" for v in values)]))
+    return "+".join(parts)
+
+
+def _trial(space: SearchSpace, number: int, architecture: Architecture, score: float) -> Trial:
+    params = space.parameters(architecture)
+    return Trial("resolve", number, architecture, space.key(architecture), score, params, 0.0)
