@@ -96,7 +96,7 @@ def partition(data: RunData) -> Figure | None:
     if not trees:
         return None
     depth = max(min(_depth(tree), MOST_LEVELS) for tree in trees.values())
-    made = figure(WIDTH, (0.5 + 0.78 * (depth + 1)) * len(trees))
+    made = figure(WIDTH, (0.45 + 0.55 * (depth + 1)) * len(trees))
     panels = made.subplots(len(trees), 1, squeeze=False)[:, 0]
     for panel, (key, tree) in zip(panels, trees.items(), strict=True):
         panel.set_axis_off()
@@ -119,7 +119,7 @@ def latency(data: RunData) -> Figure | None:
     models = [("found", data.summary["latency"])] if isinstance(data.summary.get("latency"), dict) else []
     models += [(name, answer["latency"]) for name, answer in data.resolved.items() if "latency" in answer]
     every = [*points, *((m["predicted_ms"], m["measured_ms"]) for _, m in models)]
-    low, high = 0.95 * min(map(min, every)), 1.05 * max(map(max, every))
+    low, high = 0.9 * min(map(min, every)), 1.05 * max(map(max, every))
     left.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color=FAINT, alpha=0.6, lw=0)
     left.plot([low, high], [low, high], color=MUTED, lw=1)
     left.scatter(*zip(*points, strict=True), s=24, color=STAGE_COLORS["1"], alpha=0.65, lw=0, label="random")
@@ -222,6 +222,13 @@ def _branch(panel: Axes, node: dict[str, Any], left: float, level: int) -> float
         strongest = node["features"][0]
         sign = "+" if strongest["share"] > 0 else "−"
         panel.text(
-            x, -level - 0.33, f"{sign} {shorten(strongest['name'], 24)}", ha="center", va="top", fontsize=7, color=MUTED
+            x,
+            -level - 0.44,
+            f"{sign} {shorten(strongest['name'], 24)}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=MUTED,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
         )
     return x

@@ -2,16 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+from latency_toys import toy_table
 
 from engine.architecture import Architecture, LayerSpec
+from engine.latency import Check
 from engine.params import ModelShape, count_parameters
 from kernels.expression import GELU_FFN
+from search.costs import Costs
 from search.ledger import Trial
 from search.report.tables import write_candidates
-from search.rundir import RunDir
+from search.rundir import LATENCY_TABLE, RunDir
+from search.samplers import PartitionSampler
 from search.space import SearchSpace
 
 SECONDS = {
@@ -35,6 +40,8 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
     """Writes a finished run of `layers` layers with `trials` trials a stage and returns its path."""
     rng = np.random.default_rng(seed)
     shape = ModelShape(hidden, layers, hidden, teacher_hidden_size=768)
+    table = toy_table(shape, heads=12, sequence_length=128)
+    costs = Costs(shape, table=table)
     space = SearchSpace(shape)
     rundir = RunDir(path)
     winner = space.sample(rng)
@@ -43,12 +50,18 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
         part = {1: space, 2: space.with_shapes([(s.stack, s.ratio) for s in winner.layers])}.get(
             number, space.with_expressions([s.expression for s in winner.layers])
         )
-        made = _trials(part, f"stage{number}", trials, 0.55 + gain, rng)
+        made = _trials(part, f"stage{number}", trials, 0.55 + gain, rng, costs)
         best = max((t for t in made if t.score is not None), key=lambda t: t.score)
         winner, counts[str(number)] = best.architecture, len(made)
         write_candidates(rundir.candidates(number), made)
+        sampler = PartitionSampler(part, seed, startup=trials // 2)
+        sampler.observe(made)
+        (rundir.stage(number) / "sampler.json").write_text(json.dumps(sampler.diagnostics()))
         (rundir.stage(number) / "best.json").write_text(json.dumps({"number": best.number, "score": best.score}))
-    write_candidates(rundir.baseline("random") / "candidates.csv", _trials(space, "random", 2 * trials, 0.54, rng))
+    write_candidates(
+        rundir.baseline("random") / "candidates.csv", _trials(space, "random", 2 * trials, 0.54, rng, costs)
+    )
+    _check(table, space, rng).save(rundir.path / LATENCY_TABLE)
     winner.save(_made(rundir.architecture), shape)
     gelu = Architecture((LayerSpec(GELU_FFN, 2, Fraction(1, 2)),) * layers)
     rundir.summary.write_text(
@@ -66,7 +79,12 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
                     "metrics": {"dev": {"accuracy": 0.782, "f1": 0.771}},
                 },
                 "student": {"hidden_size": hidden, "layers": layers},
-                "budget": {"params": list(space.budget)},
+                "budget": {"params": list(space.budget), "latency_ms": 16.0},
+                "latency": {
+                    "predicted_ms": table.predict(winner),
+                    "measured_ms": 1.03 * table.predict(winner),
+                    "conditions": str(table.conditions),
+                },
                 "trials": {**counts, "random": 2 * trials, "failed": 5, "duplicates": 7},
                 "seconds": SECONDS,
                 "device": "cpu",
@@ -75,6 +93,17 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
                 "seed": seed,
                 "versions": {"python": "3.11.7", "ffnas": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"},
                 "notes": ["915 duplicate texts dropped"],
+            }
+        )
+    )
+    answer = _made(rundir.path / "resolved" / "latency_ms-9" / "summary.json")
+    answer.write_text(
+        json.dumps(
+            {
+                "score": 0.42,
+                "costs": costs.of(gelu),
+                "metric": {"name": "accuracy", "value": 0.701, "split": "dev"},
+                "latency": {"predicted_ms": table.predict(gelu), "measured_ms": 0.97 * table.predict(gelu)},
             }
         )
     )
@@ -92,7 +121,7 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
     return path
 
 
-def _trials(space, stage, total, level, rng):
+def _trials(space, stage, total, level, rng, costs):
     made = []
     for number in range(total):
         architecture = space.sample(rng)
@@ -111,9 +140,15 @@ def _trials(space, stage, total, level, rng):
                 1.4,
                 "failed" if failed else "complete",
                 f"the loss is not finite at step {10 * number}: {{'total': nan}}" if failed else None,
+                {k: v for k, v in costs.of(architecture).items() if k != "params"},
             )
         )
     return made
+
+
+def _check(table, space, rng):
+    predicted = [table.predict(space.sample(rng)) for _ in range(50)]
+    return replace(table, check=Check.of(predicted, [p * (1 + 0.03 * rng.normal()) for p in predicted]))
 
 
 def _model(architecture, shape, value):
