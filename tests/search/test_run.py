@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from latency_toys import RATIOS, toy_table
 
 REPO = Path(__file__).resolve().parents[2]
 WORDS = {
@@ -306,3 +307,90 @@ def test_help_teaches(capsys):
     printed = capsys.readouterr().out
     for word in ("--data.train", "--budget.params", "--resume", "examples:"):
         assert word in printed
+
+
+def resolved(folder: Path, name: str) -> tuple[dict, Path]:
+    return json.loads((folder / "resolved" / name / "summary.json").read_text()), folder / "resolved" / name
+
+
+def test_resolve_answers_under_another_budget_without_training(workspace: Path, finished: Path, monkeypatch):
+    """The answer keeps the budget, is the supernet's slice, and leaves the run as it was."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from engine.architecture import Architecture
+    from engine.checkpoint import load_weights
+    from engine.flops import count_flops
+    from engine.supernet import build_student
+    from search.cli import main
+    from search.report.tables import read_candidates
+
+    monkeypatch.setenv("FFNAS_CACHE", str(workspace / "cache"))
+    trials = read_candidates(finished / "stage3" / "candidates.csv")
+    limit = sorted(t.costs["flops"] for t in trials)[0] * 1.02
+    before = {name: (finished / name).read_bytes() for name in ("summary.json", "stage3/candidates.csv", "config.yaml")}
+    assert main(["search", "--resolve", str(finished), "--budget.flops", str(limit)]) == 0
+    found, folder = resolved(finished, f"flops-{limit:.12g}")
+    exported = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    shape = exported.config.shape
+    arch = Architecture.load(folder / "architecture.json")
+    assert count_flops(arch, shape, 24) == found["costs"]["flops"] <= limit
+    assert {layer.expression for layer in arch.layers} == {
+        layer.expression for layer in Architecture.parse(trials[0].architecture).layers
+    }
+    within = [t.score for t in trials if t.costs["flops"] <= limit and t.state == "complete"]
+    assert found["score"] >= max(within)
+    whole = Architecture(tuple(type(v)(v.expression, 4, max(RATIOS)) for v in arch.layers))
+    sizes = type(shape)(**{**{n: getattr(shape, n) for n in shape.__slots__}, "teacher_hidden_size": 32})
+    supernet = build_student(sizes, whole, exported.config.num_attention_heads, num_labels=2).eval()
+    load_weights(finished / "stage3" / "supernet.safetensors", supernet)
+    ids = torch.randint(5, 30, (3, 9))
+    with torch.no_grad():  # same weights, views here and copies there: only the order of sums may differ
+        torch.testing.assert_close(exported(ids).logits, supernet(ids, architecture=arch).logits, rtol=1e-5, atol=1e-5)
+    assert before == {name: (finished / name).read_bytes() for name in before}
+
+
+def test_resolve_by_latency_uses_a_table_and_measures(workspace: Path, finished: Path, tmp_path: Path, refused):
+    from engine.student import FFNASConfig
+    from search.cli import main
+
+    config = FFNASConfig.from_pretrained(finished / "best" / "model")
+    toy = toy_table(config.shape, config.num_attention_heads, sequence_length=24)
+    toy.save(tmp_path / "table.json")
+    given = ["--resolve", str(finished), "--objectives.latency_table", str(tmp_path / "table.json")]
+    assert main(["search", *given, "--budget.latency-ms", "900"]) == 0
+    found, _ = resolved(finished, "latency_ms-900")
+    assert found["latency"]["predicted_ms"] < 900
+    assert 0 < found["latency"]["measured_ms"] < 900
+    assert found["latency"]["correction"] == 1.0
+    assert "budget.latency_ms" in refused(*given, "--budget.latency-ms", "0.01")
+    # made-up costs of a microsecond: what is exported takes longer, and nothing is as fast once that is known
+    toy.scaled(1e-4).save(tmp_path / "table.json")
+    assert "budget" in refused(*given, "--budget.latency-ms", "0.01", "--objectives.unfit_table", "true")
+    assert "unfit" in refused(*given, "--budget.latency-ms", "0.01")
+    assert sorted(p.name for p in (finished / "resolved").iterdir() if p.name.startswith("latency")) == [
+        "latency_ms-900"
+    ]
+
+
+WRONG_RESOLVE = {
+    "no run": (("--resolve", "runs/none", "--budget.flops", "1e9"), "config.yaml"),
+    "no budget": (("--resolve", "FINISHED"), "at least one constraint"),
+    "other option": (("--resolve", "FINISHED", "--budget.flops", "1e9", "--seed", "1"), "--seed"),
+    "impossible": (("--resolve", "FINISHED", "--budget.flops", "1000"), "the least found is"),
+    "no table": (
+        ("--resolve", "FINISHED", "--budget.latency_ms", "9", "--objectives.latency_table", "none.json"),
+        "none.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_RESOLVE)
+def test_wrong_resolve_ends_in_one_line(finished: Path, refused, case: str):
+    arguments, mentioned = WRONG_RESOLVE[case]
+    assert mentioned in refused(*(str(finished) if a == "FINISHED" else a for a in arguments))
+
+
+def test_resolve_refuses_an_unfinished_run(finished: Path, tmp_path: Path, refused):
+    (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    assert "has not finished" in refused("--resolve", str(tmp_path), "--budget.flops", "1e9")

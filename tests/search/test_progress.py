@@ -1,0 +1,91 @@
+"""What a person sees: a live view on a terminal, plain lines elsewhere; TensorBoard scalars of trials."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from engine.params import ModelShape
+from search.failures import by_reason
+from search.ledger import Trial
+from search.progress import Reporter
+from search.space import SearchSpace
+from search.tracking import Scalars
+
+FAILURES = {"the loss is not finite at step #": 2, "out of memory": 1}
+
+
+def shown(console):
+    reporter = Reporter(console)
+    with reporter.phase("stage1: candidates", 10) as bar:
+        bar.update(3, "best 0.7100", failures=FAILURES)
+    return console.file.getvalue()
+
+
+def test_a_terminal_shows_best_rate_remaining_time_and_failures():
+    text = shown(Console(file=io.StringIO(), force_terminal=True, width=100, color_system="truecolor"))
+    for part in (
+        "3/10",
+        "best 0.7100",
+        "failed 2: the loss is not finite at step #",
+        "failed 1: out of memory",
+        "left",
+    ):
+        assert part in text
+    assert "\x1b[32m" in text  # colours
+    last = text.rstrip("\n").rpartition("\n")[2]
+    assert "stage1: candidates: 3/10, best 0.7100, 3 failed, 0." in last  # what stays
+
+
+def test_no_color_is_respected(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = shown(Console(file=io.StringIO(), force_terminal=True, width=100, color_system="truecolor"))
+    assert "best 0.7100" in text
+    assert "\x1b[32m" not in text
+
+
+def test_elsewhere_lines_alone():
+    text = shown(Console(file=io.StringIO(), width=200))
+    assert text.startswith("stage1: candidates: 3/10, best 0.7100, 3 failed, 0.")
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+
+
+def test_a_phase_that_breaks_off_leaves_no_closing_line():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with pytest.raises(KeyboardInterrupt):
+        _break_off(Reporter(console))
+    assert "warm-up: 1/5" not in console.file.getvalue()
+
+
+def _break_off(reporter):
+    with reporter.phase("warm-up", 5) as bar:
+        bar.update(1)
+        raise KeyboardInterrupt
+
+
+def test_reasons_that_differ_in_numbers_are_one():
+    found = by_reason(["loss 1.5e3 at step 7", "loss 2 at step 12", None, "layer2 broke"])
+    assert found == {"loss # at step #": 2, "unknown": 1, "layer2 broke": 1}
+
+
+def test_scalars_of_trials(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arch = SearchSpace(ModelShape(24, 2, 24)).sample(np.random.default_rng(0))
+    scalars = Scalars(tmp_path)
+    for number, (score, state) in enumerate([(0.5, "complete"), (None, "failed"), (0.4, "complete"), (0.9, "pruned")]):
+        attrs = {"latency_ms": 3.0 + number, "rungs": {"4": 0.1}}
+        scalars.trial(Trial("stage1", number, arch, str(number), score, 1000, 0.25, state, None, attrs))
+    scalars.model("found", {"accuracy": 0.75})
+    scalars.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    values = {tag: [(e.step, round(e.value, 6)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert values["stage1/score"] == [(0, 0.5), (2, 0.4), (3, 0.9)]
+    assert values["stage1/best"] == [(0, 0.5), (2, 0.5)]
+    assert [v for _, v in values["stage1/failed"]] == [0, 1, 1, 1]
+    assert [v for _, v in values["stage1/latency_ms"]] == [3, 4, 5, 6]
+    assert values["models/found/accuracy"] == [(0, 0.75)]
+    assert not any("rungs" in tag for tag in values)
