@@ -71,7 +71,8 @@ class Clock:
         length = at.sequence_length
         if length > shape.max_positions:
             raise UserError(f"sequence_length: {length} is more than the student's {shape.max_positions} positions")
-        self.at, self.policy, self.shape = at, policy, shape
+        self.shape, self.heads, self.policy, self.at = shape, heads, policy, at
+        self.stacks, self.ratios = tuple(stacks), tuple(ratios)
         self.device = torch.device(at.device)
         model = build_student(shape, None, heads, policy=policy, seed=0)
         gelu = model.base_model.planner.full[0]
@@ -87,6 +88,8 @@ class Clock:
                 stack.eval().to(self.device)
         self.model = model.eval().to(self.device)
         self.ids, self.mask = _inputs(shape.vocab_size, at)
+        with torch.inference_mode():
+            self.seconds()  # kernels that are built at first use are built now
 
     def use(self, arch: Architecture | None) -> None:
         """Puts an architecture into the model; None: no FFNs at all."""
@@ -195,32 +198,26 @@ def _seconds(model: nn.Module, ids: Tensor, mask: Tensor, at: Conditions, passes
 
 
 def build_table(
-    shape: ModelShape,
-    heads: int,
-    policy: str,
-    stacks: tuple[int, ...],
-    ratios: tuple[Fraction, ...],
-    at: Conditions,
+    clock: Clock,
     training: Sequence[Architecture],
     check: Sequence[Architecture],
     *,
     rounds: tuple[int, int] = ROUNDS,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measures a table and checks it.
+    """Measures a table of the clock's student and checks it.
 
     Args:
-        shape, heads, policy, stacks, ratios: the student and what its layers may have.
-        at: conditions of the measurement.
-        training: architectures the costs are found from; every (stack, ratio) and operator must occur in them.
+        clock: times the student's architectures.
+        training: architectures the costs are found from; every ratio and operator must occur in them.
         check: other architectures, whose predictions are compared with measurement.
         rounds: times every architecture is timed, at least and at most.
         progress: called after every round.
     """
-    clock = Clock(shape, heads, policy, at, stacks, ratios)
     measured = clock.least([None, *training, *check], rounds=rounds, progress=progress)
     known, held_out = measured[: len(training) + 1], measured[len(training) + 1 :]
-    table = fit_costs(shape, heads, policy, stacks, ratios, at, [None, *training], known)
+    student = clock.shape, clock.heads, clock.policy, clock.stacks, clock.ratios, clock.at
+    table = fit_costs(*student, [None, *training], known)
     predicted = [table.predict(arch) for arch in check]
     return replace(table, check=Check.of(predicted, held_out))
 

@@ -15,7 +15,7 @@ import numpy as np
 from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.latency import FIT_CORRELATION, Conditions, LatencyTable, hardware, identity
-from engine.latency_build import build_table
+from engine.latency_build import ROUNDS, Clock, build_table
 from engine.params import ModelShape
 from engine.precision import choose_device
 from kernels.cache import cache_dir
@@ -60,18 +60,9 @@ def measure(space: SearchSpace, heads: int, at: Conditions, reporter: Reporter, 
     )
     rng = np.random.default_rng(seed)
     training, check = _draw(everything, TRAINING, rng), _draw(everything, CHECK, rng)
-    with reporter.phase("latency table", 1) as bar:
-        table = build_table(
-            space.shape,
-            heads,
-            space.policy,
-            space.stacks,
-            space.ratios,
-            at,
-            training,
-            check,
-            progress=lambda done, total: bar.update(done, "rounds", total=total),
-        )
+    clock = Clock(space.shape, heads, space.policy, at, space.stacks, space.ratios)
+    with reporter.phase("latency table", ROUNDS[1]) as bar:
+        table = build_table(clock, training, check, progress=lambda done, _: bar.update(done, "rounds"))
     reporter.info(f"latency table: {describe(table)}")
     return table
 

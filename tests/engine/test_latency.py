@@ -129,7 +129,8 @@ def test_the_clock_runs_what_it_is_given():
 
 def test_a_measured_table_is_complete_and_checked():
     threads = torch.get_num_threads()
-    table = build_table(SHAPE, 4, "truncate", SPACE.stacks, SPACE.ratios, AT, draw(40, 1), draw(6, 2), rounds=(2, 2))
+    clock = Clock(SHAPE, 4, "truncate", AT, SPACE.stacks, SPACE.ratios)
+    table = build_table(clock, draw(40, 1), draw(6, 2), rounds=(2, 2))
     assert torch.get_num_threads() == threads
     assert len(table.check.pairs) == 6
     assert set(table.layers) == set(SPACE.shapes)

@@ -22,10 +22,11 @@ from kernels.expression import GELU_FFN, parse_expression
 from search.ledger import Trial
 from search.report import build as building
 from search.report import build_report
-from search.report.data import read_run
+from search.report.data import Stage, read_run
 from search.report.drawing import draw_architecture
+from search.report.insights import _shares
 from search.report.plots import losses, pareto, pareto_front, score_over_trials, time_per_phase
-from search.report.tables import COLUMNS, read_candidates, write_candidates
+from search.report.tables import COLUMNS, Candidate, read_candidates, write_candidates
 from search.report.theme import duration, millions, save, style
 
 NASTY = "<script>alert('1')</script>$x_1$ & ü"
@@ -89,16 +90,19 @@ def page(path):
     return Page((path / "report.html").read_text(encoding="utf-8"))
 
 
+WITH_FEW_TRIALS = (
+    *("architecture", "pareto", "score_over_trials", "losses", "time_per_phase", "cost_fronts", "operators", "latency"),
+)
+
+
 def test_report_stands_alone_with_all_plots(report):
     shown = page(report)
     assert all(link.startswith("data:image/png;base64,") for link in shown.links)
     assert not {"script", "link", "iframe", "object"} & set(shown.tags)
-    assert len(shown.images) == 5
+    assert len(shown.images) == len(WITH_FEW_TRIALS)
     embedded = [base64.b64decode(i["src"].partition(",")[2], validate=True) for i in shown.images]
     files = {p.name: p.read_bytes() for p in (report / "plots").iterdir()}
-    assert set(files) == {
-        f"{n}.png" for n in ("architecture", "pareto", "score_over_trials", "losses", "time_per_phase")
-    }
+    assert set(files) == {f"{name}.png" for name in WITH_FEW_TRIALS}
     assert sorted(embedded) == sorted(files.values())
     for image in embedded:
         width, height = Image.open(io.BytesIO(image)).size
@@ -154,9 +158,11 @@ def test_text_from_files_is_escaped(tmp_path, quick):
 
 
 HEADINGS = [
-    *("Result", "Found architecture", "Parameters and scores", "Score over trials", "Trials", "Losses", "Time"),
-    *("Made with", "Configuration"),
+    *("Result", "Found architecture", "Parameters and scores", "Costs and scores", "Under other constraints"),
+    *("Score over trials", "Trials", "Latency: prediction and measurement", "Losses", "Time", "Made with"),
+    "Configuration",
 ]
+"""Sections of a run of few trials: too few for the best decile and for a tree."""
 SECTIONS = {
     None: [],
     "summary.json": ["Result", "Time"],
@@ -166,7 +172,12 @@ SECTIONS = {
     "log.jsonl": ["Losses"],
     "config.yaml": ["Configuration"],
     "baselines": [],
+    "latency_table.json": ["Latency: prediction and measurement"],
+    "resolved": ["Under other constraints"],
 }
+
+
+EXTRAS = ("latency_table.json", "resolved")
 
 
 def remove(path):
@@ -211,7 +222,7 @@ def test_parts_of_a_summary_may_be_missing(tiny, quick):
 
 def test_a_skipped_search_reports_what_there_is(tiny, quick):
     path = tiny
-    for name in ("summary.json", "best", "stage1", "stage2", "stage3", "baselines", "config.yaml"):
+    for name in ("summary.json", "best", "stage1", "stage2", "stage3", "baselines", "config.yaml", *EXTRAS):
         remove(path / name)
     build_report(path)
     assert headings(path) == ["Losses"]
@@ -439,3 +450,38 @@ def test_durations(seconds, expected):
 )
 def test_parameter_counts(params, expected):
     assert millions(params) == expected
+
+
+def test_the_partition_tree_is_drawn_where_there_is_one(tmp_path, quick):
+    path = write_run(tmp_path / "run", layers=2, hidden=24, trials=45, teacher_layers=4)
+    build_report(path)
+    assert "How the sampler parted the space" in headings(path)
+    tree = json.loads((path / "stage1" / "sampler.json").read_text())["tree"]
+    assert tree["visits"] == 45
+    good, bad = tree["children"]
+    assert good["visits"] + bad["visits"] == 45
+    assert good["mean"] > bad["mean"]
+    assert {f["name"].partition(".")[0] for f in tree["features"]} <= {"layer0", "layer1", "total"}
+
+
+def test_operators_are_counted_by_hand():
+    texts = [
+        ("linear1_1(gelu(linear1_1(x,wb1)),wb2), linear1_1(gelu(linear1_1(x,wb1)),wb2)", 0.9),
+        ("tanh(linear1_1(gelu(linear1_1(x,wb1)),wb2)), linear1_1(relu(linear1_1(x,wb1)),wb2)", 0.8),
+        *[("linear1_1(relu(linear1_1(x,wb1)),wb2), linear1_1(relu(linear1_1(x,wb1)),wb2)", 0.1)] * 8,
+    ]
+    trials = [Candidate(n, "complete", score, 1, 1.0, text, "") for n, (text, score) in enumerate(texts)]
+    best, everyone, kept = _shares(Stage("1", "Stage 1", trials, 0))
+    assert kept == 5
+    assert best["gelu"] == pytest.approx([2 / 5, 1 / 5])
+    assert best["tanh"] == pytest.approx([1 / 5, 0])
+    assert everyone["relu"] == pytest.approx([8 / 10, 9 / 10])
+
+
+def test_costs_survive_the_table(tmp_path):
+    arch = uniform(GELU_FFN, 1, Fraction(1), 2)
+    trials = [
+        Trial("s", n, arch, str(n), 0.5, 7, 1.0, attrs=a) for n, a in enumerate([{"flops": 12.5, "rungs": {}}, {}])
+    ]
+    write_candidates(tmp_path / "c.csv", trials)
+    assert [c.costs for c in read_candidates(tmp_path / "c.csv")] == [{"flops": 12.5}, {}]
