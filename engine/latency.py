@@ -3,7 +3,7 @@
     latency = fixed + sum over layers [ shape(n, r) + n expression ]
     expression = form + sum over segments in use [ width x (pass(segment) + sum over operators of count x cost) ]
 
-`fixed` is embedding, attention blocks and head; `shape` the call of the FFN op and n times the two matrix products at
+`fixed` is embedding, attention blocks and pooler; `shape` the call of the FFN op and n times the two matrix products at
 ratio r with what goes around them; the rest is what the expression adds. The *program class* of an expression, which
 the sum reads, is its form (serial or parallel) and how often each operator occurs in each segment (before, between and
 behind the products; see `kernels.program`), counted on the lowered program.
@@ -150,7 +150,7 @@ class LatencyTable:
     Attributes:
         shape, heads, policy: the student.
         conditions: what it was measured under.
-        fixed: embedding, attention blocks, head.
+        fixed: embedding, attention blocks, pooler.
         layers: cost of n FFNs at ratio r with nothing between their products.
         parallel: cost that one FFN of the parallel form adds.
         segments: cost per FFN of passing over a segment in use, per element of a token.

@@ -33,6 +33,7 @@ from engine.errors import UserError
 from engine.latency import SEGMENTS, Check, Conditions, LatencyTable, program_class, segment_widths
 from engine.params import ModelShape, inner_width
 from engine.student.ffn import FFNPlan, FFNStack
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.supernet import build_student
 from kernels.lowering import lower
 
@@ -74,8 +75,8 @@ class Clock:
         self.shape, self.heads, self.policy, self.at = shape, heads, policy, at
         self.stacks, self.ratios = tuple(stacks), tuple(ratios)
         self.device = torch.device(at.device)
-        model = build_student(shape, None, heads, policy=policy, seed=0)
-        gelu = model.base_model.planner.full[0]
+        model = build_student(shape, None, heads, policy=policy, seed=0).base_model
+        gelu = model.planner.full[0]
         self.banks = [
             {
                 r: FFNStack(model.config, FFNPlan(gelu.program, max(stacks), inner_width(r, shape.ffn_size)))
@@ -93,7 +94,7 @@ class Clock:
 
     def use(self, arch: Architecture | None) -> None:
         """Puts an architecture into the model; None: no FFNs at all."""
-        base = self.model.base_model
+        base = self.model
         for index, layer in enumerate(base.encoder):
             if arch is None:
                 layer.all_ffn = _Nothing()
@@ -163,10 +164,10 @@ def steady(threads: int) -> Iterator[None]:
             gc.enable()
 
 
-def model_milliseconds(model: nn.Module, at: Conditions, *, rounds: tuple[int, int] = ROUNDS) -> float:
-    """Least milliseconds of a forward pass of a finished model, by the clock and the inputs of a table."""
+def model_milliseconds(model: FFNASPreTrainedModel, at: Conditions, *, rounds: tuple[int, int] = ROUNDS) -> float:
+    """Least milliseconds of a forward pass of a finished model's encoder, by the clock and the inputs of a table."""
     device = torch.device(at.device)
-    model = model.eval().to(device)
+    model = model.base_model.eval().to(device)
     ids, mask = _inputs(model.config.vocab_size, at)
     best: list[float] = []
     with steady(at.threads), torch.inference_mode(), autocast(device, at.precision):

@@ -77,7 +77,7 @@ def rows(table: LatencyTable) -> list[str]:
 
     stacks = list(dict.fromkeys(n for n, _ in table.layers))
     ratios = list(dict.fromkeys(r for _, r in table.layers))
-    lines = [f"fixed (embedding, attention, head): {table.fixed:.3f} ms; GELU FFNs of one layer, ms:"]
+    lines = [f"fixed (embedding, attention, pooler): {table.fixed:.3f} ms; GELU FFNs of one layer, ms:"]
     lines.append("  ratio    " + "".join(f"stack {n:<4}" for n in stacks))
     for ratio in ratios:
         cells = (f"{table.layer(LayerSpec(GELU_FFN, n, ratio)):<10.3f}" for n in stacks)

@@ -27,7 +27,7 @@ from torch import nn
 from engine.architecture import Architecture, LayerSpec
 from engine.checkpoint import load_weights
 from engine.errors import UserError
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate, evaluate_dev
 from engine.export import export_model
 from engine.files import atomic_directory, write_json_atomic
 from engine.latency import LatencyTable
@@ -115,7 +115,10 @@ class _Resolution:
         expressions = tuple(layer.expression for layer in self.recorded[0][0].layers)
         self.space = prepared.space.with_expressions(expressions)
         self.supernet = self._supernet()
-        self.evaluator = SharedEvaluator(self.supernet, prepared.data.score, precision=prepared.precision)
+        spec = prepared.spec
+        self.evaluator: SharedEvaluator | None = None
+        if not (spec.is_span or spec.is_choice):
+            self.evaluator = SharedEvaluator(self.supernet, prepared.data.score, precision=prepared.precision)
         self.candidates: dict[str, _Scored] = {}
 
     def write(self, began: float) -> Path:
@@ -170,20 +173,29 @@ class _Resolution:
         for architecture, score in self.recorded:
             self.candidates.setdefault(space.key(architecture), _Scored(architecture, score, True))
         sampler.observe(_trial(space, number, *pair) for number, pair in enumerate(known))
-        spec, began, done = self.prepared.spec, time.monotonic(), 0
+        began, done = time.monotonic(), 0
         with self.reporter.phase("resolve: candidates", NEW) as bar:
             while done < NEW and time.monotonic() - began < SECONDS:
                 try:
                     proposed = sampler.propose(min(TOGETHER, NEW - done))
                 except SpaceExhausted:
                     break
-                scores = [primary(spec, m)[1] for m in self.evaluator.evaluate(proposed, spec)]
-                pairs = list(zip(proposed, scores, strict=True))
+                pairs = list(zip(proposed, self._scores(proposed), strict=True))
                 sampler.observe(_trial(space, done + n, *pair) for n, pair in enumerate(pairs))
                 for architecture, score in pairs:
                     self.candidates[space.key(architecture)] = _Scored(architecture, score, False)
                 done += len(pairs)
                 bar.update(done, f"best {max(c.score for c in self._inside(space)):.4f}")
+
+    def _scores(self, architectures: list[Architecture]) -> list[float]:
+        prepared, spec = self.prepared, self.prepared.spec
+        if self.evaluator is not None:
+            return [primary(spec, m)[1] for m in self.evaluator.evaluate(architectures, spec)]
+        options = {"precision": prepared.precision}
+        return [
+            primary(spec, evaluate(self.supernet, prepared.data.score, spec, **options, architecture=a))[1]
+            for a in architectures
+        ]
 
     def _inside(self, space: SearchSpace) -> list[_Scored]:
         return [c for c in self.candidates.values() if space.contains(c.architecture)]
@@ -209,9 +221,8 @@ class _Resolution:
 
     def _export(self, best: _Scored, measured: float | None, factor: float, began: float) -> Path:
         prepared, space, spec = self.prepared, self.space, self.prepared.spec
-        dev = evaluate(
-            self.supernet, prepared.data.dev, spec, precision=prepared.precision, architecture=best.architecture
-        )
+        model = extract(self.supernet, best.architecture)
+        dev = evaluate_dev(model, prepared.data, precision=prepared.precision)
         budget = {k: v for k, v in vars(prepared.config.budget).items() if v is not None}
         costs = space.limits.costs.of(best.architecture)
         name, value = primary(spec, dev)
