@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.architecture import Architecture
 from engine.files import atomic_directory
-from engine.handover import AUTO_CLASSES, auto_map, write_files
+from engine.handover import AUTO_CLASSES, auto_map, custom_pipelines, write_files
 from engine.params import count_parameters, ffn_parameters, inner_width
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
@@ -37,8 +37,8 @@ _TASKS = {
 }
 """Per class the hub's task tag."""
 
-_PIPELINES = {"text-classification", "fill-mask", "feature-extraction"}
-"""Tasks every supported version of transformers has a pipeline for (question answering was removed from 5.x)."""
+_PIPELINES = {"text-classification", "fill-mask", "feature-extraction", "question-answering"}
+"""Tasks with a pipeline: transformers' own, or for question answering, which 5.x no longer has, the directory's."""
 
 DRAWING = "architecture.png"
 
@@ -73,9 +73,11 @@ def export_model(
     """
     exported = extract(model, architecture, fit_dense=fit_dense).eval()
     exported.config.auto_map = auto_map()
+    if pipelines := custom_pipelines(type(exported).__name__):
+        exported.config.custom_pipelines = pipelines
     with atomic_directory(out_dir) as folder:
         exported.save_pretrained(folder)
-        write_files(exported.config, folder)
+        write_files(exported.config, type(exported).__name__, folder)
         if tokenizer is not None:
             _limited(tokenizer, exported.config).save_pretrained(folder)
         if drawing is not None:
@@ -173,7 +175,7 @@ def _usage(task: str, auto_class: str) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
     ]
     if runnable:
-        lines.append(f'run = pipeline("{task}", model=model, tokenizer=tokenizer)')
+        lines.append(f'run = pipeline("{task}", model="path/to/this/folder", trust_remote_code=True)')
     return "\n".join(
         [
             *lines,

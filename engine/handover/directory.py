@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +23,8 @@ from engine.student.configuration import FFNASConfig
 COPIED = ("configuration_ffnas.py", "modeling_ffnas.py")
 GENERATED = "expressions_ffnas.py"
 FILES = (*COPIED, GENERATED)
+QUESTION_ANSWERING = "question_answering_ffnas.py"
+"""The pipeline that goes with a question answering model."""
 
 AUTO_CLASSES = {
     "FFNASModel": "AutoModel",
@@ -41,8 +44,16 @@ def auto_map() -> dict[str, str]:
     return {"AutoConfig": "configuration_ffnas.FFNASConfig", **models}
 
 
-def write_files(config: FFNASConfig, folder: str | os.PathLike[str]) -> None:
-    """Writes the three files for the architecture `config` stores.
+def custom_pipelines(model_class: str) -> dict[str, Any]:
+    """`custom_pipelines` of config.json: pipelines in the directory that some versions of transformers lack."""
+    if model_class != "FFNASForQuestionAnswering":
+        return {}
+    implementation = f"{QUESTION_ANSWERING.removesuffix('.py')}.QuestionAnsweringPipeline"
+    return {"question-answering": {"impl": implementation, "pt": [AUTO_CLASSES[model_class]]}}
+
+
+def write_files(config: FFNASConfig, model_class: str, folder: str | os.PathLike[str]) -> None:
+    """Writes the modeling files for the architecture `config` stores, and the pipeline `model_class` needs.
 
     Raises:
         UserError: an operator of it cannot be written as plain PyTorch code.
@@ -50,7 +61,7 @@ def write_files(config: FFNASConfig, folder: str | os.PathLike[str]) -> None:
     source = expressions_source(
         config.full_architecture, config.hidden_size, config.intermediate_size, config.width_policy
     )
-    for name in COPIED:
+    for name in (*COPIED, *([QUESTION_ANSWERING] if custom_pipelines(model_class) else [])):
         shutil.copyfile(Path(__file__).with_name(name), Path(folder) / name)
     (Path(folder) / GENERATED).write_text(source, encoding="utf-8")
 

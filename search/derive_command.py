@@ -1,0 +1,260 @@
+"""`ffnas derive`: distils a given architecture from a teacher on a task, without a search.
+
+    ffnas derive --preset efficientbert-tiny --data.train a.csv --data.dev b.csv
+    ffnas derive --architecture runs/NAME/best/architecture.json --settings demo
+    ffnas derive --resume runs/NAME
+
+Every option of `ffnas search` that a derivation can use is taken; `--settings` names the search preset they start from.
+The run directory is a search's without its stages. Rejected: a search of one trial; it would warm up and train
+supernets that nothing is sliced from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.architecture import Architecture
+from engine.errors import ToldElsewhere, UserError
+from engine.files import write_json_atomic
+from engine.presets import ModelPreset, get_preset
+from search.arguments import QuietParser
+
+if TYPE_CHECKING:
+    from engine.parallel import Ranks
+    from engine.student.modeling import FFNASPreTrainedModel
+    from search.config import SearchConfig
+    from search.context import Context
+
+PLAN = "derive.json"
+FRESH, WARMUP = "fresh", "warmup"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is derived, beside the configuration.
+
+    Attributes:
+        architecture: of the model.
+        preset: name of the preset it came from, or None.
+        start: `fresh`, `warmup`, or the path of weights to slice.
+    """
+
+    architecture: Architecture
+    preset: str | None
+    start: str
+
+
+def command(argv: list[str]) -> None:
+    """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
+    try:
+        config, plan, resume = read(argv)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        raise ToldElsewhere(str(error)) from error
+
+    import torch
+
+    from engine.parallel import join
+
+    with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
+        _derive(config, plan, resume, ranks)
+
+
+def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
+    """The configuration, what to derive, and the run directory to resume, if any.
+
+    Raises:
+        UserError: an option or file is wrong, or the architecture and the sizes do not fit.
+    """
+    from search.options import parse
+
+    parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help.")
+    parser.add_argument("--preset", help="sizes, architecture and recipe of a preset (`ffnas presets`)")
+    parser.add_argument("--architecture", help="architecture file, or text such as 'linear4_2(gelu(...)), ...'")
+    parser.add_argument("--settings", default="paper", help="search preset the other options start from (paper)")
+    parser.add_argument(
+        "--start",
+        help="first weights: fresh (default), warmup (a supernet is distilled on text first), a model directory, a"
+        " published checkpoint, or a supernet's *.safetensors in a run directory",
+    )
+    parser.add_argument("--resume", help="run directory to continue; takes its own configuration")
+    options, rest = parser.parse_known_args(argv)
+    if options.resume is not None:
+        if rest or options.preset or options.architecture or options.start:
+            raise UserError("--resume takes the run's own configuration: give no other option with it")
+        folder = Path(options.resume)
+        plan = _read_plan(folder)
+        config, _ = parse(["--resume", str(folder)], prog="ffnas derive")
+        return config, plan, folder
+    if (options.preset is None) == (options.architecture is None):
+        raise UserError("give exactly one of --preset and --architecture (or --resume)")
+    preset = None if options.preset is None else get_preset(options.preset)
+    architecture, sizes = _architecture(options.architecture) if preset is None else _preset(preset)
+    recipe = _recipe(preset, rest) if preset is not None and options.settings == "paper" else []
+    config, _ = parse(["--preset", options.settings, *sizes, *recipe, *rest], prog="ffnas derive")
+    if config.student.num_layers != len(architecture):
+        raise UserError(f"student.num_layers: {config.student.num_layers}, the architecture has {len(architecture)}")
+    start = options.start or FRESH
+    if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP):
+        raise UserError(
+            f"--start: {preset.name} starts from the weights of a multi-task supernet: give its stage3/supernet"
+            ".safetensors, its directory, or a published checkpoint"
+        )
+    if start not in (FRESH, WARMUP) and not Path(start).exists():
+        raise UserError(f"--start: {start!r} is neither fresh, warmup, a file nor a directory: check the path")
+    return config, Plan(architecture, options.preset, start), None
+
+
+def _preset(preset: ModelPreset) -> tuple[Architecture, list[str]]:
+    values = preset.student_config()
+    assert preset.architecture is not None
+    return preset.architecture, [
+        *("--student.hidden_size", str(values["hidden_size"])),
+        *("--student.num_layers", str(values["num_hidden_layers"])),
+        *("--student.num_heads", str(values["num_attention_heads"])),
+        *("--student.ffn_size", str(values["intermediate_size"])),
+        *("--student.embedding", str(values["embedding_type"])),
+        *("--student.embedding_size", str(values["embedding_size"])),
+        *("--space.policy", preset.policy),
+        *("--budget.params", "null"),
+    ]
+
+
+def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
+    """The preset's distillation for the task the options name."""
+    source = next((b for a, b in zip(rest, rest[1:], strict=False) if a in ("--data.train", "--data.task")), "")
+    task, text = preset.recipe.task_phase(source), preset.recipe.text
+    phases = (("text", text), ("task", task))
+    return [
+        word
+        for name, phase in phases
+        for field in ("epochs", "batch_size", "lr")
+        for word in (f"--derive.{name}.{field}", str(getattr(phase, field)))
+    ]
+
+
+def _architecture(given: str) -> tuple[Architecture, list[str]]:
+    """From a file (its sizes become the student's, unless overridden) or text."""
+    budget = ["--budget.params", "null"]
+    if not Path(given).is_file():
+        architecture = Architecture.parse(given)
+        return architecture, ["--student.num_layers", str(len(architecture)), *budget]
+    architecture = Architecture.load(given)
+    data = json.loads(Path(given).read_text(encoding="utf-8"))
+    sizes = ["--student.hidden_size", str(data["hidden_size"]), "--student.num_layers", str(len(architecture))]
+    return architecture, [*sizes, *budget]
+
+
+def _read_plan(folder: Path) -> Plan:
+    try:
+        values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return Plan(Architecture.parse(values["architecture"]), values["preset"], values["start"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--resume {folder}: no readable {PLAN} there: give the folder of an earlier derivation") from error
+
+
+def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks) -> None:
+    from search.context import Context, agree_on, prepare
+    from search.ledger import Ledger
+    from search.libraries import quiet
+    from search.options import save_config
+    from search.progress import Reporter, silent
+    from search.rundir import RunDir, default_name
+    from search.tracking import Scalars
+
+    quiet()
+    reporter = Reporter() if ranks.is_first else silent()
+    prepared = ranks.together(lambda: prepare(config, reporter, ranks))
+    agree_on(prepared)
+    config = prepared.config
+    path = resume or Path(config.runs) / (config.name or default_name(plan.preset or "derive", config.runs))
+    with contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            rundir = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+        else:
+            ranks.first(lambda: None)
+            elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))
+            rundir = stack.enter_context(RunDir(elsewhere).open())
+        if resume is None and ranks.is_first:
+            write_json_atomic(
+                rundir.path / PLAN,
+                {"architecture": str(plan.architecture), "preset": plan.preset, "start": plan.start},
+            )
+            save_config(config, rundir.config)
+        ledger = stack.enter_context(Ledger(rundir.ledger))
+        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+        if scalars is not None:
+            stack.callback(scalars.close)
+        reporter.info(f"run directory: {rundir.path}")
+        run(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, scalars=scalars), plan)
+    reporter.info(f"model:  {rundir.model}")
+    reporter.info(f"report: {rundir.report}")
+
+
+def run(ctx: Context, plan: Plan) -> dict[str, Any]:
+    """Teacher, first weights, distillation, export, report; finished phases are read back from the run directory."""
+    from engine.evaluation import evaluate
+    from search.derive import derive
+    from search.pipeline import describe_score, export, share_teacher
+    from search.report import build_report
+    from search.summary import summarise
+
+    with ctx.timed("teacher"):
+        share_teacher(ctx)
+    metrics: dict[str, float] = {}
+    if ctx.ranks.is_first:
+        with ctx.timed("teacher evaluation"):
+            metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=ctx.config.teacher_precision)
+        ctx.reporter.info(describe_score("teacher", ctx, metrics))
+    best = derive(ctx, "derive", _first_weights(ctx, plan), plan.architecture)
+    ctx.reporter.info(describe_score("derived model", ctx, best.dev))
+
+    def finish() -> dict[str, Any]:
+        found = {"architecture from": plan.preset or "the command line, without a search", "first weights": plan.start}
+        export(ctx, best, found)
+        summary = summarise(ctx, best, {}, metrics, {})
+        write_json_atomic(ctx.rundir.path / "summary.json", summary)
+        build_report(ctx.rundir.path)
+        return summary
+
+    return ctx.ranks.first(finish) or {}
+
+
+def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
+    """A student of the architecture whose encoder has the plan's weights, the same on every rank."""
+    from engine.supernet import inherit
+    from search.stages import largest, warm_up_supernet
+
+    model = ctx.new_student(plan.architecture, "derive")
+    if plan.start == WARMUP:
+        expressions = tuple(layer.expression for layer in plan.architecture.layers)
+        inherit(model, warm_up_supernet(ctx, largest(ctx, expressions)))
+    elif plan.start != FRESH:
+        inherit(model, _given_weights(ctx, plan).to(ctx.device))
+    return model
+
+
+def _given_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
+    from engine.checkpoint import read_tensors
+    from engine.convert import from_published, read_published
+    from engine.saved import load_saved
+
+    path = Path(plan.start)
+    if path.is_dir():
+        return load_saved(path)
+    if path.suffix == ".safetensors":
+        tensors = {name.removeprefix("ffnas."): tensor for name, tensor in read_tensors(path).items()}
+    else:
+        tensors = read_published(path)
+    heads = ctx.config.student.num_heads or ctx.teacher.num_heads
+    encoder = {name: t for name, t in tensors.items() if name.startswith(("embeddings.", "encoder.", "fit_dense."))}
+    return from_published(
+        encoder, plan.architecture, heads=heads, ffn_size=ctx.shape.ffn_size, policy=ctx.space.policy, kind="encoder"
+    ).model

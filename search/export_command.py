@@ -1,0 +1,178 @@
+"""`ffnas export`: a model directory also as `torch.export` program, ONNX and int8 ONNX, compared with PyTorch.
+
+    ffnas export runs/NAME                      all formats of best/model, scored on the run's dev split
+    ffnas export DIR --onnx --eval dev.csv      one format, scored on a labelled file
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.files import write_json_atomic
+from search.arguments import QuietParser
+
+if TYPE_CHECKING:
+    from engine.data import EncodedDataset, TaskSpec
+
+FORMATS = ("program", "onnx", "int8")
+RESULT = "exports.json"
+_BATCH = 32
+
+
+def command(argv: list[str]) -> None:
+    """Exports, compares, scores; writes exports.json into the model directory and prints it as a table.
+
+    Raises:
+        UserError: wrong options, no model there, or a library is missing.
+    """
+    parser = QuietParser(prog="ffnas export", description="A model directory in further formats.")
+    parser.add_argument("source", metavar="RUN_OR_MODEL", help="run directory, or model directory")
+    for name, what in zip(FORMATS, ("torch.export program", "ONNX", "ONNX with int8 weights"), strict=True):
+        parser.add_argument(f"--{name}", action="store_true", help=f"{what} (default: all three)")
+    parser.add_argument("--eval", metavar="FILE", help="labelled CSV, TSV, JSONL or Parquet to score on")
+    options = parser.parse_args(argv)
+    wanted = [name for name in FORMATS if getattr(options, name)] or list(FORMATS)
+    source = Path(options.source)
+    is_run = (source / "config.yaml").is_file()
+    folder = source / "best" / "model" if is_run else source
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{source}: neither a run directory with best/model nor a model directory: check the path")
+    from search.libraries import quiet
+
+    quiet()
+    data = None
+    if options.eval is not None:
+        data = _labelled_file(folder, options.eval)
+    elif is_run:
+        data = _dev_split(source, folder)
+    result = export_formats(folder, wanted, data)
+    write_json_atomic(folder / RESULT, result)
+    print(_table(result))
+
+
+def export_formats(
+    folder: Path, wanted: list[str], data: tuple[TaskSpec, EncodedDataset] | None = None
+) -> list[dict[str, Any]]:
+    """Writes the formats and compares each with the model in PyTorch.
+
+    Returns:
+        One {"format", "file", "bytes", "largest_difference", "metrics"} per format, PyTorch's own first; differences
+        are of outputs on random token sequences of several lengths.
+    """
+    import torch
+
+    from engine import onnx_export as formats
+    from engine.handover import load_plain
+
+    model = load_plain(folder)
+    choices = {"choices": 3} if type(model).__name__ == "FFNASForMultipleChoice" else {}
+    longest = min(128, model.config.max_position_embeddings)
+    inputs = [
+        formats.example_inputs(model.config, rows, length, **choices) for rows, length in ((2, 16), (1, 5), (3, longest))
+    ]
+    made: list[tuple[str, Path, Any]] = [("pytorch", folder / "model.safetensors", None)]
+    if "program" in wanted:
+        path = formats.export_program(folder)
+        made.append(("program", path, torch.export.load(path).module()))
+    if "onnx" in wanted or "int8" in wanted:
+        path = formats.export_onnx(folder)
+        made.append(("onnx", path, formats.OnnxModel(path)))
+    if "int8" in wanted:
+        path = formats.quantize_onnx(folder)
+        made.append(("int8", path, formats.OnnxModel(path)))
+    result = []
+    for name, path, other in made:
+        entry: dict[str, Any] = {"format": name, "file": str(path.relative_to(folder)), "bytes": path.stat().st_size}
+        entry["largest_difference"] = 0.0 if other is None else formats.largest_difference(model, other, inputs)
+        if data is not None:
+            entry["metrics"] = _score(model if other is None else other, *data)
+        result.append(entry)
+    return result
+
+
+def _score(model: Any, spec: TaskSpec, data: EncodedDataset) -> dict[str, float]:
+    """Metrics of a classifier in any of the formats."""
+    import torch
+
+    from engine.metrics import compute_metrics
+    from engine.onnx_export import OnnxModel
+
+    logits, labels = [], []
+    for batch in data.batches(_BATCH, seed=0, epoch=0, shuffle=False, bucket=True):
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask.long(),
+            "token_type_ids": batch.token_type_ids,
+        }
+        if isinstance(model, OnnxModel):
+            values = model(inputs)["logits"]
+        else:
+            with torch.no_grad():
+                out = model(**inputs)
+            values = (out[0] if isinstance(out, tuple) else out.logits).numpy()
+        logits.append(values)
+        labels.append(batch.labels.numpy())
+    return compute_metrics(spec, np.concatenate(logits), np.concatenate(labels))
+
+
+def _dev_split(run: Path, folder: Path) -> tuple[TaskSpec, EncodedDataset] | None:
+    from engine.data import load_task
+    from engine.data.encode import encode_task
+    from search.options import parse
+
+    config, _ = parse(["--resume", str(run)])
+    task = load_task(config.data, seed=config.seed)
+    if task.spec.kind not in ("classification", "regression"):
+        return None
+    return task.spec, encode_task(task.dev, task.spec, _tokenizer(folder), config.data.max_length)
+
+
+def _labelled_file(folder: Path, source: str) -> tuple[TaskSpec, EncodedDataset]:
+    """The rows of a file whose labels are the model's."""
+    import json
+
+    from engine.data import TaskSpec
+    from engine.data.columns import choose_metric, find_label_column, find_text_columns
+    from engine.data.encode import encode_task
+    from engine.data.labels import class_ids, label_keys, targets
+    from engine.data.sources import read_table
+    from engine.data.task import Rows
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["architectures"] != ["FFNASForSequenceClassification"]:
+        raise UserError(f"--eval: {config['architectures'][0]} is scored in a run only: give a run directory")
+    regression = config.get("problem_type") == "regression"
+    names = () if regression else tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
+    table = read_table(source)
+    texts = find_text_columns(table.columns, None, source)
+    label = find_label_column(table.columns, None, texts, source)
+    kind = "regression" if regression else "classification"
+    spec = TaskSpec(Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None))
+    keys = label_keys(table.values(label), source)
+    labels = targets(keys, label, source) if regression else class_ids(keys, names, source)
+    rows = Rows(tuple(table.texts(column) for column in texts), labels)
+    tokenizer = _tokenizer(folder)
+    return spec, encode_task(rows, spec, tokenizer, min(tokenizer.model_max_length, 512))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserError(f"{folder}: has no tokenizer to score with: put its tokenizer files there")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _table(result: list[dict[str, Any]]) -> str:
+    names = list(result[0].get("metrics", {}))
+    rows = [("format", "file", "MB", "difference", *names)]
+    for entry in result:
+        scores = (f"{entry['metrics'][name]:.4f}" for name in names)
+        size, difference = f"{entry['bytes'] / 1e6:.1f}", f"{entry['largest_difference']:.1e}"
+        rows.append((entry["format"], entry["file"], size, difference, *scores))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
