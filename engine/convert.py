@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.architecture import Architecture, LayerSpec
@@ -71,16 +73,18 @@ class Converted:
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published file, by name without `module.`.
+    """The tensors of a published file, by name without `module.`; also those of a model's *.safetensors file.
 
     Raises:
         UserError: the file cannot be read without running code from it, or holds no state dict of float tensors.
     """
     try:
+        if Path(path).suffix == ".safetensors":
+            return {name.removeprefix("ffnas."): tensor for name, tensor in load_file(path).items()}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path}: there is no such file: check the path") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
             f"checkpoint {path}: not a file of tensors ({reason:.160}): give a file whose `state_dict` torch.load"

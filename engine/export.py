@@ -172,7 +172,7 @@ def _usage(task: str, auto_class: str) -> str:
         f"from transformers import {auto_class}, AutoTokenizer{', pipeline' if runnable else ''}",
         "",
         f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)',
     ]
     if runnable:
         lines.append(f'run = pipeline("{task}", model="path/to/this/folder", trust_remote_code=True)')

@@ -51,7 +51,7 @@ class _Tensors(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.names = OUTPUTS[type(model).__name__]
+        self.names = OUTPUTS.get(type(model).__name__, ("logits",))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
@@ -76,9 +76,8 @@ def example_inputs(config: Any, rows: int = 2, length: int = 16, *, choices: int
     return dict(zip(INPUTS, (ids * mask, mask, types * mask), strict=True))
 
 
-def program_of(folder: str | os.PathLike[str]) -> torch.export.ExportedProgram:
-    """`torch.export` of a model directory, batch and length (and number of choices) free."""
-    model = load_plain(folder)
+def program_of(model: nn.Module) -> torch.export.ExportedProgram:
+    """`torch.export` of a plain model, batch and length (and number of choices) free."""
     choices = 3 if type(model).__name__ == "FFNASForMultipleChoice" else None
     inputs = example_inputs(model.config, choices=choices)
     free = {name: dict.fromkeys(range(t.dim()), torch.export.Dim.DYNAMIC) for name, t in inputs.items()}
@@ -90,7 +89,7 @@ def export_program(folder: str | os.PathLike[str]) -> Path:
     """Writes model.pt2 into a model directory; returns its path."""
     path = Path(folder) / PROGRAM
     with write_atomic(path) as temporary:
-        torch.export.save(program_of(folder), temporary)
+        torch.export.save(program_of(load_plain(folder)), temporary)
     return path
 
 
@@ -100,11 +99,20 @@ def export_onnx(folder: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: a library is missing.
     """
-    require_onnx()
     path = Path(folder) / ONNX
-    program = program_of(folder)
-    names = [spec.arg.name for spec in program.graph_signature.output_specs]
-    outputs = OUTPUTS[type(load_plain(folder)).__name__][: len(names)]
+    write_onnx(load_plain(folder), path)
+    return path
+
+
+def write_onnx(model: nn.Module, path: Path) -> None:
+    """Writes a plain model, or a sequence classifier of transformers, as ONNX file.
+
+    Raises:
+        UserError: a library is missing.
+    """
+    require_onnx()
+    program = program_of(model)
+    count = len(program.graph_signature.user_outputs)
     with write_atomic(path) as temporary, _quiet():
         torch.onnx.export(
             program,
@@ -112,13 +120,12 @@ def export_onnx(folder: str | os.PathLike[str]) -> Path:
             str(temporary),
             kwargs=program.example_inputs[1],
             input_names=list(INPUTS),
-            output_names=list(outputs),
+            output_names=list(OUTPUTS.get(type(model).__name__, ("logits",))[:count]),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
-    return path
 
 
 def quantize_onnx(folder: str | os.PathLike[str]) -> Path:

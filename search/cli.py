@@ -18,6 +18,8 @@ COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
     "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
     "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
+    "derive": ("search.derive_command", "distil a given architecture or preset, without a search"),
+    "export": ("search.export_command", "a model as torch.export program, ONNX and int8 ONNX"),
     "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
     "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
     "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),

@@ -12,6 +12,7 @@ supernets that nothing is sliced from.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -129,7 +130,7 @@ def _preset(preset: ModelPreset) -> tuple[Architecture, list[str]]:
 
 def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
     """The preset's distillation for the task the options name."""
-    source = next((b for a, b in zip(rest, rest[1:], strict=False) if a in ("--data.train", "--data.task")), "")
+    source = next((b for a, b in itertools.pairwise(rest) if a in ("--data.train", "--data.task")), "")
     task, text = preset.recipe.task_phase(source), preset.recipe.text
     phases = (("text", text), ("task", task))
     return [
@@ -157,7 +158,9 @@ def _read_plan(folder: Path) -> Plan:
         values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         return Plan(Architecture.parse(values["architecture"]), values["preset"], values["start"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume {folder}: no readable {PLAN} there: give the folder of an earlier derivation") from error
+        raise UserError(
+            f"--resume {folder}: no readable {PLAN} there: give the folder of an earlier derivation"
+        ) from error
 
 
 def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks) -> None:
@@ -200,9 +203,9 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks)
 
 def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     """Teacher, first weights, distillation, export, report; finished phases are read back from the run directory."""
-    from engine.evaluation import evaluate
+    from engine.evaluation import evaluate_dev
     from search.derive import derive
-    from search.pipeline import describe_score, export, share_teacher
+    from search.pipeline import export, score_line, share_teacher
     from search.report import build_report
     from search.summary import summarise
 
@@ -211,10 +214,10 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     if ctx.ranks.is_first:
         with ctx.timed("teacher evaluation"):
-            metrics = evaluate(ctx.teacher.model, ctx.data.dev, ctx.spec, precision=ctx.config.teacher_precision)
-        ctx.reporter.info(describe_score("teacher", ctx, metrics))
+            metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=ctx.config.teacher_precision)
+        ctx.reporter.info(score_line("teacher", ctx, metrics))
     best = derive(ctx, "derive", _first_weights(ctx, plan), plan.architecture)
-    ctx.reporter.info(describe_score("derived model", ctx, best.dev))
+    ctx.reporter.info(score_line("derived model", ctx, best.dev))
 
     def finish() -> dict[str, Any]:
         found = {"architecture from": plan.preset or "the command line, without a search", "first weights": plan.start}
@@ -230,29 +233,25 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
 def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     """A student of the architecture whose encoder has the plan's weights, the same on every rank."""
     from engine.supernet import inherit
-    from search.stages import largest, warm_up_supernet
+    from search.stages import largest, warm_up
 
     model = ctx.new_student(plan.architecture, "derive")
     if plan.start == WARMUP:
         expressions = tuple(layer.expression for layer in plan.architecture.layers)
-        inherit(model, warm_up_supernet(ctx, largest(ctx, expressions)))
+        inherit(model, warm_up(ctx, largest(ctx, expressions)))
     elif plan.start != FRESH:
         inherit(model, _given_weights(ctx, plan).to(ctx.device))
     return model
 
 
 def _given_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
-    from engine.checkpoint import read_tensors
     from engine.convert import from_published, read_published
     from engine.saved import load_saved
 
     path = Path(plan.start)
     if path.is_dir():
         return load_saved(path)
-    if path.suffix == ".safetensors":
-        tensors = {name.removeprefix("ffnas."): tensor for name, tensor in read_tensors(path).items()}
-    else:
-        tensors = read_published(path)
+    tensors = read_published(path)
     heads = ctx.config.student.num_heads or ctx.teacher.num_heads
     encoder = {name: t for name, t in tensors.items() if name.startswith(("embeddings.", "encoder.", "fit_dense."))}
     return from_published(

@@ -1,7 +1,7 @@
 """`ffnas export`: a model directory also as `torch.export` program, ONNX and int8 ONNX, compared with PyTorch.
 
-    ffnas export runs/NAME                      all formats of best/model, scored on the run's dev split
-    ffnas export DIR --onnx --eval dev.csv      one format, scored on a labelled file
+ffnas export runs/NAME                      all formats of best/model, scored on the run's dev split
+ffnas export DIR --onnx --eval dev.csv      one format, scored on a labelled file
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def export_formats(
     choices = {"choices": 3} if type(model).__name__ == "FFNASForMultipleChoice" else {}
     longest = min(128, model.config.max_position_embeddings)
     inputs = [
-        formats.example_inputs(model.config, rows, length, **choices) for rows, length in ((2, 16), (1, 5), (3, longest))
+        formats.example_inputs(model.config, rows, length, **choices)
+        for rows, length in ((2, 16), (1, 5), (3, longest))
     ]
     made: list[tuple[str, Path, Any]] = [("pytorch", folder / "model.safetensors", None)]
     if "program" in wanted:
@@ -151,7 +152,9 @@ def _labelled_file(folder: Path, source: str) -> tuple[TaskSpec, EncodedDataset]
     texts = find_text_columns(table.columns, None, source)
     label = find_label_column(table.columns, None, texts, source)
     kind = "regression" if regression else "classification"
-    spec = TaskSpec(Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None))
+    spec = TaskSpec(
+        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)
+    )
     keys = label_keys(table.values(label), source)
     labels = targets(keys, label, source) if regression else class_ids(keys, names, source)
     rows = Rows(tuple(table.texts(column) for column in texts), labels)

@@ -26,6 +26,9 @@ from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
 from search.trials import TrialLog
 
+LICENSE = "apache-2.0"
+"""Of the model card; data and teacher may ask for another, which their owner then writes there."""
+
 
 def run(ctx: Context) -> dict[str, Any]:
     """Carries out every phase that is not finished yet; returns the summary.
@@ -41,7 +44,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
             teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
-        ctx.reporter.info(_score_line("teacher", ctx, teacher_metrics))
+        ctx.reporter.info(score_line("teacher", ctx, teacher_metrics))
 
     # Supernets and the found model are trained by all ranks. Candidates are evaluated by the first one, while the
     # others wait for their winner: spreading them means one ledger and one sampler fed from several processes.
@@ -56,8 +59,8 @@ def run(ctx: Context) -> dict[str, Any]:
         ranks.first(lambda: load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared))
         ranks.spread(shared)
     best = derive(ctx, "derive", shared, found)
-    ranks.first(lambda: export(ctx, best))
-    ctx.reporter.info(_score_line("found model", ctx, best.dev))
+    ranks.first(lambda: export(ctx, best, how_found(ctx)))
+    ctx.reporter.info(score_line("found model", ctx, best.dev))
 
     baselines: dict[str, Derived] = {}
     if config.baselines.gelu:
@@ -68,7 +71,7 @@ def run(ctx: Context) -> dict[str, Any]:
         winner = _winner(ctx, stages, "random", lambda: random_search(ctx, supernet, trials))
         baselines["random"] = derive_baseline(ctx, "random", supernet, winner)
     for name, derived in baselines.items():
-        ctx.reporter.info(_score_line(f"baseline {name}", ctx, derived.dev))
+        ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
 
     return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, stages)) or {}
 
@@ -129,19 +132,27 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
         )
 
 
-def export(ctx: Context, best: Derived) -> None:
-    """Writes best/architecture.json and best/model/."""
+def how_found(ctx: Context) -> dict[str, Any]:
+    """What the model card says about the search."""
+    return {
+        "sampler": ctx.config.sampler.name,
+        "trials": f"{ctx.config.stage1.trials} + {ctx.config.stage2.trials} + {ctx.config.stage3.trials}",
+    }
+
+
+def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
+    """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
     best.architecture.save(ctx.rundir.architecture, ctx.shape)
     name, value = primary(ctx.spec, best.dev)
     card = {
         "name": ctx.rundir.path.name,
         "task": ctx.spec.name,
         "teacher": ctx.config.teacher,
+        "license": LICENSE,
         "metric": {"name": name, "value": value, "split": "dev"},
         "metrics": best.dev,
-        "sampler": ctx.config.sampler.name,
+        **found,
         "seed": ctx.config.seed,
-        "trials": f"{ctx.config.stage1.trials} + {ctx.config.stage2.trials} + {ctx.config.stage3.trials}",
     }
     drawing = architecture_png(
         best.model.config,
@@ -152,6 +163,7 @@ def export(ctx: Context, best: Derived) -> None:
     export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
-def _score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:
+def score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:
+    """The primary metric on dev, for the log."""
     metric, value = primary(ctx.spec, metrics)
     return f"{name}: {metric} {value:.4f} on dev"

@@ -47,9 +47,9 @@ def gelu_twin(architecture: Architecture) -> Architecture:
     return Architecture(tuple(LayerSpec(GELU_FFN, layer.stack, layer.ratio) for layer in architecture.layers))
 
 
-def warm_up(ctx: Context) -> nn.Module:
-    """The GELU supernet, distilled on text; shared by stages 1 and 2."""
-    supernet = ctx.new_student(largest(ctx, (GELU_FFN,) * ctx.shape.num_layers), "supernet")
+def warm_up(ctx: Context, architecture: Architecture | None = None) -> nn.Module:
+    """A supernet distilled on text: the GELU one, shared by stages 1 and 2, unless another is given."""
+    supernet = ctx.new_student(architecture or largest(ctx, (GELU_FFN,) * ctx.shape.num_layers), "supernet")
     distiller = ctx.distiller()
     train_phase(
         ctx,
