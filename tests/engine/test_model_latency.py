@@ -41,8 +41,10 @@ def test_sides_of_one_model_agree(models):
 
 def test_the_command_writes_table_plot_and_json(models, tmp_path, capsys):
     before = torch.get_num_threads()
-    arguments = [str(models / "ours"), "--baseline", str(models / "bert"), "--batches", "1", "3", "--lengths", "7", "500",
-                 "--threads", "1", "--sides", "eager", "ffnas", "--rounds", "2", "--out", str(tmp_path / "out")]  # fmt: skip
+    arguments = [
+        *(str(models / "ours"), "--baseline", str(models / "bert"), "--batches", "1", "3", "--lengths", "7", "500"),
+        *("--threads", "1", "--sides", "eager", "ffnas", "--rounds", "2", "--out", str(tmp_path / "out")),
+    ]
     assert guarded(command, arguments) == 0
     assert torch.get_num_threads() == before
     result = json.loads((tmp_path / "out" / "latency.json").read_text())
