@@ -20,7 +20,6 @@ COMMANDS = {
     "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
     "derive": ("search.derive_command", "distil a given architecture or preset, without a search"),
     "export": ("search.export_command", "a model as torch.export program, ONNX and int8 ONNX"),
-    "latency": ("search.model_latency_command", "time models on this machine, beside BERT-base"),
     "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
     "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
     "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),
