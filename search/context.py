@@ -17,6 +17,7 @@ import torch
 
 from engine.architecture import Architecture
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
+from engine.data.mixture import other_tasks
 from engine.distill import Distiller, TeacherTargets
 from engine.errors import UserError
 from engine.files import write_json_atomic
@@ -62,6 +63,7 @@ class Prepared:
         shape: the student's shape.
         space: the joint search space (expressions, stacks, ratios).
         ranks: the processes of the run; this one among them.
+        others: further tasks of stage 3, by name.
     """
 
     config: SearchConfig
@@ -72,6 +74,7 @@ class Prepared:
     shape: ModelShape
     space: SearchSpace
     ranks: Ranks
+    others: dict[str, EncodedTask]
 
     @property
     def spec(self) -> TaskSpec:
@@ -108,6 +111,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
     layer_map(student.num_layers, teacher.num_layers)
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
+    others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed)
     shape = student_shape(config, teacher.model.config.vocab_size, teacher.hidden_size)
     heads = student.num_heads or teacher.num_heads
     space = build_space(config, shape)
@@ -123,7 +127,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
         teacher_precision, device, teacher.hidden_size, inner, teacher.num_heads, training=False
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
-    return Prepared(config, device, teacher, task, data, shape, space, ranks)
+    return Prepared(config, device, teacher, task, data, shape, space, ranks, others)
 
 
 def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: int) -> ModelShape:

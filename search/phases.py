@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from engine.checkpoint import Damaged, load_weights, remove_training_state, save_weights, second_copy
 from engine.data import Batch, EncodedDataset
+from engine.data.mixture import TaskMixture
+from engine.data.shards import ShardedText
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
 from engine.settings import PhaseSettings
@@ -16,15 +19,18 @@ from engine.target_cache import BatchPlan
 from engine.training import PhaseLog, cycle, run_phase
 from search.context import Context
 
+PhaseData = TypeVar("PhaseData", EncodedDataset, ShardedText, TaskMixture)
+"""What a phase may train on."""
 
-def phase_data(ctx: Context, data: EncodedDataset, settings: PhaseSettings, name: str) -> EncodedDataset:
+
+def phase_data(ctx: Context, data: PhaseData, settings: PhaseSettings, name: str) -> PhaseData:
     """The share of `data` a phase uses; the same for every trial of a stage."""
     if settings.fraction >= 1.0:
         return data
     return data.subset(max(1, round(settings.fraction * len(data))), seed=ctx.seed(name, "subset"))
 
 
-def batch_plan(ctx: Context, data: EncodedDataset, settings: PhaseSettings, order: str) -> BatchPlan:
+def batch_plan(ctx: Context, data: PhaseData, settings: PhaseSettings, order: str) -> BatchPlan:
     """The batches of a phase of that order, and this rank's share of them."""
     data = phase_data(ctx, data, settings, order)
     return BatchPlan(
@@ -42,7 +48,7 @@ def train_phase(
     ctx: Context,
     name: str,
     model: nn.Module,
-    data: EncodedDataset,
+    data: PhaseData,
     settings: PhaseSettings,
     loss: Callable[[Batch, int], KDLoss],
     result: Path,

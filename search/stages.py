@@ -27,6 +27,7 @@ from engine.supernet import inherit
 from kernels.expression import GELU_FFN, Expression
 from search.config import StageConfig
 from search.context import Context
+from search.multitask import TaskDistillers, all_training_data, several_heads
 from search.phases import train_phase
 from search.proxy import ProxyTrainer
 from search.report.tables import write_candidates
@@ -96,20 +97,30 @@ def _expression_stage(
 def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
     """The weight-shared supernet of stage 3, distilled on text and then on the task, and its space.
 
-    Text-distilled weights stay in stage3/warmup.safetensors, task-distilled ones in stage3/supernet.safetensors.
+    Text-distilled weights stay in stage3/warmup.safetensors, task-distilled ones in stage3/supernet.safetensors. With
+    `data.tasks` the task phase goes over several tasks (`search.multitask`), whose heads are in the latter file too.
     """
     expressions = tuple(layer.expression for layer in winner.layers)
     space = ctx.space.with_expressions(expressions)
     model = ctx.new_student(largest(ctx, expressions), "stage3-supernet")
     inherit(model, supernet)
     distiller = ctx.distiller()
-    folder = ctx.rundir.stage(3)
-    for part, data, settings, result in (
-        ("text", ctx.data.text, ctx.config.stage3.text, "warmup.safetensors"),
-        ("task", ctx.data.train, ctx.config.stage3.task, "supernet.safetensors"),
-    ):
-        objective = partial(_subnet_loss, ctx, distiller, model, space, part)
-        train_phase(ctx, f"stage3 {part}", model, data, settings, objective, folder / result)
+    folder, settings = ctx.rundir.stage(3), ctx.config.stage3
+    text = partial(_subnet_loss, ctx, distiller, model, space, "text")
+    train_phase(ctx, "stage3 text", model, ctx.data.text, settings.text, text, folder / "warmup.safetensors")
+    result = folder / "supernet.safetensors"
+    if not ctx.others:
+        task = partial(_subnet_loss, ctx, distiller, model, space, "task")
+        train_phase(ctx, "stage3 task", model, ctx.data.train, settings.task, task, result)
+        return model, space
+    heads, distillers = several_heads(ctx, model), TaskDistillers(ctx)
+    if not ctx.ranks.agree(result.exists):
+        distillers.load()
+
+    def of_its_task(batch: Batch, step: int) -> KDLoss:
+        return _subnet_loss(ctx, distillers.of(batch.task), heads.of(batch.task), space, "task", batch, step)
+
+    train_phase(ctx, "stage3 task", heads, all_training_data(ctx), settings.task, of_its_task, result)
     return model, space
 
 

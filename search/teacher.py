@@ -9,6 +9,7 @@ def command(argv: list[str]) -> None:
     from engine.metrics import primary
     from search.context import prepare
     from search.libraries import quiet
+    from search.multitask import teach_others
     from search.options import parse
     from search.pipeline import teach
     from search.progress import Reporter
@@ -21,3 +22,7 @@ def command(argv: list[str]) -> None:
     metrics = evaluate_dev(teacher.model, prepared.data, precision=prepared.config.teacher_precision)
     name, value = primary(prepared.spec, metrics)
     reporter.info(f"teacher: {teacher.folder} ({name} {value:.4f} on dev)")
+    for task, other in teach_others(prepared, reporter).items():
+        data = prepared.others[task]
+        name, value = primary(data.spec, evaluate_dev(other.model, data, precision=prepared.config.teacher_precision))
+        reporter.info(f"teacher of {task}: {other.folder} ({name} {value:.4f} on dev)")
