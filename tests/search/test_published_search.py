@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
 def search(folder, name, monkeypatch, *arguments):
     monkeypatch.setenv("FFNAS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("FFNAS_BACKEND", "reference")  # kernels are not built for the cache of a test
     options = [
         *("search", "--preset", "smoke", "--runs", str(folder / "runs"), "--name", name),
         *("--teacher", str(folder / "teacher"), "--student.hidden_size", "24", "--student.embedding_size", "16"),
