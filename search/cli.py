@@ -11,8 +11,11 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any
 
 COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
@@ -24,6 +27,7 @@ COMMANDS = {
     "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
     "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),
     "latency": ("search.latency_command", "measure a latency table of this device, or compare models"),
+    "doctor": ("search.doctor", "what this machine has, what is off and why, a self-test: for bug reports"),
     "report": ("search.report.command", "build the report of a run directory again"),
 }
 
@@ -42,18 +46,35 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"ffnas: unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[argv[0]][0])
-    return guarded(module.command, argv[1:])
+    module = COMMANDS[argv[0]][0]
+    return guarded(lambda rest: importlib.import_module(module).command(rest), argv[1:], old=argv[0] == "doctor")
 
 
-def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Runs a subcommand; wrong input ends in one line and exit code 2, an interruption in 130 or 143."""
+def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool = False) -> int:
+    """Runs a subcommand; wrong input ends in one line and exit code 2, an interruption in 130 or 143.
+
+    Args:
+        command: the subcommand.
+        argv: what it is given.
+        old: run it with versions that are too old, too.
+    """
     from search.waiting import wait_briefly
 
     wait_briefly()
     from engine.errors import ToldElsewhere, UserError
+    from search.environment import check_names, check_versions
+
+    try:
+        check_names()
+        if not old:
+            check_versions()
+    except UserError as error:
+        print(f"ffnas: error: {error}", file=sys.stderr)
+        return 2
     from kernels.expression import ExpressionError
 
+    show = warnings.showwarning
+    warnings.showwarning = partial(_show, show)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         command(argv)
@@ -91,7 +112,16 @@ def guarded(command: Callable[[list[str]], None], argv: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        warnings.showwarning = show
     return 0
+
+
+def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """Our own warnings in one line, without the place in the code."""
+    if category.__module__.startswith(("kernels.", "engine.", "search.")):
+        print(f"ffnas: {str(message).removeprefix('ffnas ')}", file=sys.stderr)
+    else:
+        others(message, category, *rest)
 
 
 _OUT_OF_MEMORY = "out of memory: use smaller batches (accumulate, population) or a machine with more"

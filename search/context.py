@@ -37,6 +37,7 @@ from engine.training import PhaseLog
 from kernels.cache import cache_dir
 from search.config import SearchConfig, check_heads, parse_ratios
 from search.costs import Costs
+from search.environment import unused_gpu
 from search.latency_tables import table_for
 from search.ledger import Ledger
 from search.progress import Reporter
@@ -98,6 +99,9 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
+    hint = unused_gpu() if config.device == "auto" else None
+    if hint is not None:
+        reporter.info(hint)
     if ranks.size > 1 and device.type == "cuda":
         device = torch.device("cuda", ranks.local)
     config.data.validate()

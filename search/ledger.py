@@ -113,6 +113,8 @@ class Ledger:
     ) -> None:
         self._recorded = recorded
         text = os.fspath(target)
+        if not text.isprintable() or "%00" in text:
+            raise UserError(f"ledger {text!r:.80}: holds characters no path or URL has: give another one")
         path = Path(text) if "://" not in text else None
         self._shared = path is None and not text.startswith("sqlite:")
         self._name = str(path) if path is not None else _without_password(text)
@@ -322,6 +324,10 @@ def _check_sum(trial: Trial) -> str:
 def _check_file(path: Path, timeout: float) -> None:
     """Raises `UserError` unless `path` is a sound SQLite file or can become one."""
     name = str(path)
+    try:
+        path.exists()
+    except OSError as error:
+        raise UserError(f"ledger {name:.80}: {error.strerror}: give another path") from error
     if not path.parent.is_dir():
         raise UserError(f"ledger {name}: the folder {path.parent} does not exist: create it or give another path")
     if path.is_dir():

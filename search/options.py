@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import sys
 from importlib import resources
@@ -37,6 +38,8 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the examples' line breaks."""
 
 
+MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_DEPTH = 20
 _EITHER = {"steps": "epochs", "epochs": "steps"}
 
 
@@ -79,7 +82,6 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
         UserError: an option, a file or a value is wrong.
     """
     argv = normalise(argv)
-    parser = build_parser(prog)
     resume = _value_of(argv, "--resume")
     if resume is not None:
         folder = Path(resume)
@@ -92,13 +94,7 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
         folder = None
         preset = _value_of(argv, "--preset") or SearchConfig.preset
         argv = ["--config", str(preset_path(preset)), *argv]
-    try:
-        namespace = parser.parse_args(argv)
-        values = vars(parser.instantiate(namespace))
-    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UserError(one_line(str(error))) from error
-    fields = {f.name: values[f.name] for f in dataclasses.fields(SearchConfig)}
-    config = SearchConfig(**fields)
+    config = _read(argv, prog)
     validate(config)
     return config, folder
 
@@ -135,12 +131,43 @@ def parse_resolve(argv: list[str], prog: str = "ffnas search") -> tuple[Path, Se
 
 
 def _read(argv: list[str], prog: str) -> SearchConfig:
+    for given in _values_of(argv, "--config"):
+        _check_file(given)
     try:
         parser = build_parser(prog)
         values = vars(parser.instantiate(parser.parse_args(argv)))
     except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise UserError(one_line(str(error))) from error
     return SearchConfig(**{f.name: values[f.name] for f in dataclasses.fields(SearchConfig)})
+
+
+def _check_file(given: str) -> None:
+    """Refuses a configuration file that no honest one looks like, before anything unfolds it.
+
+    Raises:
+        UserError: it is large, nested deeply, or has aliases, of which a few lines unfold to more than fits in memory.
+    """
+    path = Path(given)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"--config {given}: larger than {MAX_CONFIG_BYTES} bytes: this is no configuration file")
+        depth = 0
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"--config {given}: has an alias (*{event.anchor}): write the value out")
+            if getattr(event, "tag", None):
+                raise UserError(f"--config {given}: has a tag ({event.tag:.40}): write plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_CONFIG_DEPTH:
+                raise UserError(
+                    f"--config {given}: nested deeper than {MAX_CONFIG_DEPTH}: this is no configuration file"
+                )
+    except OSError as error:
+        raise UserError(f"--config {given}: cannot be read ({error.strerror}): check the path") from error
+    except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--config {given}: is not YAML: {one_line(str(error)):.300}") from error
 
 
 def normalise(argv: list[str]) -> list[str]:
@@ -218,6 +245,13 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _values_of(argv: list[str], option: str) -> list[str]:
+    """Every value given for `option`."""
+    pairs = itertools.pairwise(argv)
+    inline = [a.partition("=")[2] for a in argv if a.startswith(option + "=")]
+    return [value for name, value in pairs if name == option] + inline
 
 
 def _value_of(argv: list[str], option: str) -> str | None:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends.base import BackendUnavailable, FFNCall
+from kernels.bounded import Bounded
 from kernels.cuda import grouped, rows, stack
 from kernels.cuda.library import is_emulated, library
 from kernels.program import Flag
@@ -64,7 +65,7 @@ class CudaBackend:
     def __init__(self, route: str = ROUTES[0]) -> None:
         self._order = (route, *(r for r in ROUTES if r != route))
         self._device_reasons: dict[torch.device, str | None] = {}
-        self._answers: dict[tuple[object, ...], str] = {}
+        self._answers: Bounded[tuple[object, ...], str] = Bounded(4096)
 
     @property
     def saved_layout(self) -> int:

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels.backends.base import FFNCall
+from kernels.bounded import Bounded
 from kernels.triton import codegen
 from kernels.triton.compile_pool import CompilePool
 from kernels.triton.device_program import DeviceProgram, active_buffer, device_program
@@ -56,8 +57,11 @@ class _Kind:
         self.reported = False
 
 
-_kinds: dict[tuple[object, ...], _Kind] = {}
-_generated: dict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = {}
+CACHE_SIZE = 4096
+"""Programs (and kinds of calls of them) remembered at a time."""
+
+_kinds: Bounded[tuple[object, ...], _Kind] = Bounded(CACHE_SIZE)
+_generated: Bounded[tuple[torch.device, tuple[int, ...]], DeviceProgram] = Bounded(CACHE_SIZE)
 _pool: CompilePool | None = None
 _lock = threading.Lock()
 

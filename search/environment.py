@@ -1,0 +1,56 @@
+"""What an installation must have before a command starts, checked without importing any of it.
+
+Rejected: leaving it to the first import that fails. An old PyTorch fails hours in, at the first function it lacks, and
+another package named `kernels` with a missing module nobody has heard of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from engine.errors import UserError
+
+OLDEST = {"torch": (2, 11), "transformers": (5, 17)}
+"""Lowest versions that work."""
+
+
+def check_versions() -> None:
+    """Raises `UserError` naming the first package that is missing or too old, and the line that mends it."""
+    for name, oldest in OLDEST.items():
+        needed = ".".join(map(str, oldest))
+        remedy = f'run `pip install -U "{name}>={needed}"`'
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError as error:
+            raise UserError(f"{name} is not installed: {remedy}") from error
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < oldest:
+            raise UserError(f"{name} {version} is too old, ffnas needs {needed} or later: {remedy}")
+
+
+def check_names() -> None:
+    """Raises `UserError` where another package named `kernels` is imported instead of ours."""
+    spec = importlib.util.find_spec("kernels")
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec is not None else []
+    if not any((place / "expression.py").is_file() for place in places):
+        found = "Hugging Face's package `kernels`" if places else "no package `kernels`"
+        raise UserError(
+            f"{found} is found where ffnas's own should be: run `pip uninstall kernels`, then `pip install -e .` in"
+            " ffnas's folder, or give ffnas an environment of its own"
+        )
+
+
+def unused_gpu() -> str | None:
+    """A line for a machine with an NVIDIA driver whose PyTorch is built without CUDA; None elsewhere."""
+    import torch
+
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    if torch.version.cuda is not None or not driver:
+        return None
+    return (
+        f"this machine has an NVIDIA driver, but PyTorch {torch.__version__} is built without CUDA, so the CPU is"
+        ' used: install a CUDA build (pytorch.org, "Get started"), or say --device cpu'
+    )
