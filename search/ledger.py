@@ -141,7 +141,7 @@ class Ledger:
                 raise UserError(
                     f"ledger {self._name}: its database driver is not installed: {error.__cause__}"
                 ) from error
-            except RuntimeError as error:  # tables of another version of Optuna
+            except (RuntimeError, ValueError) as error:  # tables of another version of Optuna; a URL like sqlite://:
                 raise UserError(f"ledger {self._name}: {error}") from error
         # Optuna looks the trial up before each of its parameters; without a flush each time, recording takes half
         # as long (25 instead of 50 ms at 12 layers), and all still goes into one transaction.

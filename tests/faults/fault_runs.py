@@ -179,7 +179,7 @@ class Nursery:
         file_limit: int | None = None,
         user: int | None = None,
         plots: bool = False,
-        timeout: float = 120.0,
+        timeout: float = 600.0,
     ) -> Ended:
         """Runs `ffnas search argv` in a child.
 

@@ -65,9 +65,8 @@ def test_a_hundred_kills(nursery, folder):
     assert kills(nursery, folder, 100, seed=0) == []
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_the_run_in_one_line_and_it_resumes(search, calm, signum, code):
     ended = search(when=search.path / "stage1" / "supernet.safetensors", signum=signum)
     assert ended.code == code
@@ -122,7 +121,8 @@ def test_lost_weights_are_trained_again_to_the_same_bytes(nursery, folder, calm,
     assert outcome(run) == calm["outcome"]
 
 
-@pytest.mark.parametrize("write", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 12, 20, 28))])
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [3, 8, 12, 20, 28])
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(search, calm, write):
     ended = search(inject=f"full_disk_at:{write}")
     assert ended.code == 4
@@ -214,6 +214,7 @@ def test_jumping_clocks_change_no_result(search, calm):
     assert all(seconds >= 0 for seconds in json.loads((search.path / "phases.json").read_text()).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -276,6 +277,7 @@ def test_a_single_overflowed_gradient_is_left_out_and_said(search):
     assert all(t.isfinite().all() for t in weights.values())
 
 
+@pytest.mark.slow
 def test_a_teacher_that_answers_nan_is_named(search):
     ended = search(inject="nan_teacher")
     assert ended.code == 2
