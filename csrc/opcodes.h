@@ -101,6 +101,9 @@ enum Opcode : int32_t {
   kOpElu = 21,
   kOpSwish = 22,
   kOpGeluErf = 23,
+  kOpRelu2 = 24,
+  kOpSoftplus = 25,
+  kOpIdentity = 26,
   kOpSelect = 48,
   kOpMaxGrad = 49,
   kOpGeluGrad = 80,
@@ -111,6 +114,9 @@ enum Opcode : int32_t {
   kOpEluGrad = 85,
   kOpSwishGrad = 86,
   kOpGeluErfGrad = 87,
+  kOpRelu2Grad = 88,
+  kOpSoftplusGrad = 89,
+  kOpIdentityGrad = 90,
   kOpGeluDual = 144,
   kOpSigmoidDual = 145,
   kOpTanhDual = 146,
@@ -119,6 +125,9 @@ enum Opcode : int32_t {
   kOpEluDual = 149,
   kOpSwishDual = 150,
   kOpGeluErfDual = 151,
+  kOpRelu2Dual = 152,
+  kOpSoftplusDual = 153,
+  kOpIdentityDual = 154,
   kOpGeluPair = 176,
   kOpSigmoidPair = 177,
   kOpTanhPair = 178,
@@ -127,6 +136,9 @@ enum Opcode : int32_t {
   kOpEluPair = 181,
   kOpSwishPair = 182,
   kOpGeluErfPair = 183,
+  kOpRelu2Pair = 184,
+  kOpSoftplusPair = 185,
+  kOpIdentityPair = 186,
 };
 
 #define FFNAS_BINARY_OPERATORS(F) \
@@ -142,7 +154,10 @@ enum Opcode : int32_t {
   F(LeakyRelu, 20) \
   F(Elu, 21) \
   F(Swish, 22) \
-  F(GeluErf, 23)
+  F(GeluErf, 23) \
+  F(Relu2, 24) \
+  F(Softplus, 25) \
+  F(Identity, 26)
 
 constexpr double kLeakyReluSlope = 0.01;
 constexpr double kEluAlpha = 1.0;

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.architecture import Architecture
 from engine.files import atomic_directory
 from engine.handover import AUTO_CLASSES, auto_map, custom_pipelines, write_files
-from engine.params import count_parameters, ffn_parameters, inner_width
+from engine.params import count_parameters, inner_width, layer_parameters
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.supernet import extract
@@ -136,7 +136,7 @@ def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> s
     lines = []
     for index, layer in enumerate(architecture.layers):
         inner = inner_width(layer.ratio, config.intermediate_size)
-        params = ffn_parameters(config.hidden_size, inner, layer.stack)
+        params = layer_parameters(layer, config.shape)
         lines.append(f"| {index} | `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
     encoder = count_parameters(architecture, config.shape, fit_dense=False)
     return "\n".join(

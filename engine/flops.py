@@ -5,7 +5,8 @@ sequence:
 
     embedding, trigram          2 S 3E H          (full embedding: a look-up, 0)
     attention, per layer        2 S 4 H^2 + 4 S^2 H
-    FFN, per layer              n 2 S 2 H d
+    FFN, per layer              n 2 S (w1 + w2), w = H d for a full weight; for a Kronecker product the multiply-
+                                accumulates of its two small products, min(a2 b1 (b2 + a1), a1 b2 (a2 + b1))
     fit_dense (training only)   2 S H H_t
 
 Only matrix products are counted, as in the published numbers: no biases, activations, LayerNorms or softmax (under 3 %
@@ -17,27 +18,46 @@ microseconds. A test compares the formula with one on the plain model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
-from engine.params import ModelShape, inner_width
-from kernels.expression import Expression
-from kernels.operators import OPERATORS
+from engine.params import ModelShape, check_block, inner_width
+from kernels.expression import Expression, kron_weights
+from kernels.kron_shape import Block, weight_products
+from kernels.operators import OPERATORS, WEIGHTS
 from kernels.widths import infer_width
 
 if TYPE_CHECKING:
-    from engine.architecture import Architecture
+    from engine.architecture import Architecture, LayerSpec
 
 PAPER_LENGTH = 128
 """Sequence length of the published counts."""
 
 
-def ffn_flops(hidden: int, inner: int, stack: int, length: int = PAPER_LENGTH) -> int:
-    """Operations of `stack` FFNs on one sequence."""
-    return stack * 4 * length * hidden * inner
+def ffn_flops(
+    hidden: int,
+    inner: int,
+    stack: int,
+    length: int = PAPER_LENGTH,
+    kron: Collection[str] = (),
+    block: Block | None = None,
+) -> int:
+    """Operations of `stack` FFNs on one sequence; `kron` and `block` as for `engine.params.ffn_parameters`."""
+    if not kron:
+        return stack * 4 * length * hidden * inner
+    assert block is not None
+    check_block(block, hidden, inner)
+    return stack * 2 * length * sum(weight_products(name, kron, block, hidden, inner) for name in WEIGHTS)
+
+
+def layer_flops(layer: LayerSpec, shape: ModelShape, length: int = PAPER_LENGTH) -> int:
+    """Operations of one layer's FFNs on one sequence."""
+    kron = kron_weights(layer.expression)
+    inner = inner_width(layer.ratio, shape.ffn_size)
+    return ffn_flops(shape.hidden_size, inner, layer.stack, length, kron, shape.block if kron else None)
 
 
 def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:
@@ -52,7 +72,7 @@ def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: boo
 def count_shape_flops(
     shapes: Iterable[tuple[int, Fraction]], shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False
 ) -> int:
-    """Operations of a student whose layers have these (stack, ratio), on one sequence; expressions add none."""
+    """Operations of a student whose layers have these (stack, ratio), on one sequence, and full weights."""
     return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
         ffn_flops(shape.hidden_size, inner_width(ratio, shape.ffn_size), stack, length) for stack, ratio in shapes
     )
@@ -70,7 +90,9 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
         )
     if length < 1:
         raise UserError(f"length: must be a positive number of tokens, got {length}")
-    return count_shape_flops(((layer.stack, layer.ratio) for layer in arch.layers), shape, length, fit_dense=fit_dense)
+    return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
+        layer_flops(layer, shape, length) for layer in arch.layers
+    )
 
 
 @lru_cache(maxsize=1 << 14)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.student.attention import FFNASAttention, eager_attention
-from engine.student.ffn import FFNPlan, FFNStack
+from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
 from kernels.ops import fused_ffn_stack
 
 _VALUES = 4096
@@ -35,10 +35,7 @@ def run_ffns(stack: FFNStack, x: Tensor, plan: FFNPlan, begin: int, end: int) ->
     used = [stack[i] for i in range(begin, end)]
     return fused_ffn_stack(
         x,
-        [ffn.dense1.weight[: plan.inner] for ffn in used],
-        [ffn.dense1.bias[: plan.inner] for ffn in used],
-        [ffn.dense2.weight[:, : plan.inner] for ffn in used],
-        [ffn.dense2.bias for ffn in used],
+        *ffn_weights(used, plan.inner),
         [ffn.layernorm.weight for ffn in used],
         [ffn.layernorm.bias for ffn in used],
         plan.program,
@@ -102,13 +99,14 @@ class Shortcuts:
                 lambda x: run_ffns(stack, x[:, 0], plan, 0, 1),
             )
 
-        return self._once(("rows", *like.shape, plan.program.digest, plan.inner), attempt)
+        return self._once(("rows", *like.shape, plan.program.digest, plan.inner, plan.kron), attempt)
 
     def continues(self, stack: FFNStack, plan: FFNPlan, like: Tensor) -> bool:
         """Whether a stack of two in one call is one and one more, bit for bit."""
         if plan.stack == 1:
             return True
-        shape = (min(_STACK_ROWS, like.shape[:-1].numel()), like.shape[-1])
+        rows = like.shape[:-1].numel()  # all of them for Kronecker weights: how those are multiplied depends on it
+        shape = (rows if plan.kron else min(_STACK_ROWS, rows), like.shape[-1])
 
         def attempt() -> bool:
             return _same(
@@ -118,7 +116,7 @@ class Shortcuts:
                 lambda x: run_ffns(stack, run_ffns(stack, x, plan, 0, 1), plan, 1, 2),
             )
 
-        return self._once(("continues", *shape, plan.program.digest, plan.inner), attempt)
+        return self._once(("continues", *shape, plan.program.digest, plan.inner, plan.kron), attempt)
 
     def head(self, head: Callable[[Tensor], Tensor], like: Tensor) -> bool:
         """Whether the head gives [B, 1, H] the bits it gives [B, S, H]."""

@@ -5,6 +5,10 @@ subnet of it on views. `extract` copies such a subnet out into a model of its ow
 that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` and the leading columns of `dense2`, and
 every other parameter is taken whole, so that the copy computes bit for bit what the views compute.
 
+A weight that is a Kronecker product in one and full in the other is converted: full weights become the nearest product
+(Van Loan and Pitsianos; `kernels.kron`), which is how a `kron` inherits from a GELU supernet, and factors become their
+product. Between products of one block the leading rows (columns) of the larger factor are taken, as the views do.
+
 Rejected: choosing which rows to keep by importance (norm pruning). The subnet that was trained is the leading slice.
 """
 
@@ -12,6 +16,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,13 +29,16 @@ from engine.params import ModelShape
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import STUDENTS
 from engine.student.modeling import FFNASPreTrainedModel
+from kernels.expression import kron_weights, with_kron
+from kernels.kron import KronWeight, nearest_kron
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec
 
 Student = TypeVar("Student", bound=FFNASPreTrainedModel)
 
-_SLICED = re.compile(r"encoder\.\d+\.all_ffn\.\d+\.dense(1\.weight|1\.bias|2\.weight)")
+_SLICED = re.compile(r"encoder\.\d+\.all_ffn\.\d+\.dense(1\.(weight|bias|a)|2\.(weight|a))")
+_FACTORED = re.compile(r"(.*encoder\.\d+\.all_ffn\.\d+\.dense[12]\.)(weight|a|b)")
 
 
 def build_student(
@@ -70,6 +79,7 @@ def build_student(
         "layers": architecture,
         "width_policy": policy,
         "teacher_hidden_size": shape.teacher_hidden_size,
+        "kron_block": None if shape.kron_block is None else list(shape.kron_block),
         "max_position_embeddings": shape.max_positions,
         "type_vocab_size": shape.type_vocab,
     }
@@ -95,13 +105,14 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
 
     Returns:
         A model whose outputs equal `model(..., architecture=architecture)`, on the same device, in the same dtype and
-        mode (training or evaluation).
+        mode (training or evaluation). Kronecker weights of `architecture` that `model` stores as full ones are the
+        nearest products; the other way round, the products.
 
     Raises:
         UserError: `model` does not store the architecture.
     """
     base = model.base_model
-    base.planner(architecture)
+    base.planner(None if architecture is None else _as_stored(model, architecture))
     config = copy.deepcopy(model.config)
     if architecture is not None:
         config.layers = architecture.to_dict(config.shape)["layers"]
@@ -110,8 +121,8 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
     with torch.device("meta"):
         target = type(model)(config, **_constructor_options(model))
     wanted = target.state_dict()
-    source = {name: tensor for name, tensor in model.state_dict().items() if name in wanted}
-    sliced = {name: _leading(name, source[name], tensor.shape).clone() for name, tensor in wanted.items()}
+    given = _Given(model.state_dict(), {name: tensor.shape for name, tensor in wanted.items()})
+    sliced = {name: given[name].clone() for name in wanted}
     target.load_state_dict(sliced, assign=True)
     target.tie_weights()
     return target.train(model.training)
@@ -130,24 +141,82 @@ def inherit(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[
     Raises:
         UserError: `target` is larger than `source`, or of other sizes.
     """
-    given = {_encoder_name(source, name): tensor for name, tensor in source.state_dict().items()}
+    own = {_encoder_name(target, name): (name, tensor) for name, tensor in target.state_dict().items()}
+    stored = {_encoder_name(source, name): tensor for name, tensor in source.state_dict().items()}
+    given = _Given(stored, {inner: tensor.shape for inner, (_, tensor) in own.items()})
     left: list[str] = []
     copies: list[tuple[Tensor, Tensor]] = []
-    for name, tensor in target.state_dict().items():
-        inner = _encoder_name(target, name)
-        found = given.get(inner)
+    for inner, (name, tensor) in own.items():
         in_encoder = inner.startswith(("embeddings.", "encoder."))
-        if found is None and in_encoder:
+        if in_encoder and inner not in given:
             raise UserError(
                 f"inherit: the supernet stores no {inner}; use a supernet with larger stacks or more layers"
             )
-        if found is None or (not in_encoder and found.shape != tensor.shape):
+        if inner not in given or (not in_encoder and stored[inner].shape != tensor.shape):
             left.append(name)
             continue
-        copies.append((tensor, _leading(inner, found, tensor.shape)))
+        copies.append((tensor, given[inner]))
     for tensor, value in copies:
         tensor.copy_(value)
     return left
+
+
+class _Given:
+    """A state dict as another model needs it: leading parts, and Kronecker weights converted, by name.
+
+    Args:
+        stored: tensors by name.
+        wanted: shapes by name, of the model they are for.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+        self.stored, self.wanted = stored, wanted
+        self._nearest: dict[str, KronWeight] = {}
+
+    def __contains__(self, name: str) -> bool:
+        match = _FACTORED.fullmatch(name)
+        return name in self.stored or (match is not None and self._has_weight(match.group(1)))
+
+    def __getitem__(self, name: str) -> Tensor:
+        match = _FACTORED.fullmatch(name)
+        if match is None or (match.group(2) == "weight" and name in self.stored):
+            return _leading(name, self.stored[name], self.wanted[name])
+        prefix, part = match.groups()
+        if part == "weight":
+            return _leading(name, self._whole(prefix), self.wanted[name])
+        if self._same_block(prefix):
+            return _leading(name, self.stored[name], self.wanted[name])
+        if prefix not in self._nearest:
+            small = self.wanted[f"{prefix}b"]
+            large = self.wanted[f"{prefix}a"]
+            shape = torch.Size(m * n for m, n in zip(large, small, strict=True))
+            full = _leading(f"{prefix}weight", self._whole(prefix), shape)
+            self._nearest[prefix] = nearest_kron(full, (small[0], small[1]))
+        return getattr(self._nearest[prefix], part)
+
+    def _has_weight(self, prefix: str) -> bool:
+        return f"{prefix}weight" in self.stored or f"{prefix}a" in self.stored
+
+    def _same_block(self, prefix: str) -> bool:
+        stored = self.stored.get(f"{prefix}b")
+        return stored is not None and stored.shape == self.wanted[f"{prefix}b"]
+
+    def _whole(self, prefix: str) -> Tensor:
+        full = self.stored.get(f"{prefix}weight")
+        return KronWeight(self.stored[f"{prefix}a"], self.stored[f"{prefix}b"]).whole() if full is None else full
+
+
+def _as_stored(model: FFNASPreTrainedModel, architecture: Architecture) -> Architecture:
+    """`architecture` with the Kronecker weights that `model` stores; as it is where the numbers of layers differ."""
+    stored = model.config.full_architecture.layers
+    if len(stored) != len(architecture.layers):
+        return architecture
+    return Architecture(
+        tuple(
+            replace(layer, expression=with_kron(layer.expression, kron_weights(own.expression)))
+            for layer, own in zip(architecture.layers, stored, strict=True)
+        )
+    )
 
 
 def _leading(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:

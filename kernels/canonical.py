@@ -15,7 +15,8 @@ change. Applied bottom-up until nothing changes:
    (`elu(a)` does not absorb `a`: near 0 a rounded exp(a) - 1 may lie below a. `relu(a)` does not absorb `gelu(a)` or
    `swish(a)`: those are NaN at -inf.)
 4. Sign. `relu(p)`, `leaky_relu(p)` and `elu(p)` are `p` where p is never negative (NaN allowed).
-5. `relu(leaky_relu(a))` and `relu(elu(a))` are `relu(a)`.
+5. `relu(leaky_relu(a))` and `relu(elu(a))` are `relu(a)`; `relu2` of these or of `relu(a)` is `relu2(a)`.
+6. `identity(a)` is `a`.
 
 Not rewritten: associativity and distributivity of `add` and `mul` (rounding differs); anything resting on a library's
 last bit. What these rules miss, `kernels.fingerprint` finds numerically. Rejected: equality saturation (e-graphs),
@@ -27,12 +28,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 from kernels.expression import Expression
-from kernels.operators import LEAF, LINEAR, OPERATORS
+from kernels.operators import LEAF, OPERATORS
 
 _IDENTITY_ON_NON_NEGATIVE = frozenset({"relu", "leaky_relu", "elu"})
-_ALWAYS_NON_NEGATIVE = frozenset({"relu", "sigmoid"})
+_ALWAYS_NON_NEGATIVE = frozenset({"relu", "sigmoid", "relu2", "softplus"})
 _KEEPS_NON_NEGATIVE = frozenset({"leaky_relu", "elu", "tanh", "gelu", "gelu_erf", "swish"})
 _UNDER_RELU = frozenset({"leaky_relu", "elu"})
+_VANISHING_UNDER = {"relu": _UNDER_RELU, "relu2": _UNDER_RELU | {"relu"}}
 
 
 @lru_cache(maxsize=1 << 14)
@@ -45,8 +47,8 @@ def canonicalize(expr: Expression) -> Expression:
     if expr.op == LEAF:
         return expr
     operands = tuple(canonicalize(a) for a in expr.args)
-    if expr.op == LINEAR:
-        return Expression(LINEAR, operands, expr.weight)
+    if expr.weight is not None:
+        return Expression(expr.op, operands, expr.weight)
     if expr.op == "max":
         return _max_of(operands)
     if OPERATORS[expr.op].arity == 2:
@@ -57,7 +59,9 @@ def canonicalize(expr: Expression) -> Expression:
 def _activation(op: str, operand: Expression) -> Expression:
     if op in _IDENTITY_ON_NON_NEGATIVE and _non_negative(operand):
         return operand
-    if op == "relu" and operand.op in _UNDER_RELU:
+    if op == "identity":
+        return operand
+    if operand.op in _VANISHING_UNDER.get(op, ()):
         return _activation(op, operand.args[0])
     return Expression(op, (operand,))
 
@@ -108,7 +112,7 @@ def _width_class(expr: Expression) -> str:
     """`H`, `d`, or `mixed` (min or max of the two): equal classes mean equal widths at all H, d and policies."""
     if expr.op == LEAF:
         return "H"
-    if expr.op == LINEAR:
+    if expr.weight is not None:
         return "d" if expr.weight == "wb1" else "H"
     classes = {_width_class(a) for a in expr.args}
     return classes.pop() if len(classes) == 1 else "mixed"

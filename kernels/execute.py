@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kernels.operators import ELU_ALPHA, LEAKY_RELU_SLOPE, OPERATORS
+from kernels.operators import ELU_ALPHA, LEAKY_RELU_SLOPE, OPERATORS, SOFTPLUS_THRESHOLD
 from kernels.program import (
     DUAL,
     GRADIENT,
@@ -44,6 +44,9 @@ _GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "leaky_relu": lambda a, g: _aten.leaky_relu_backward(g, a, LEAKY_RELU_SLOPE, False),
     "elu": lambda a, g: _aten.elu_backward(g, ELU_ALPHA, 1, 1, False, a),
     "swish": lambda a, g: _aten.silu_backward(g, a),
+    "relu2": lambda a, g: _aten.threshold_backward(g * a + g * a, a, 0),
+    "softplus": lambda a, g: _aten.softplus_backward(g, a, 1, SOFTPLUS_THRESHOLD),
+    "identity": lambda a, g: g,
 }
 
 

@@ -8,8 +8,10 @@ Two text forms are read, one is written:
 The grammar, parsed by recursive descent (never `eval`), white space ignored between tokens:
 
     expression := "x" | linear "(" expression "," ("wb1" | "wb2") ")" | name "(" expression { "," expression } ")"
-    linear     := "linear" | "linear" digits "_" digits
+    linear     := ("linear" | "kron") [ digits "_" digits ]
     layers     := expression { "," expression }
+
+`kron(e,wb1)` is a linear whose weight is a Kronecker product of two small matrices (`kernels.kron`).
 
 Rejected: Python's own parser (`ast.parse` and a walk). It accepts far more than this language, reports errors in
 terms of Python, and its recursion on hostile input is not ours to bound.
@@ -18,12 +20,12 @@ terms of Python, and its recursion on hostile input is not ours to bound.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from kernels.operators import LEAF, LINEAR, OPERATORS, WEIGHTS
+from kernels.operators import KRON, LEAF, LINEAR, LINEARS, OPERATORS, WEIGHTS
 
 MAX_DEPTH = 64
 """Deepest nesting the parser accepts; the search space itself stops at height 7."""
@@ -32,7 +34,7 @@ MAX_TEXT = 65_536
 """Longest text (characters) the parser accepts."""
 
 _TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[(),]")
-_LINEAR = re.compile(r"linear([1-9][0-9]{0,3})_([1-9][0-9]{0,3})")
+_SHAPED = re.compile(r"(linear|kron)([1-9][0-9]{0,3})_([1-9][0-9]{0,3})")
 
 
 class ExpressionError(ValueError):
@@ -44,9 +46,9 @@ class Expression:
     """A node of an expression tree; immutable, hashable, compared by structure.
 
     Attributes:
-        op: `"x"`, `"linear"` or a name in `kernels.operators.OPERATORS`.
+        op: `"x"`, `"linear"`, `"kron"` or a name in `kernels.operators.OPERATORS`.
         args: operand expressions, () for the leaf.
-        weight: `"wb1"` or `"wb2"` for `linear`, otherwise None.
+        weight: `"wb1"` or `"wb2"` for `linear` and `kron`, otherwise None.
     """
 
     op: str
@@ -74,19 +76,19 @@ class Expression:
         """
         if (stack is None) != (ratio is None):
             raise ExpressionError("text() takes both stack and ratio, or neither")
-        name = LINEAR
+        suffix = ""
         if stack is not None and ratio is not None:
             if ratio.numerator != 1:
                 raise ExpressionError(f"ratio {ratio} has no published text form: it must be 1/k")
-            name = f"{LINEAR}{stack}_{ratio.denominator}"
-        return self._text(name)
+            suffix = f"{stack}_{ratio.denominator}"
+        return self._text(suffix)
 
-    def _text(self, linear: str) -> str:
+    def _text(self, suffix: str) -> str:
         if self.op == LEAF:
             return LEAF
-        operands = [a._text(linear) for a in self.args]
-        if self.op == LINEAR:
-            return f"{linear}({operands[0]},{self.weight})"
+        operands = [a._text(suffix) for a in self.args]
+        if self.weight is not None:
+            return f"{self.op}{suffix}({operands[0]},{self.weight})"
         return f"{self.op}({','.join(operands)})"
 
     @property
@@ -110,18 +112,31 @@ X = Expression(LEAF)
 """The leaf: the FFN's input."""
 
 
-def linear(operand: Expression, weight: str) -> Expression:
-    """`linear(operand, weight)` with `weight` one of `"wb1"`, `"wb2"`."""
+def linear(operand: Expression, weight: str, op: str = LINEAR) -> Expression:
+    """`linear(operand, weight)`, or `kron(...)`, with `weight` one of `"wb1"`, `"wb2"`."""
     if weight not in WEIGHTS:
         raise ExpressionError(f"unknown weight {weight!r}: use wb1 or wb2")
-    return Expression(LINEAR, (operand,), weight)
+    if op not in LINEARS:
+        raise ExpressionError(f"unknown kind of linear {op!r}: use {' or '.join(LINEARS)}")
+    return Expression(op, (operand,), weight)
+
+
+def kron_weights(expr: Expression) -> frozenset[str]:
+    """The weights of `expr` that are Kronecker products."""
+    return frozenset(str(node.weight) for node in expr.walk() if node.op == KRON)
+
+
+def with_kron(expr: Expression, weights: Collection[str]) -> Expression:
+    """`expr` with these weights as Kronecker products and the others full; () makes all of them full."""
+    op = expr.op if expr.weight is None else KRON if expr.weight in weights else LINEAR
+    return Expression(op, tuple(with_kron(a, weights) for a in expr.args), expr.weight)
 
 
 def apply(op: str, *operands: Expression) -> Expression:
     """`op(operands...)` for an operator of the table; raises `ExpressionError` on a wrong name or arity."""
     row = OPERATORS.get(op)
     if row is None:
-        known = ", ".join([LINEAR, *OPERATORS])
+        known = ", ".join([*LINEARS, *OPERATORS])
         raise ExpressionError(f"unknown operator {op!r}: known operators are {known}")
     if len(operands) != row.arity:
         raise ExpressionError(f"operator {op!r} takes {row.arity} operand(s), got {len(operands)}")
@@ -242,10 +257,10 @@ class _Parser:
         if name == LEAF:
             self.take()
             return X
-        match = _LINEAR.fullmatch(name)
-        is_linear = name == LINEAR or match is not None
+        match = _SHAPED.fullmatch(name)
+        is_linear = name in LINEARS or match is not None
         if not is_linear and name not in OPERATORS:
-            known = ", ".join([LINEAR, *OPERATORS])
+            known = ", ".join([*LINEARS, *OPERATORS])
             raise ExpressionError(
                 f"unknown operator {_shorten(name, 40)!r} at position {self.tokens[self.index][1]}:"
                 f" known operators are {known}"
@@ -261,7 +276,7 @@ class _Parser:
                 raise self.error("wb1 or wb2")
             self.take()
             self.expect(")")
-            return linear(operands[0], weight)
+            return linear(operands[0], weight, name if match is None else match.group(1))
         while self.peek() == ",":
             self.take()
             operands.append(self.expression(depth + 1))
@@ -272,10 +287,10 @@ class _Parser:
         if match is None:
             self.plain_linear = True
             return
-        shape = (int(match.group(1)), int(match.group(2)))
+        shape = (int(match.group(2)), int(match.group(3)))
         if self.shape is not None and shape != self.shape:
             raise ExpressionError(
-                f"linear{self.shape[0]}_{self.shape[1]} and {match.group()} in one layer:"
+                f"stack and ratio {self.shape[0]}_{self.shape[1]} and {match.group()} in one layer:"
                 " stack and ratio must be the same"
             )
         self.shape = shape

@@ -17,6 +17,9 @@ the output is reduced to a hash that ignores last-bit differences (operand order
    other round numbers, which clipped functions do return exactly, lie inside a cell. Distinct functions collide only
    if all 24 projections fall in the same cells, that is if they agree on the probes to about 1e-6.
 
+A Kronecker product as a weight is another family of functions than a full one: which weights are one goes into the hash
+beside the statistics, which are those of the expression with full weights.
+
 Values outside float64 become the tokens `nan`, `inf`, `-inf`, counted per row.
 
 Rejected: rounding a sum of outputs (the published code): sums reach 1e20, where rounding to 2 decimals is none at
@@ -34,7 +37,7 @@ import torch
 from torch import Tensor
 
 from kernels.canonical import canonicalize
-from kernels.expression import Expression
+from kernels.expression import Expression, kron_weights
 from kernels.philox import random_words
 from kernels.reference import evaluate
 from kernels.widths import validate
@@ -64,6 +67,7 @@ def fingerprint(expr: Expression, hidden: int, inner: int, policy: str = "trunca
 @lru_cache(maxsize=1 << 14)
 def _fingerprint(expr: Expression, hidden: int, inner: int, policy: str) -> str:
     cells = [_token(v) for v in statistics(expr, hidden, inner, policy).flatten().tolist()]
+    cells += sorted(kron_weights(expr))
     return hashlib.sha256(",".join(cells).encode()).hexdigest()[:16]
 
 

@@ -30,7 +30,7 @@ from kernels.program import (
 )
 
 ADD, MUL, MAX = (OPERATORS[name].opcode for name in ("add", "mul", "max"))
-CHEAP = frozenset(OPERATORS[name].opcode for name in ("relu", "leaky_relu"))
+CHEAP = frozenset(row.opcode for row in OPERATORS.values() if row.cheap)
 """Activations without a transcendental: computing value and derivative together saves nothing."""
 
 MAX_OPERATIONS = 4 * MAX_INSTRUCTIONS

@@ -23,7 +23,7 @@ Rejected: padding the members to one shape, which computes up to 16 times what i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -33,8 +33,9 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
+from kernels.kron import KronWeight, Weight, whole
 from kernels.library import _check_program, _library
-from kernels.ops import ProgramLike, _program_of, _seed_tensor, fused_ffn_stack
+from kernels.ops import ProgramLike, _program_of, _seed_tensor, autocast_dtype, fused_ffn_stack
 
 _COMMON = (
     "Tensor[] x, Tensor[] parameters, Tensor[] programs, Tensor[] seeds, int[] layers, int[] flags, float[] p_drop,"
@@ -53,15 +54,16 @@ class GroupMember:
     """One stack of n FFNs with one expression; arguments as for `fused_ffn_stack`.
 
     Attributes:
-        w1, b1, w2, b2: n tensors each, [d, H], [d], [H, d], [H]; may be strided views (last stride 1).
+        w1, b1, w2, b2: n tensors each, [d, H], [d], [H, d], [H]; may be strided views (last stride 1). Weights may be
+            `kernels.kron.KronWeight`s.
         program: expression text, a `kernels.Expression` or a lowered `kernels.Program`.
         ln_weight, ln_bias: n tensors each, [H]; empty for bare expressions.
         policy, p_drop, seed, eps: as for `fused_ffn`.
     """
 
-    w1: Sequence[Tensor]
+    w1: Sequence[Weight]
     b1: Sequence[Tensor]
-    w2: Sequence[Tensor]
+    w2: Sequence[Weight]
     b2: Sequence[Tensor]
     program: ProgramLike
     ln_weight: Sequence[Tensor] = field(default=())
@@ -75,6 +77,11 @@ class GroupMember:
     def parameters(self) -> list[Tensor]:
         """All parameters, group by group."""
         return [*self.w1, *self.b1, *self.w2, *self.b2, *self.ln_weight, *self.ln_bias]
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether a weight is given by Kronecker factors."""
+        return any(isinstance(w, KronWeight) for w in (*self.w1, *self.w2))
 
 
 class _Constants(NamedTuple):
@@ -106,7 +113,11 @@ def fused_ffn_grouped(inputs: Sequence[Tensor], members: Sequence[GroupMember]) 
         return []
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return [_alone(x, m) for x, m in zip(inputs, members, strict=True)]
-    dtype = _autocast_dtype(inputs[0])
+    if any(m.is_factored for m in members):
+        if inputs[0].device.type == "cpu" and dispatch.choice_number() == 0:
+            return [_alone(x, m) for x, m in zip(inputs, members, strict=True)]
+        members = [replace(m, w1=[whole(w) for w in m.w1], w2=[whole(w) for w in m.w2]) for m in members]
+    dtype = autocast_dtype(inputs[0])
     rows = [_as_rows(x, dtype) for x in inputs]
     calls = [_call(x, m, dtype) for x, m in zip(rows, members, strict=True)]
     if not _in_one_launch(calls):
@@ -122,14 +133,6 @@ def _alone(x: Tensor, m: GroupMember, seed: Tensor | None = None) -> Tensor:
     seed = m.seed if seed is None else seed
     groups = (m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias)
     return fused_ffn_stack(x, *groups, m.program, policy=m.policy, p_drop=m.p_drop, seed=seed, eps=m.eps)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype of the products if autocast is on, else None."""
-    device = x.device.type
-    if x.dtype == torch.float64 or device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
 
 
 def _as_rows(x: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -26,7 +26,7 @@ from threading import Lock
 
 import torch
 
-from kernels.expression import Expression, ExpressionError, parse_expression
+from kernels.expression import Expression, ExpressionError, parse_expression, with_kron
 from kernels.graph import (
     ADD,
     MAX,
@@ -39,7 +39,7 @@ from kernels.graph import (
     merge_derivatives,
     schedule,
 )
-from kernels.operators import LEAF, LINEAR, OPERATORS
+from kernels.operators import LEAF, OPERATORS
 from kernels.pressure import TooFewRegisters, cost, fit
 from kernels.program import (
     GRADIENT,
@@ -77,7 +77,8 @@ ENOUGH = 1.5
 def lower(expression: str | Expression, policy: str = "truncate") -> Program:
     """The program of an expression; cached by text, so that a repeated call costs a dictionary look-up.
 
-    Expressions with the same canonical form (`kernels.canonical`) share one program.
+    Expressions with the same canonical form (`kernels.canonical`) share one program, and `kron` shares that of
+    `linear`: what a weight is made of is the caller's business (`kernels.kron`).
 
     Raises:
         ExpressionError: not an expression; weights not used once each, wb1 first; no intermediate width d at which
@@ -96,7 +97,7 @@ def lower(expression: str | Expression, policy: str = "truncate") -> Program:
         )
     check_policy(policy)
     check_weights(parsed)
-    canonical = _canonicalize(parsed)
+    canonical = with_kron(_canonicalize(parsed), ())
     with _lock:
         program = _cache.get((canonical, policy))
     if program is None:
@@ -156,7 +157,7 @@ def _split(
     expression: Expression, policy: str
 ) -> tuple[Form, list[tuple[Expression, dict[Expression, int]]], WidthRule]:
     """Cuts at the linear nodes: (form, [(tree, leaf -> input register)] for pre, mid and post, width rule)."""
-    nodes = {e.weight: e for e in expression.walk() if e.op == LINEAR}
+    nodes = {e.weight: e for e in expression.walk() if e.weight is not None}
     first, second = nodes["wb1"], nodes["wb2"]
     leaf = Expression(LEAF)
     pre = (first.args[0], {leaf: X})

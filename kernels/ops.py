@@ -17,7 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels import kron
+from kernels.dispatch import choice_number
 from kernels.expression import Expression
+from kernels.kron import KronWeight, Weight, whole
 from kernels.library import call_forward, trace_tag
 from kernels.lowering import lower
 from kernels.program import Program
@@ -27,9 +30,9 @@ ProgramLike = str | Expression | Program
 
 def fused_ffn(
     x: Tensor,
-    w1: Tensor,
+    w1: Weight,
     b1: Tensor,
-    w2: Tensor,
+    w2: Weight,
     b2: Tensor,
     ln_weight: Tensor | None,
     ln_bias: Tensor | None,
@@ -45,7 +48,8 @@ def fused_ffn(
 
     Args:
         x: [..., H], float32, bfloat16, float16 or float64; any strides.
-        w1, b1: [d, H] and [d], `nn.Linear` layout; may be strided views (last stride 1) of wider weights.
+        w1, b1: [d, H] and [d], `nn.Linear` layout; may be strided views (last stride 1) of wider weights. Either weight
+            may be a `kernels.kron.KronWeight`, two factors in place of their Kronecker product.
         w2, b2: [H, d] and [H].
         ln_weight, ln_bias: [H]; may be None with `return_ln=False`.
         program: expression text, a `kernels.Expression` or a lowered `kernels.Program` (which has its own policy).
@@ -69,9 +73,9 @@ def fused_ffn(
 
 def fused_ffn_stack(
     x: Tensor,
-    w1: Sequence[Tensor],
+    w1: Sequence[Weight],
     b1: Sequence[Tensor],
-    w2: Sequence[Tensor],
+    w2: Sequence[Weight],
     b2: Sequence[Tensor],
     ln_weight: Sequence[Tensor],
     ln_bias: Sequence[Tensor],
@@ -92,6 +96,13 @@ def fused_ffn_stack(
         flags |= trace_tag()
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
+    if any(isinstance(w, KronWeight) for w in (*w1, *w2)):
+        if takes_factored_route(x, w1, w2):
+            rows = x.reshape(-1, x.shape[-1])
+            dtype = autocast_dtype(x) or x.dtype
+            call = kron.Call(rows, w1, b1, w2, b2, ln_weight, ln_bias, code, float(p_drop), seed, float(eps), dtype)
+            return kron.run_factored(call).view(x.shape)
+        w1, w2 = [whole(w) for w in w1], [whole(w) for w in w2]
     dropout = p_drop != 0.0
     drawn = _seed_tensor(x, seed) if dropout else None
     parameters = (list(w1), list(b1), list(w2), list(b2), list(ln_weight), list(ln_bias))
@@ -99,6 +110,20 @@ def fused_ffn_stack(
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
     out = call_forward(rows, *parameters, code, flags, float(p_drop), drawn, float(eps), save)
     return out.view(x.shape) if x.dim() != 2 else out
+
+
+def takes_factored_route(x: Tensor, w1: Sequence[Weight], w2: Sequence[Weight]) -> bool:
+    """Whether small products are used for Kronecker weights; never where a backend is forced, or under tracing."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not traced and choice_number() == 0 and kron.is_factored(x, w1, w2)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of the products if autocast is on, else None."""
+    device = x.device.type
+    if x.dtype == torch.float64 or device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _given(tensor: Tensor | None, name: str) -> Tensor:

@@ -61,9 +61,13 @@ Opcodes (names and numbers of operators come from `kernels.operators`):
     176..207 unary pair (operator + 160):     dst = f'(a), c = f(a)       two results, dst != c; b = 0
 
 Gradients follow PyTorch's autograd exactly, also at kinks, infinities and NaN (they select where a factor 0 would
-turn inf into NaN): relu: a <= 0 ? 0 : b; leaky_relu: a > 0 ? b : 0.01 b; elu: a <= 0 ? b exp(a) : b; the smooth
-ones are f'(a) * b with f' from the operator table. A pair is emitted for an f that costs a transcendental, where f(a)
-is needed to compute the gradient that f'(a) multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
+turn inf into NaN): relu: a <= 0 ? 0 : b; relu2: a <= 0 ? 0 : a b + a b; leaky_relu: a > 0 ? b : 0.01 b;
+elu: a <= 0 ? b exp(a) : b; the smooth ones are f'(a) * b with f' from the operator table. A
+pair is emitted for an f that costs a transcendental, where f(a) is needed to compute the gradient that f'(a)
+multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
+
+Version 1 stands for the layout and the meaning of the opcodes there are. New operators append opcodes and keep it:
+older programs mean the same, and an older reader refuses an opcode it does not know (`kernels.validation`).
 
 Widths. Under `truncate` a mixed operator is evaluated over the narrower columns, so `mid` runs over d columns and
 reads the first d of x (d <= H by rule). Under `pad` with d > H, x has no columns H..d-1: a backend supplies any value

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.expression import Expression
-from kernels.operators import LEAF, LINEAR, OPERATORS
+from kernels.operators import LEAF, OPERATORS
 from kernels.philox import dropout
 from kernels.widths import validate
 
@@ -27,7 +27,7 @@ def evaluate(
     Args:
         expr: a valid FFN body at these widths.
         x: [..., H], floating.
-        w1, b1: [d, H] and [d]; `w1` may be a strided view.
+        w1, b1: [d, H] and [d]; `w1` may be a strided view. The weight of a `kron` is given as the whole product.
         w2, b2: [H, d] and [H].
         policy: width policy of binary operators, `"truncate"` or `"pad"`.
 
@@ -95,8 +95,7 @@ def _evaluate(expr: Expression, x: Tensor, weights: dict[str, tuple[Tensor, Tens
     if expr.op == LEAF:
         return x
     operands = [_evaluate(a, x, weights, policy) for a in expr.args]
-    if expr.op == LINEAR:
-        assert expr.weight is not None
+    if expr.weight is not None:
         return F.linear(operands[0], *weights[expr.weight])
     row = OPERATORS[expr.op]
     if row.arity == 2:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from kernels.expression import Expression, ExpressionError
-from kernels.operators import LEAF, LINEAR, OPERATORS, WEIGHTS
+from kernels.operators import LEAF, OPERATORS, WEIGHTS
 
 POLICIES = ("truncate", "pad")
 
@@ -79,7 +79,7 @@ def _width(expr: Expression, hidden: int, inner: int, combine: Callable[[list[in
     if expr.op == LEAF:
         return hidden
     widths = [_width(operand, hidden, inner, combine) for operand in expr.args]
-    if expr.op == LINEAR:
+    if expr.weight is not None:
         takes, gives = (hidden, inner) if expr.weight == "wb1" else (inner, hidden)
         if widths[0] != takes:
             raise ExpressionError(

@@ -16,6 +16,7 @@ from engine.data.config import DataConfig
 from engine.errors import UserError
 from engine.settings import PhaseSettings, TargetSettings
 from engine.teacher.settings import FinetuneSettings
+from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 
 
 @dataclass
@@ -52,12 +53,27 @@ class SpaceConfig:
         ratios: expansion ratios, as fractions: '1', '1/2', ...
         heights: lowest and highest expression tree (edges from root to leaf).
         policy: widths of binary operators: 'truncate' (the paper) or 'pad'.
+        activations: unary operators of expressions; beside the paper's there are gelu_erf, relu2, softplus, identity.
+        binaries: binary operators of expressions.
+        linears: what the two weights may be: 'linear', and 'kron' for a Kronecker product of two small matrices.
+        layer_expressions: 'per-layer', or 'shared' by all layers.
+        layer_shapes: (stack, ratio) 'per-layer', or 'shared' by all layers.
+        kron_block: [p, q], p dividing all inner widths and q the hidden size (null: divisors nearest to their roots).
+        file: YAML file with any of these fields (or the name of one that comes with ffnas: modern, kron); stands for
+            them where it is given.
     """
 
     stacks: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
     ratios: list[str] = field(default_factory=lambda: ["1", "1/2", "1/3", "1/4"])
     heights: list[int] = field(default_factory=lambda: [3, 7])
     policy: str = "truncate"
+    activations: list[str] = field(default_factory=lambda: list(PAPER_UNARY))
+    binaries: list[str] = field(default_factory=lambda: list(PAPER_BINARY))
+    linears: list[str] = field(default_factory=lambda: [LINEAR])
+    layer_expressions: str = "per-layer"
+    layer_shapes: str = "per-layer"
+    kron_block: list[int] | None = None
+    file: str | None = None
 
 
 @dataclass
@@ -379,6 +395,12 @@ def validate(config: SearchConfig) -> None:
     _choice("space.policy", space.policy, ("truncate", "pad"))
     if len(space.heights) != 2:
         raise UserError(f"space.heights: {space.heights!r} must be two numbers: lowest and highest")
+    if space.file is not None:
+        raise UserError("space.file: is read with the command line; use search.space.file.read_space in code")
+    from search.space.file import FIELDS  # not above: it imports torch, and `--help` should answer at once
+
+    for name, check in FIELDS.items():
+        check(getattr(space, name))
     if config.budget.params is not None and len(config.budget.params) != 2:
         raise UserError(f"budget.params: {config.budget.params!r} must be two numbers: lowest and highest")
     _objectives(config)

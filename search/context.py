@@ -35,6 +35,7 @@ from engine.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.teacher import Teacher
 from engine.training import PhaseLog
 from kernels.cache import cache_dir
+from kernels.operators import KRON
 from search.config import SearchConfig, check_heads, parse_ratios
 from search.costs import Costs
 from search.environment import unused_gpu
@@ -44,6 +45,7 @@ from search.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
+from search.space.options import with_block
 from search.space.limits import Limits
 from search.tracking import Scalars
 
@@ -135,9 +137,9 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
 
 
 def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: int) -> ModelShape:
-    """Sizes of the student of a configuration, for a teacher of these sizes."""
+    """Sizes of the student of a configuration, for a teacher of these sizes; Kronecker weights included."""
     student = config.student
-    return ModelShape(
+    shape = ModelShape(
         hidden_size=student.hidden_size,
         num_layers=student.num_layers,
         ffn_size=student.ffn_size or student.hidden_size,
@@ -145,6 +147,8 @@ def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: in
         embedding_size=student.embedding_size if student.embedding == "trigram" else None,
         teacher_hidden_size=teacher_hidden_size,
     )
+    chosen = config.space
+    return with_block(shape, parse_ratios(chosen.ratios), chosen.linears, chosen.kron_block)
 
 
 def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | None = None) -> SearchSpace:
@@ -154,6 +158,10 @@ def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | N
         UserError: the space's values do not fit together, or nothing fits the budget.
     """
     budget, chosen = config.budget, config.objectives
+    if KRON in config.space.linears and chosen.needs_latency(budget):
+        raise UserError(
+            "space.linears: latency tables know no Kronecker weights: leave out kron, or latency as budget and objective"
+        )
     costs = Costs(
         shape=shape,
         policy=config.space.policy,
@@ -169,6 +177,12 @@ def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | N
         ratios=parse_ratios(config.space.ratios),
         heights=tuple(config.space.heights),
         policy=config.space.policy,
+        activations=config.space.activations,
+        binaries=config.space.binaries,
+        linears=config.space.linears,
+        layer_expressions=config.space.layer_expressions,
+        layer_shapes=config.space.layer_shapes,
+        kron_block=shape.kron_block,
         limits=limits,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import re
 import sys
 from importlib import resources
@@ -29,6 +30,7 @@ examples:
   ffnas search --budget.latency-ms 8                  at most 8 ms on this device (one thread, one sequence)
   ffnas search --objectives score,latency             the front of score against latency
   ffnas search --preset paper --config my.yaml        start from a preset, change what my.yaml says
+  ffnas search --space.file my-space.yaml             operators, heights, stacks, ratios of your own
   ffnas search --resume runs/NAME                     go on after an interruption
   ffnas search --resolve runs/NAME --budget.latency-ms 8      the same run under another budget, in seconds
 """
@@ -94,7 +96,9 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
         folder = None
         preset = _value_of(argv, "--preset") or SearchConfig.preset
         argv = ["--config", str(preset_path(preset)), *argv]
+        argv = _with_space_files(argv)
     config = _read(argv, prog)
+    config.space.file = None  # its values are in the other fields now
     validate(config)
     return config, folder
 
@@ -195,6 +199,48 @@ def normalise(argv: list[str]) -> list[str]:
         if argument == "--budget.params" and len(rest) > 1 and all(map(_is_number, rest[:2])):
             result.append(f"[{rest.pop(0)},{rest.pop(0)}]")
     return result
+
+
+def _with_space_files(argv: list[str]) -> list[str]:
+    """`--space.file` replaced by the fields it gives; the one in a configuration file stands before that file, so that
+    what is written beside it counts."""
+    result: list[str] = []
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in ("--space.file", "--config"):
+            result.append(argument)
+            continue
+        if not equals:
+            if not rest:
+                raise UserError(f"{name} needs a value")
+            value = rest.pop(0)
+        named = value if name == "--space.file" else _space_file_of(value)
+        if named is not None:
+            from search.space.file import read_space  # not above: it imports torch, and `--help` should answer at once
+
+            result += [
+                f"--space.{field}={given if isinstance(given, str) else json.dumps(given)}"
+                for field, given in read_space(named).items()
+            ]
+        if name == "--config":
+            result += ["--config", value]
+    return result
+
+
+def _space_file_of(config: str) -> str | None:
+    """`space.file` of a configuration file; None where it has none. What else is wrong with the file shows later."""
+    _check_file(config)
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # the parser's own message says what is wrong
+    space = values.get("space") if isinstance(values, dict) else None
+    named = space.get("file") if isinstance(space, dict) else None
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"space.file: must be a path, got {type(named).__name__}")
+    return named
 
 
 def save_config(config: SearchConfig, path: Path) -> None:

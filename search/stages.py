@@ -24,7 +24,7 @@ from engine.distill import Distiller
 from engine.files import write_json_atomic
 from engine.objective import KDLoss
 from engine.supernet import inherit
-from kernels.expression import GELU_FFN, Expression
+from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
 from search.config import StageConfig
 from search.context import Context
 from search.multitask import TaskDistillers, all_training_data, several_heads
@@ -44,8 +44,13 @@ def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:
 
 
 def gelu_twin(architecture: Architecture) -> Architecture:
-    """The same (stack, ratio) in every layer, with the hand-designed GELU FFN."""
-    return Architecture(tuple(LayerSpec(GELU_FFN, layer.stack, layer.ratio) for layer in architecture.layers))
+    """The same (stack, ratio) and Kronecker weights in every layer, with the hand-designed GELU FFN."""
+    return Architecture(
+        tuple(
+            LayerSpec(with_kron(GELU_FFN, kron_weights(layer.expression)), layer.stack, layer.ratio)
+            for layer in architecture.layers
+        )
+    )
 
 
 def warm_up(ctx: Context, architecture: Architecture | None = None) -> nn.Module:

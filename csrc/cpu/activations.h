@@ -107,6 +107,40 @@ struct Elu {
   static F gradient(F a, F b) { return select(le(a, zero()), b * exp_negative(a), b); }
 };
 
+struct Relu2 {
+  static F value(F a) {
+    const F r = Relu::value(a);
+    return r * r;
+  }
+  static void both(F a, F& f, F& d) {
+    f = value(a);
+    d = select(le(a, zero()), zero(), a + a);
+  }
+  static F gradient(F a, F b) { return select(le(a, zero()), zero(), a * b + a * b); }
+};
+
+struct Softplus : Smooth {
+  static F value(F a) {
+    return max_second(zero(), a) + log1p_unit(exp_negative(minus_absolute(a)));
+  }
+  static void both(F a, F& f, F& d) {
+    const F e = exp_negative(minus_absolute(a));
+    const F big = reciprocal(set1(1.0f) + e);
+    f = max_second(zero(), a) + log1p_unit(e);
+    d = select(lt(a, zero()), e * big, big);
+  }
+  static F gradient(F a, F b) { return Sigmoid::value(a) * b; }
+};
+
+struct Identity {
+  static F value(F a) { return a; }
+  static void both(F a, F& f, F& d) {
+    f = a;
+    d = set1(1.0f);
+  }
+  static F gradient(F, F b) { return b; }
+};
+
 inline F maximum(F a, F b) { return select(is_nan(a), a, max_second(a, b)); }
 // Gradient c of max(a, b) for a; ties are split in half.
 inline F maximum_gradient(F a, F b, F c) {

@@ -1,7 +1,7 @@
 // exp, sigmoid, tanh, erf to float32 accuracy. Included inside an ISA namespace; elementary_fast.h offers the same names.
 //
 // Against the float64 value rounded to float32 (tests/kernels/test_cpu_math.py, over every exponent): exp 1 ulp,
-// sigmoid 2.5, tanh 2.5, expm1 2.5, erf 2; without fused multiply-add up to twice that.
+// sigmoid 2.5, tanh 2.5, expm1 2.5, log(1 + e^-t) 2.5, erf 2; without fused multiply-add up to twice that.
 //
 // Chosen: one exponential for everything, reduced by n ln 2 in two parts, minimax polynomial of degree 6. Rejected:
 // rational tanh (fewer operations, 3 to 5 ulp) and table lookups (fast with AVX-512 permutes only).
@@ -59,6 +59,19 @@ inline void tanh_both(F a, F& f, F& d) {
   const F magnitude = min_second(set1(1.0f), e * r);
   f = copysign(magnitude, a);
   d = (r + r) * (magnitude + set1(1.0f));
+}
+// log(1 + e) for 0 <= e <= 1: fit of log(1 + e) / e, error below 2^-27.
+inline F log1p_unit(F e) {
+  F p = set1(-0.0032440233044326305f);
+  p = fma(p, e, set1(0.019851453602313995f));
+  p = fma(p, e, set1(-0.05695951730012894f));
+  p = fma(p, e, set1(0.10603653639554977f));
+  p = fma(p, e, set1(-0.15305592119693756f));
+  p = fma(p, e, set1(0.1967593878507614f));
+  p = fma(p, e, set1(-0.24954134225845337f));
+  p = fma(p, e, set1(0.3332996368408203f));
+  p = fma(p, e, set1(-0.4999990165233612f));
+  return fma(e * e, p, e);
 }
 // Odd polynomial below 0.9, 1 - exp(polynomial) above: fits of erf(t) / t - 1 in t^2 and of log(erfc(t)) / t + 1.
 inline F erf_value(F a) {

@@ -13,6 +13,15 @@ inline F exp2_fast(F t) {
 constexpr float kLog2E = 1.44269504088896341f;
 inline F exp_negative(F x) { return exp2_fast(x * set1(kLog2E)); }
 
+// log(1 + e) for 0 <= e <= 1: fit of log(1 + e) / e, error below 2^-14.
+inline F log1p_unit(F e) {
+  F p = set1(0.041347283869981766f);
+  p = fma(p, e, set1(-0.15742716193199158f));
+  p = fma(p, e, set1(0.30630090832710266f));
+  p = fma(p, e, set1(-0.4969778060913086f));
+  return e * fma(p, e, set1(0.9999432563781738f));
+}
+
 // Fit of (2^f - 1) / f on [-1/2, 1/2], error below 2^-16.
 inline F expm1_negative(F x) {
   const F t = max_second(set1(-60.0f), min_second(zero(), x) * set1(kLog2E));

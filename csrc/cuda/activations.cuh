@@ -2,8 +2,8 @@
 //
 // Formulas and selections are those of csrc/cpu/activations.h; exp, tanh, erf and expm1 are CUDA's full-precision
 // functions (1 to 2 ulp, no fast-math). Smooth operators share one exponential between f and f'. `both` gives f(a) and
-// a d with gradient f'(a) * b == d * b bit for bit, NaN and infinities included; relu alone must select, as 0 * inf is
-// NaN.
+// a d with gradient f'(a) * b == d * b bit for bit, NaN and infinities included; relu and relu2 alone must select, as
+// 0 * inf is NaN, and relu2 must not overflow before it multiplies.
 #pragma once
 
 #include "../opcodes.h"
@@ -107,6 +107,36 @@ struct GeluErf {
     const float c = cdf(a);
     f = a * c;
     d = fmaf(a, expf(a * a * -0.5f) * 0.39894228040143268f, c);
+  }
+};
+
+struct Relu2 {
+  static FFNAS_DEVICE float value(float a) {
+    const float r = Relu::value(a);
+    return r * r;
+  }
+  static FFNAS_DEVICE void both(float a, float& f, float& d) {
+    f = value(a);
+    d = a <= 0.0f ? 0.0f : a + a;
+  }
+  static FFNAS_DEVICE float gradient(float a, float b) { return a <= 0.0f ? 0.0f : a * b + a * b; }
+};
+
+struct Softplus {
+  static FFNAS_DEVICE float value(float a) { return (a < 0.0f ? 0.0f : a) + log1pf(expf(-fabsf(a))); }
+  static FFNAS_DEVICE void both(float a, float& f, float& d) {
+    const float e = expf(-fabsf(a));
+    const float big = reciprocal(1.0f + e);
+    f = (a < 0.0f ? 0.0f : a) + log1pf(e);
+    d = a < 0.0f ? e * big : big;
+  }
+};
+
+struct Identity {
+  static FFNAS_DEVICE float value(float a) { return a; }
+  static FFNAS_DEVICE void both(float a, float& f, float& d) {
+    f = a;
+    d = 1.0f;
   }
 };
 

@@ -192,6 +192,8 @@ FFNAS_DEVICE void Machine::run(const SegmentCode& s, const Slots& slots, int col
       switch (op) { FFNAS_UNARY_OPERATORS(FFNAS_BOTH_CASE) }
       if (!pair && op == kOpRelu) {
         for (int j = 0; j < 4; ++j) last[j] = p[j] <= 0.0f ? 0.0f : q[j];
+      } else if (!pair && op == kOpRelu2) {
+        for (int j = 0; j < 4; ++j) last[j] = Relu2::gradient(p[j], q[j]);
       } else if (!pair) {
         for (int j = 0; j < 4; ++j) last[j] *= q[j];
       }

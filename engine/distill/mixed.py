@@ -25,7 +25,7 @@ from engine.architecture import Architecture
 from engine.data import Batch
 from engine.states import EncoderStates
 from engine.student.attention import extended_mask
-from engine.student.ffn import FFNPlan, FFNStack
+from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.grouped import GroupMember, fused_ffn_grouped
 
@@ -83,12 +83,9 @@ def _run_stacks(ffns: FFNStack, inputs: Sequence[Tensor], plans: Sequence[FFNPla
 
 
 def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
-    used, d = list(islice(ffns, plan.stack)), plan.inner
+    used = list(islice(ffns, plan.stack))
     return GroupMember(
-        [f.dense1.weight[:d] for f in used],
-        [f.dense1.bias[:d] for f in used],
-        [f.dense2.weight[:, :d] for f in used],
-        [f.dense2.bias for f in used],
+        *ffn_weights(used, plan.inner),
         plan.program,
         [f.layernorm.weight for f in used],
         [f.layernorm.bias for f in used],

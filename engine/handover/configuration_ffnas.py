@@ -19,6 +19,7 @@ class FFNASConfig(PretrainedConfig):
         embedding_size: E.
         layers: one {"expression", "stack", "ratio": [p, q]} per layer; `stack` FFNs follow each attention block.
         width_policy: of binary operators on unequal widths, "truncate" or "pad"; written into the formulas.
+        kron_block: [p, q], how weights that are Kronecker products are factored.
         teacher_hidden_size: width of a distillation projection kept with the weights, None for none.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout: dropout while training.
         layer_norm_eps, max_position_embeddings, type_vocab_size, initializer_range: as in BERT.
@@ -37,6 +38,7 @@ class FFNASConfig(PretrainedConfig):
         embedding_size: int = 128,
         layers: list[dict] | None = None,
         width_policy: str = "truncate",
+        kron_block: list[int] | None = None,
         teacher_hidden_size: int | None = None,
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.1,
@@ -58,6 +60,7 @@ class FFNASConfig(PretrainedConfig):
         self.embedding_size = embedding_size
         self.layers = layers if layers is not None else []
         self.width_policy = width_policy
+        self.kron_block = kron_block
         self.teacher_hidden_size = teacher_hidden_size
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration_ffnas import FFNASConfig
-from .expressions_ffnas import BODIES
+from .expressions_ffnas import BODIES, FACTORED
 
 IGNORED_LABEL = -100
 
@@ -99,14 +99,29 @@ class FFNASAttention(nn.Module):
         return self.layernorm(x + self.dropout(self.dense(context))), probabilities
 
 
+class KronLinear(nn.Module):
+    """A linear layer whose weight is the Kronecker product of `a` and `b`: two small products instead of one."""
+
+    def __init__(self, rows: int, columns: int, small: tuple[int, int]) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rows // small[0], columns // small[1]))
+        self.b = nn.Parameter(torch.empty(small))
+        self.bias = nn.Parameter(torch.empty(rows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = x.unflatten(-1, (self.a.shape[1], self.b.shape[1]))
+        return (self.a @ (split @ self.b.T)).flatten(-2) + self.bias
+
+
 class FFN(nn.Module):
     """LayerNorm(x + dropout(body(x))); the body uses two linear layers, to the inner width and back."""
 
-    def __init__(self, config: FFNASConfig, body: Callable[..., Tensor], inner: int) -> None:
+    def __init__(self, config: FFNASConfig, body: Callable[..., Tensor], inner: int, factored: list) -> None:
         super().__init__()
         self.body = body
-        self.dense1 = nn.Linear(config.hidden_size, inner)
-        self.dense2 = nn.Linear(inner, config.hidden_size)
+        hidden, (p, q) = config.hidden_size, config.kron_block or (1, 1)
+        self.dense1 = KronLinear(inner, hidden, (p, q)) if "dense1" in factored else nn.Linear(hidden, inner)
+        self.dense2 = KronLinear(hidden, inner, (q, p)) if "dense2" in factored else nn.Linear(inner, hidden)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -117,12 +132,12 @@ class FFN(nn.Module):
 class FFNASLayer(nn.Module):
     """An attention block and its stack of FFNs."""
 
-    def __init__(self, config: FFNASConfig, layer: dict, body: Callable[..., Tensor]) -> None:
+    def __init__(self, config: FFNASConfig, layer: dict, body: Callable[..., Tensor], factored: list) -> None:
         super().__init__()
         p, q = layer["ratio"]
         inner = p * config.intermediate_size // q
         self.attention = FFNASAttention(config)
-        self.all_ffn = nn.ModuleList(FFN(config, body, inner) for _ in range(layer["stack"]))
+        self.all_ffn = nn.ModuleList(FFN(config, body, inner, factored) for _ in range(layer["stack"]))
 
     def forward(self, x: Tensor, mask: Tensor | None, keep_probabilities: bool) -> tuple[Tensor, Tensor | None]:
         x, probabilities = self.attention(x, mask, keep_probabilities)
@@ -142,7 +157,10 @@ class FFNASPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, KronLinear):
+            nn.init.normal_(module.a, std=self.config.initializer_range**0.5)
+            nn.init.normal_(module.b, std=self.config.initializer_range**0.5)
+        if isinstance(module, (nn.Linear, KronLinear)):
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
@@ -171,7 +189,7 @@ class FFNASModel(FFNASPreTrainedModel):
             raise ValueError(f"config.layers has {len(config.layers)} layers, expressions_ffnas.py {len(BODIES)}")
         self.embeddings = FFNASEmbeddings(config)
         self.encoder = nn.ModuleList(
-            FFNASLayer(config, layer, body) for layer, body in zip(config.layers, BODIES, strict=True)
+            FFNASLayer(config, *layer) for layer in zip(config.layers, BODIES, FACTORED, strict=True)
         )
         self.cls_pooler = Pooler(config) if add_pooling_layer else None
         teacher = config.teacher_hidden_size

@@ -18,8 +18,8 @@ from transformers import PreTrainedConfig
 
 from engine.architecture import FORMAT, Architecture, uniform
 from engine.errors import UserError
-from engine.params import ModelShape, inner_width
-from kernels.expression import GELU_FFN, ExpressionError
+from engine.params import ModelShape, check_block, inner_width, parse_block
+from kernels.expression import GELU_FFN, ExpressionError, kron_weights
 from kernels.widths import POLICIES, validate
 
 EMBEDDING_TYPES = ("trigram", "full")
@@ -50,6 +50,8 @@ class FFNASConfig(PreTrainedConfig):
         layers: an `Architecture`, its text, or one {"expression", "stack", "ratio": [p, q]} per layer; None is the
             plain GELU FFN, stack 1, ratio 1, in every layer.
         width_policy: `"truncate"` or `"pad"`, for binary operators on unequal widths.
+        kron_block: [p, q] of weights that are Kronecker products (`kernels.kron_shape`), for layers with a `kron`; None
+            takes the rule over F/1 .. F/4.
         teacher_hidden_size: H_t of the distillation projection `fit_dense`; None for a model without one.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout, in [0, 1).
         layer_norm_eps: epsilon of every LayerNorm.
@@ -74,6 +76,7 @@ class FFNASConfig(PreTrainedConfig):
     embedding_size: int = 128
     layers: list[dict[str, Any]] | None = None
     width_policy: str = "truncate"
+    kron_block: list[int] | None = None
     teacher_hidden_size: int | None = None
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
@@ -87,6 +90,8 @@ class FFNASConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
+        if any(kron_weights(layer.expression) for layer in self.full_architecture.layers):
+            self.kron_block = list(self.shape.block)  # config.json alone tells the stored factors' shapes
         self.layers = self.full_architecture.to_dict(self.shape)["layers"]
         super().__post_init__(**kwargs)
 
@@ -112,6 +117,7 @@ class FFNASConfig(PreTrainedConfig):
             max_positions=self.max_position_embeddings,
             type_vocab=self.type_vocab_size,
             teacher_hidden_size=self.teacher_hidden_size,
+            kron_block=None if self.kron_block is None else parse_block(self.kron_block),
         )
 
     def check(self) -> None:
@@ -176,6 +182,8 @@ def check_architecture(config: FFNASConfig, architecture: Architecture) -> None:
             validate(layer.expression, config.hidden_size, inner, config.width_policy)
         except ExpressionError as error:
             raise UserError(f"layers[{index}].expression: {error}; use an expression valid at these widths") from error
+        if kron_weights(layer.expression):
+            check_block(config.shape.block, config.hidden_size, inner)
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

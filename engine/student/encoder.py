@@ -18,6 +18,7 @@ from engine.params import inner_width
 from engine.student.attention import FFNASAttention
 from engine.student.configuration import FFNASConfig, check_architecture
 from engine.student.ffn import FFNPlan, FFNStack
+from kernels.expression import kron_weights
 from kernels.lowering import lower
 
 _CACHED_PLANS = 1024
@@ -57,7 +58,7 @@ class Planner:
 
         Raises:
             UserError: the architecture has another number of layers, needs more than is stored, or has an
-                expression that is not valid at its width.
+                expression that is not valid at its width, or Kronecker weights in other places.
         """
         return self.full if architecture is None else self._cached(architecture)
 
@@ -71,7 +72,8 @@ class Planner:
         check_architecture(self.config, architecture)
         policy, size = self.config.width_policy, self.config.intermediate_size
         return tuple(
-            FFNPlan(lower(v.expression, policy), v.stack, inner_width(v.ratio, size)) for v in architecture.layers
+            FFNPlan(lower(v.expression, policy), v.stack, inner_width(v.ratio, size), kron_weights(v.expression))
+            for v in architecture.layers
         )
 
     def _checked_plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
@@ -83,4 +85,13 @@ class Planner:
                         f"layers[{index}]: {name} {value} is more than the {most} this model stores;"
                         " use a smaller one, or a supernet built with larger layers"
                     )
+            if plan.kron != stored.kron:
+                raise UserError(
+                    f"layers[{index}]: Kronecker weights are {_names(plan.kron)}, those this model stores"
+                    f" {_names(stored.kron)}; extract the architecture into a model of its own"
+                )
         return plans
+
+
+def _names(weights: frozenset[str]) -> str:
+    return " and ".join(sorted(weights)) or "none"

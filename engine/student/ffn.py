@@ -1,41 +1,73 @@
 """The stack of FFNs of one layer, run at any stored or smaller shape.
 
 The weights of a layer are stored once, at its largest stack and inner width; a subnet runs the first n FFNs with the
-first d rows of `dense1` and the first d columns of `dense2`, as views. Rejected: copying the slices into smaller
-modules per candidate, which costs memory and a second gradient buffer for every subnet, and unshares the weights.
+first d rows of `dense1` and the first d columns of `dense2`, as views. A weight that is a Kronecker product is stored
+as its factors, and the views are of the leading rows (columns) of the larger one (`kernels.kron_shape`).
+
+Rejected: copying the slices into smaller modules per candidate, which costs memory and a second gradient buffer for
+every subnet, and unshares the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from engine.student.configuration import FFNASConfig
+from kernels.kron import KronWeight, Weight
+from kernels.modules import KronLinear, dense_layers
 from kernels.ops import fused_ffn_stack
 from kernels.program import Program
 
 
 class FFNPlan(NamedTuple):
-    """How one layer runs its FFNs: the lowered expression, how many of the stack, and their inner width."""
+    """How one layer runs its FFNs: the lowered expression, how many of the stack, their inner width, and which weights
+    are Kronecker products."""
 
     program: Program
     stack: int
     inner: int
+    kron: frozenset[str] = frozenset()
 
 
 class FFN(nn.Module):
     """Weights of one FFN, `LayerNorm(x + dropout(expression(x)))`: `dense1` [d, H], `dense2` [H, d], `layernorm`.
 
-    The two linear layers are read as weights by `FFNStack` and never called.
+    The two linear layers are read as weights (`ffn_weights`) and never called.
     """
 
-    def __init__(self, config: FFNASConfig, inner: int) -> None:
+    def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
         super().__init__()
-        self.dense1 = nn.Linear(config.hidden_size, inner)
-        self.dense2 = nn.Linear(inner, config.hidden_size)
+        self.dense1, self.dense2 = dense_layers(plan.kron, config.hidden_size, plan.inner, config.shape.block)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+def ffn_weights(ffns: Sequence[FFN], inner: int) -> tuple[list[Weight], list[Tensor], list[Weight], list[Tensor]]:
+    """w1 [d, H], b1 [d], w2 [H, d] and b2 [H] of FFNs at inner width d, as views; Kronecker products as factors."""
+    if not ffns:
+        return [], [], [], []
+    full = ffns[0].dense1.out_features == inner  # slicing to the full width would still cost a copy of the gradient
+    return (
+        [f.dense1.weight if full else _rows(f.dense1, inner) for f in ffns],
+        [f.dense1.bias if full else f.dense1.bias[:inner] for f in ffns],
+        [f.dense2.weight if full else _columns(f.dense2, inner) for f in ffns],
+        [f.dense2.bias for f in ffns],
+    )
+
+
+def _rows(dense: nn.Linear | KronLinear, count: int) -> Weight:
+    if isinstance(dense, KronLinear):
+        return KronWeight(dense.a[: count // len(dense.b)], dense.b)
+    return dense.weight[:count]
+
+
+def _columns(dense: nn.Linear | KronLinear, count: int) -> Weight:
+    if isinstance(dense, KronLinear):
+        return KronWeight(dense.a[:, : count // dense.b.shape[1]], dense.b)
+    return dense.weight[:, :count]
 
 
 class FFNStack(nn.ModuleList):
@@ -47,24 +79,16 @@ class FFNStack(nn.ModuleList):
     """
 
     def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
-        super().__init__(FFN(config, plan.inner) for _ in range(plan.stack))
-        self.inner = plan.inner
+        super().__init__(FFN(config, plan) for _ in range(plan.stack))
         self.p_drop = float(config.hidden_dropout_prob)
         self.eps = config.layer_norm_eps
 
     def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
         """[B, S, H] to [B, S, H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
         used = list(islice(self, plan.stack))
-        w1, b1 = [ffn.dense1.weight for ffn in used], [ffn.dense1.bias for ffn in used]
-        w2 = [ffn.dense2.weight for ffn in used]
-        if plan.inner != self.inner:  # slicing to the full width would still cost a copy of the gradient
-            w1, b1, w2 = [w[: plan.inner] for w in w1], [b[: plan.inner] for b in b1], [w[:, : plan.inner] for w in w2]
         return fused_ffn_stack(
             x,
-            w1,
-            b1,
-            w2,
-            [ffn.dense2.bias for ffn in used],
+            *ffn_weights(used, plan.inner),
             [ffn.layernorm.weight for ffn in used],
             [ffn.layernorm.bias for ffn in used],
             plan.program,

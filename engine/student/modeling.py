@@ -28,6 +28,7 @@ from engine.student.embeddings import FFNASEmbeddings
 from engine.student.encoder import FFNASLayer, Planner
 from engine.student.ffn import FFNPlan
 from engine.student.outputs import FFNASModelOutput
+from kernels.modules import KronLinear
 
 ALL_LAYERS = "all"
 """Value of `states_layers` that records every layer."""
@@ -43,6 +44,12 @@ class FFNASPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FFNASLayer", "FFNASEmbeddings"]  # noqa: RUF012  transformers reads a list
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, KronLinear):
+            module.reset_parameters(std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
 
     def states(
         self,

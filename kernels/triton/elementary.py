@@ -5,7 +5,7 @@ a compiler drops the half that is not used. Values at kinks, infinities and NaN 
 
 Error: one exponential (about 2 units in the last place times the size of its argument) and one reciprocal (1 unit);
 tanh and elu keep relative accuracy near 0 by a polynomial (tanh: below 0.55, odd, degree 11, 4e-9; elu: -0.5 to 0,
-degree 7, 1e-10; both fitted at Chebyshev nodes).
+degree 7, 1e-10; both fitted at Chebyshev nodes); softplus has log(1 + e) / e as a polynomial of degree 9 (5e-9).
 
 Multiply-adds are written as `fma`, and kernels are compiled with `enable_fp_fusion=False`: contraction by the compiler
 would depend on what stands around an operator, and the two tiers could not give equal results.
@@ -149,6 +149,53 @@ def gelu_erf_dual(a, g):
     cdf = tl.fma(tl.erf(a * SQRT_HALF), 0.5, 0.5)
     density = power_of_two(a * a * (-0.5 * LOG2_E)) * INVERSE_SQRT_2PI
     return g * tl.fma(a, density, cdf), a * cdf
+
+
+@triton.jit
+def relu2(a):
+    r = relu(a)
+    return r * r
+
+
+@triton.jit
+def relu2_dual(a, g):
+    return tl.where(a <= 0.0, 0.0, a * g + a * g), relu2(a)
+
+
+@triton.jit
+def _softplus_of(a, e):
+    """max(a, 0) + log(1 + e), with e = exp(-|a|) at most 1."""
+    p = tl.fma(e, -0.0032440233, 0.019851454)
+    p = tl.fma(e, p, -0.056959517)
+    p = tl.fma(e, p, 0.10603654)
+    p = tl.fma(e, p, -0.15305592)
+    p = tl.fma(e, p, 0.19675939)
+    p = tl.fma(e, p, -0.24954134)
+    p = tl.fma(e, p, 0.33329964)
+    p = tl.fma(e, p, -0.49999902)
+    return tl.where(a <= 0.0, 0.0, a) + tl.fma(e * e, p, e)
+
+
+@triton.jit
+def softplus(a):
+    return _softplus_of(a, power_of_two(tl.abs(a) * -LOG2_E))
+
+
+@triton.jit
+def softplus_dual(a, g):
+    e = power_of_two(tl.abs(a) * -LOG2_E)
+    big = reciprocal(1.0 + e)
+    return g * tl.where(a < 0.0, e * big, big), _softplus_of(a, e)
+
+
+@triton.jit
+def identity(a):
+    return a
+
+
+@triton.jit
+def identity_dual(a, g):
+    return g, a
 
 
 @triton.jit

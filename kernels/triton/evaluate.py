@@ -32,15 +32,21 @@ from kernels.triton.elementary import (
     gelu_dual,
     gelu_erf,
     gelu_erf_dual,
+    identity,
+    identity_dual,
     leaky_relu,
     leaky_relu_dual,
     max_factor,
     maximum,
     relu,
+    relu2,
+    relu2_dual,
     relu_dual,
     selected,
     sigmoid,
     sigmoid_dual,
+    softplus,
+    softplus_dual,
     swish,
     swish_dual,
     tanh,
@@ -98,10 +104,17 @@ def _unary(op, a):
             r = leaky_relu(a)
         else:
             r = elu(a)
-    elif op == 22:
-        r = swish(a)
+    elif op < 24:
+        if op == 22:
+            r = swish(a)
+        else:
+            r = gelu_erf(a)
+    elif op == 24:
+        r = relu2(a)
+    elif op == 25:
+        r = softplus(a)
     else:
-        r = gelu_erf(a)
+        r = identity(a)
     return r
 
 
@@ -122,10 +135,17 @@ def _dual(op, a, g):
             d, f = leaky_relu_dual(a, g)
         else:
             d, f = elu_dual(a, g)
-    elif op == 38:
-        d, f = swish_dual(a, g)
+    elif op < 40:
+        if op == 38:
+            d, f = swish_dual(a, g)
+        else:
+            d, f = gelu_erf_dual(a, g)
+    elif op == 40:
+        d, f = relu2_dual(a, g)
+    elif op == 41:
+        d, f = softplus_dual(a, g)
     else:
-        d, f = gelu_erf_dual(a, g)
+        d, f = identity_dual(a, g)
     return d, f
 
 

@@ -36,6 +36,8 @@ class Space(Protocol):
     Attributes:
         stacks, ratios: what a layer may have.
         activations, binaries: operators of expressions.
+        linears: kinds of linear (`linear`, `kron`).
+        shares_expressions, shares_shapes: whether all layers of an architecture have the same.
         fixed_expressions: one per layer where only (stack, ratio) is searched, else None.
         fixed_shapes: one (stack, ratio) per layer where only expressions are searched, else None.
     """
@@ -44,6 +46,9 @@ class Space(Protocol):
     ratios: tuple[Fraction, ...]
     activations: tuple[str, ...]
     binaries: tuple[str, ...]
+    linears: tuple[str, ...]
+    shares_expressions: bool
+    shares_shapes: bool
     fixed_expressions: tuple[Expression, ...] | None
     fixed_shapes: tuple[tuple[int, Fraction], ...] | None
 

@@ -5,6 +5,7 @@ Genes, per layer and only where the space leaves a choice:
     layer0.stack, layer0.ratio                   the layer's own
     layer0.root, layer0.mid, layer0.pre          operators at the root, under wb2 and under wb1
     layer0.height                                of the tree
+    layer0.wb1, layer0.wb2                       kinds of linear, where the space has several
 
 An expression is a tree of any shape; three places that every FFN has (`search.space.features.places`) and the height
 say what kind it is. Genes to an architecture: (stack, ratio) are taken as they are, and of a pool of expressions (draws
@@ -25,8 +26,8 @@ import numpy as np
 
 from engine.architecture import Architecture, LayerSpec
 from engine.architecture import parse_ratio as ratio_of
-from kernels.expression import Expression
-from kernels.operators import LEAF, LINEAR
+from kernels.expression import Expression, with_kron
+from kernels.operators import KRON, LEAF, WEIGHTS
 from search.samplers.base import Space
 from search.space.features import places
 from search.space.rules import MAX_HEIGHT, MIN_HEIGHT
@@ -39,7 +40,7 @@ POOL_DRAWS = 12
 
 def categories(space: Space, layers: int) -> dict[str, tuple[str | int, ...]]:
     """Every gene with its values."""
-    operators = (*space.activations, *space.binaries, LINEAR, LEAF)
+    operators = (*space.activations, *space.binaries, *space.linears, LEAF)
     heights = tuple(range(MIN_HEIGHT, MAX_HEIGHT + 1))
     result: dict[str, tuple[str | int, ...]] = {}
     for i in range(layers):
@@ -49,6 +50,8 @@ def categories(space: Space, layers: int) -> dict[str, tuple[str | int, ...]]:
         if space.fixed_expressions is None:
             result |= dict.fromkeys((f"layer{i}.{name}" for name in TREE_GENES[:3]), operators)
             result[f"layer{i}.height"] = heights
+            if len(space.linears) > 1:
+                result |= dict.fromkeys((f"layer{i}.{name}" for name in WEIGHTS), space.linears)
     return result
 
 
@@ -61,6 +64,8 @@ def genes(space: Space, arch: Architecture) -> Genes:
         if space.fixed_expressions is None:
             tree = _tree_genes(layer.expression)
             result |= {f"layer{i}.{name}": value for name, value in zip(TREE_GENES, tree, strict=True)}
+            if len(space.linears) > 1:
+                result |= {f"layer{i}.{node.weight}": node.op for node in layer.expression.walk() if node.weight}
     return result
 
 
@@ -85,6 +90,8 @@ def express(
         if pool:
             target = tuple(wanted[f"layer{i}.{name}"] for name in TREE_GENES)
             expression = max((a.layers[i].expression for a in pool), key=lambda e: _agreement(e, target))
+            if len(space.linears) > 1:
+                expression = with_kron(expression, [name for name in WEIGHTS if wanted[f"layer{i}.{name}"] == KRON])
         layers.append(LayerSpec(expression, stack, ratio))
     return Architecture(tuple(layers))
 

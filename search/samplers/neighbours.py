@@ -1,7 +1,8 @@
 """The neighbourhood of an architecture: everything one step away, in a fixed order.
 
 A step gives one layer another (stack, ratio), or makes one edit at one node of one layer's expression: another
-operator of the same arity, an activation wrapped around it, or the node replaced by one of its operands. Where the
+operator of the same arity, another kind of linear, an activation wrapped around it, or the node replaced by one of its
+operands. What all layers share, a step changes in all of them. Where the
 budget leaves a layer no other (stack, ratio) alone, exchanging those of two layers is a step too.
 
 Rejected: steps by one stack or one ratio at a time. Cost and score are not smooth in them, and a layer has few choices.
@@ -28,6 +29,9 @@ class Bounded(Protocol):
     ratios: tuple[Fraction, ...]
     activations: tuple[str, ...]
     binaries: tuple[str, ...]
+    linears: tuple[str, ...]
+    shares_expressions: bool
+    shares_shapes: bool
     fixed_expressions: tuple[Expression, ...] | None
     fixed_shapes: tuple[tuple[int, Fraction], ...] | None
 
@@ -44,17 +48,23 @@ def neighbours(space: Bounded, arch: Architecture) -> Iterator[Architecture]:
         yield from filter(space.contains, _other_expressions(space, arch))
 
 
-def edits(expr: Expression, activations: tuple[str, ...], binaries: tuple[str, ...]) -> Iterator[Expression]:
+def edits(
+    expr: Expression, activations: tuple[str, ...], binaries: tuple[str, ...], linears: tuple[str, ...] = (LINEAR,)
+) -> Iterator[Expression]:
     """Every expression one edit from `expr`, valid or not."""
-    yield from _edits_at_root(expr, activations, binaries)
+    yield from _edits_at_root(expr, activations, binaries, linears)
     for index, operand in enumerate(expr.args):
-        for edited in edits(operand, activations, binaries):
+        for edited in edits(operand, activations, binaries, linears):
             operands = (*expr.args[:index], edited, *expr.args[index + 1 :])
             yield Expression(expr.op, operands, expr.weight)
 
 
-def _edits_at_root(expr: Expression, activations: tuple[str, ...], binaries: tuple[str, ...]) -> Iterator[Expression]:
-    if expr.args and expr.op != LINEAR:
+def _edits_at_root(
+    expr: Expression, activations: tuple[str, ...], binaries: tuple[str, ...], linears: tuple[str, ...]
+) -> Iterator[Expression]:
+    if expr.weight is not None:
+        yield from (Expression(name, expr.args, expr.weight) for name in linears if name != expr.op)
+    elif expr.args:
         same_arity = activations if is_activation(expr) else binaries
         yield from (apply(name, *expr.args) for name in same_arity if name != expr.op)
         yield from (a for a in expr.args if weight_order(a) == weight_order(expr))
@@ -63,11 +73,12 @@ def _edits_at_root(expr: Expression, activations: tuple[str, ...], binaries: tup
 
 
 def _other_shapes(space: Bounded, arch: Architecture) -> Iterator[Architecture]:
-    for index, layer in enumerate(arch.layers):
+    for changed in _changed_together(arch, space.shares_shapes):
+        own = arch.layers[changed[0]]
         for stack in space.stacks:
             for ratio in space.ratios:
-                if (stack, ratio) != (layer.stack, layer.ratio):
-                    yield _with(arch, {index: LayerSpec(layer.expression, stack, ratio)})
+                if (stack, ratio) != (own.stack, own.ratio):
+                    yield _with(arch, {i: LayerSpec(arch.layers[i].expression, stack, ratio) for i in changed})
     for i, j in combinations(range(len(arch.layers)), 2):
         first, second = arch.layers[i], arch.layers[j]
         if (first.stack, first.ratio) != (second.stack, second.ratio):
@@ -79,9 +90,15 @@ def _other_shapes(space: Bounded, arch: Architecture) -> Iterator[Architecture]:
 
 
 def _other_expressions(space: Bounded, arch: Architecture) -> Iterator[Architecture]:
-    for index, layer in enumerate(arch.layers):
-        for edited in edits(layer.expression, space.activations, space.binaries):
-            yield _with(arch, {index: LayerSpec(edited, layer.stack, layer.ratio)})
+    for changed in _changed_together(arch, space.shares_expressions):
+        own = arch.layers[changed[0]].expression
+        for edited in edits(own, space.activations, space.binaries, space.linears):
+            yield _with(arch, {i: LayerSpec(edited, arch.layers[i].stack, arch.layers[i].ratio) for i in changed})
+
+
+def _changed_together(arch: Architecture, shared: bool) -> list[list[int]]:
+    layers = range(len(arch.layers))
+    return [list(layers)] if shared else [[i] for i in layers]
 
 
 def _with(arch: Architecture, changes: dict[int, LayerSpec]) -> Architecture:

@@ -3,7 +3,7 @@
 One row per layer, all of one width; `names` says what its entries are. Per layer:
 
     root_<op>, mid_<op>, pre_<op>   1 for the operator at the root, under wb2 and under wb1 (`linear` and `x` included)
-    count_<op>                      how often each operator occurs
+    count_<op>                      how often each operator occurs (which ones: `search.space.encode`)
     height, size, residual          of the tree (see `search.space.encode`)
     stack, ratio                    n and r
     stack_<n>, ratio_<r>            1 for the layer's own, over those the space has
@@ -31,37 +31,50 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.architecture import Architecture
-from engine.params import ModelShape, ffn_parameters, inner_width
+from engine.architecture import Architecture, LayerSpec
+from engine.params import ModelShape, layer_parameters
 from kernels.expression import Expression
-from kernels.operators import LEAF, LINEAR, OPERATORS
-from search.space.encode import has_residual
+from kernels.operators import LEAF, LINEAR
+from search.space.encode import ALWAYS_COUNTED, has_residual
 
 PLACES = ("root", "mid", "pre")
-OPERATOR_NAMES = tuple(dict.fromkeys((*OPERATORS, LINEAR, LEAF)))
-_NAMES = (
-    *(f"{place}_{name}" for place in PLACES for name in OPERATOR_NAMES),
-    *(f"count_{name}" for name in OPERATOR_NAMES),
-    *("height", "size", "residual", "stack", "ratio", "cost", "log_cost"),
-)
 
 
-def names(stacks: Sequence[int], ratios: Sequence[Fraction]) -> tuple[str, ...]:
-    """Names of the entries of a row, in a space with these stacks and ratios."""
-    return (*_NAMES, *(f"stack_{n}" for n in stacks), *(f"ratio_{r}" for r in ratios))
+def _operators(counted: Sequence[str]) -> tuple[str, ...]:
+    return (*counted, LINEAR, LEAF)
+
+
+def names(
+    stacks: Sequence[int], ratios: Sequence[Fraction], counted: Sequence[str] = ALWAYS_COUNTED
+) -> tuple[str, ...]:
+    """Names of the entries of a row, in a space with these stacks, ratios and operators."""
+    operators = _operators(counted)
+    return (
+        *(f"{place}_{name}" for place in PLACES for name in operators),
+        *(f"count_{name}" for name in operators),
+        *("height", "size", "residual", "stack", "ratio", "cost", "log_cost"),
+        *(f"stack_{n}" for n in stacks),
+        *(f"ratio_{r}" for r in ratios),
+    )
 
 
 def features(
-    arch: Architecture, shape: ModelShape, stacks: tuple[int, ...], ratios: tuple[Fraction, ...]
+    arch: Architecture,
+    shape: ModelShape,
+    stacks: tuple[int, ...],
+    ratios: tuple[Fraction, ...],
+    counted: tuple[str, ...] = ALWAYS_COUNTED,
 ) -> np.ndarray:
-    """float64 [L, D], D the number of `names(stacks, ratios)`."""
+    """float64 [L, D], D the number of `names(stacks, ratios, counted)`."""
     divisors = tuple(r.denominator for r in ratios)  # hashed far faster than fractions
-    return np.stack([_layer(s.expression, s.stack, s.ratio.denominator, shape, stacks, divisors) for s in arch.layers])
+    return np.stack(
+        [_layer(s.expression, s.stack, s.ratio.denominator, shape, stacks, divisors, counted) for s in arch.layers]
+    )
 
 
 def places(expr: Expression) -> tuple[str, str, str]:
     """Operators at the root, directly under wb2 and directly under wb1: the three places of the hand-made FFN."""
-    under = {node.weight: node.args[0].op for node in expr.walk() if node.op == LINEAR}
+    under = {node.weight: node.args[0].op for node in expr.walk() if node.weight is not None}
     return expr.op, under["wb2"], under["wb1"]
 
 
@@ -73,19 +86,18 @@ def _layer(
     shape: ModelShape,
     stacks: tuple[int, ...],
     divisors: tuple[int, ...],
+    counted: tuple[str, ...],
 ) -> np.ndarray:
-    hidden = shape.hidden_size
-    params = ffn_parameters(hidden, inner_width(Fraction(1, divisor), shape.ffn_size), stack)
-    cost = params / hidden**2
+    cost = layer_parameters(LayerSpec(expr, stack, Fraction(1, divisor)), shape) / shape.hidden_size**2
     own = [*(float(n == stack) for n in stacks), *(float(k == divisor) for k in divisors)]
-    row = np.array([*_tree(expr), stack, 1 / divisor, cost, math.log(cost), *own])
+    row = np.array([*_tree(expr, counted), stack, 1 / divisor, cost, math.log(cost), *own])
     row.flags.writeable = False  # shared by all who ask
     return row
 
 
 @lru_cache(maxsize=1 << 14)
-def _tree(expr: Expression) -> tuple[float, ...]:
-    ops = [node.op for node in expr.walk()]
-    hot = [float(found == name) for found in places(expr) for name in OPERATOR_NAMES]
-    counts = [float(ops.count(name)) for name in OPERATOR_NAMES]
+def _tree(expr: Expression, counted: tuple[str, ...]) -> tuple[float, ...]:
+    ops, operators = [node.op for node in expr.walk()], _operators(counted)
+    hot = [float(found == name) for found in places(expr) for name in operators]
+    counts = [float(ops.count(name)) for name in operators]
     return (*hot, *counts, float(expr.height), float(expr.size), float(has_residual(expr)))

@@ -19,18 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 
 from engine.architecture import Architecture, LayerSpec
-from engine.flops import ffn_flops, fixed_flops
+from engine.flops import fixed_flops, layer_flops
 from engine.memory import MIB, fixed_live, layer_live
-from engine.params import inner_width
-from kernels.expression import Expression
 from search.costs import Costs, text
 from search.space.budget import BudgetTable
+from search.space.choices import Choice, Group, draw
 
 QUICK_DRAWS = 48
 GRID_DRAWS = 400
@@ -68,26 +66,23 @@ class Limits:
         return None
 
     def of_layers(
-        self, expressions: Sequence[Expression], shapes: Sequence[tuple[int, Fraction]]
+        self, layers: Sequence[Sequence[LayerSpec]]
     ) -> tuple[np.ndarray, list[np.ndarray], list[float], list[str]]:
-        """What each (stack, ratio) would cost each layer with these expressions.
+        """What each choice [L][C] would cost each layer.
 
         Returns:
             Whether memory allows it, bool [L, C]; for every other limit that is set its costs, float64 [L, C], what
             is left of it for the FFNs, and its name.
         """
         size, length = self.costs.shape, self.costs.sequence_length
-        layers = [[LayerSpec(e, *shape) for shape in shapes] for e in expressions]
-        allowed = np.ones((len(layers), len(shapes)), dtype=bool)
+        allowed = np.ones((len(layers), len(layers[0])), dtype=bool)
         if self.memory_mb is not None:
             elements = self.memory_mb * MIB / (4 * self.costs.batch_size * length)
             live = [[layer_live(spec, size, self.costs.policy) for spec in row] for row in layers]
             allowed &= (np.asarray(live) <= elements) & (fixed_live(size) <= elements)
         costs, bounds, names = [], [], []
         if self.flops is not None:
-            h = size.hidden_size
-            row = [ffn_flops(h, inner_width(r, size.ffn_size), n, length) for n, r in shapes]
-            costs.append(np.tile(np.asarray(row, dtype=np.float64), (len(layers), 1)))
+            costs.append(np.asarray([[layer_flops(s, size, length) for s in row] for row in layers], dtype=np.float64))
             bounds.append(self.flops - fixed_flops(size, length))
             names.append("flops")
         if self.latency_ms is not None:
@@ -154,7 +149,7 @@ class LimitedTable:
         sums, least = np.zeros(1, dtype=np.int64), np.zeros(1)
         for layer in self._layers:
             open_to = np.flatnonzero(self.allowed[layer])
-            totals = (sums[None, :] + self.table.costs[open_to, None]).ravel()
+            totals = (sums[None, :] + self.table.layers[layer, open_to, None]).ravel()
             values = (least[None, :] + self.costs[limit][layer, open_to, None]).ravel()
             sums, place = np.unique(totals, return_inverse=True)
             least = np.full(len(sums), np.inf)
@@ -168,7 +163,7 @@ class LimitedTable:
         limits = len(self.costs)
         others = max(24, round((CELLS / 8) ** (1 / (limits + 1))))
         sizes = (max(64, CELLS // others**limits), *([others] * limits))
-        every = [np.tile(self.table.costs.astype(np.float64), (len(self._layers), 1)), *self.costs]
+        every = [self.table.layers.astype(np.float64), *self.costs]
         units = [max(b, 1e-12) / n for b, n in zip([max(self.table.high, 1), *self.bounds], sizes, strict=True)]
         # a hair downwards: rounding up would lose assignments that just fit
         steps = np.stack([np.floor(c / u * (1 - 1e-12)) for c, u in zip(every, units, strict=True)], axis=-1)
@@ -208,31 +203,51 @@ class LimitedTable:
         return chosen
 
 
-def unreachable(
-    limits: Limits,
-    table: BudgetTable,
-    shapes: Sequence[tuple[int, Fraction]],
-    expressions: Sequence[Sequence[Expression]],
-    window: tuple[int, int],
-) -> str:
+def draw_limited(
+    groups: Sequence[Group], tables: Sequence[LimitedTable], rng: np.random.Generator
+) -> list[Choice] | None:
+    """A draw from all groups inside everything; None if nothing was found. `tables` are the groups', in their order.
+
+    Uniform, except where quick draws find nothing among several groups: then the first group that has something gives.
+    """
+    if len(groups) == 1:
+        return _of_group(groups[0], tables[0], rng)
+    for _ in range(QUICK_DRAWS):
+        choices = draw(groups, rng)
+        place = next(i for i, group in enumerate(groups) if group.holds(choices))
+        if tables[place].limited(groups[place].places(choices)):
+            return choices
+    for place in rng.permutation(len(groups)):
+        found = _of_group(groups[place], tables[place], rng)
+        if found is not None:
+            return found
+    return None
+
+
+def _of_group(group: Group, table: LimitedTable, rng: np.random.Generator) -> list[Choice] | None:
+    if group.is_single:
+        places = [0] * len(group.options)
+        chosen = places if table.fits(places) else None
+    else:
+        chosen = table.sample(rng)
+    return None if chosen is None else [options[i] for options, i in zip(group.options, chosen, strict=True)]
+
+
+def unreachable(limits: Limits, tried: Sequence[tuple[LimitedTable, list[str]]], window: tuple[int, int]) -> str:
     """Which limit leaves nothing, and what would be possible, in one line.
 
     Args:
         limits: none of whose architectures was found.
-        table: of the parameter window.
-        shapes: (stack, ratio) choices, in the order of the table's costs.
-        expressions: sets of expressions that were tried, one expression per layer.
+        tried: tables of sets of expressions, with the names of their sums.
         window: of parameters, as the user knows it.
     """
     within = f"within budget.params {window[0]}..{window[1]}"
     reached: dict[str, float] = {}
-    for tried in expressions:
-        allowed, costs, bounds, names = limits.of_layers(tried, shapes)
-        if not allowed.any(axis=1).all():
+    for limited, names in tried:
+        if not limited.allowed.any(axis=1).all():
             continue
         reached.setdefault("memory_mb", 0.0)
-        limited = LimitedTable(table, allowed, costs, bounds)
-        for index, (name, bound) in enumerate(zip(names, bounds, strict=True)):
+        for index, (name, bound) in enumerate(zip(names, limited.bounds, strict=True)):
             least = limited.lowest(index)
             if least is not None:
                 fixed = getattr(limits, name) - bound

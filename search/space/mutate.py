@@ -21,7 +21,6 @@ import numpy as np
 
 from kernels.canonical import canonicalize
 from kernels.expression import Expression, apply
-from kernels.operators import LINEAR
 from kernels.widths import weight_order
 from search.space.generate import WB1, WB2, ExpressionGenerator
 from search.space.rules import check, is_activation
@@ -61,7 +60,7 @@ def replace_subtree(parent: Expression, generator: ExpressionGenerator, rng: np.
 
 def replace_operator(parent: Expression, generator: ExpressionGenerator, rng: np.random.Generator) -> Expression | None:
     """`parent` with one operator exchanged for another of the same arity."""
-    found = [(path, node) for path, node in _nodes(parent) if node.args and node.op != LINEAR]
+    found = [(path, node) for path, node in _nodes(parent) if node.args and node.weight is None]
     if not found:
         return None
     path, node = found[int(rng.integers(len(found)))]
@@ -88,7 +87,7 @@ def insert(parent: Expression, generator: ExpressionGenerator, rng: np.random.Ge
 
 def delete(parent: Expression, generator: ExpressionGenerator, rng: np.random.Generator) -> Expression | None:
     """`parent` with one activation or binary operator replaced by one of its operands."""
-    found = [(path, node) for path, node in _nodes(parent) if node.args and node.op != LINEAR]
+    found = [(path, node) for path, node in _nodes(parent) if node.args and node.weight is None]
     if not found:
         return None
     path, node = found[int(rng.integers(len(found)))]

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from engine.architecture import check_stack, parse_ratio
 from engine.errors import UserError
-from kernels.operators import OPERATORS
+from engine.params import ModelShape, check_block, inner_width, parse_block, ruled_block
+from kernels.operators import KRON, LINEARS, OPERATORS
 from kernels.widths import POLICIES
 from search.space.rules import MAX_HEIGHT, MIN_HEIGHT
 
 _MAX_PARAMS = 1 << 60
+SHARING = ("per-layer", "shared")
 
 
 def stacks(values: Any) -> tuple[int, ...]:
@@ -32,7 +35,7 @@ def ratios(values: Any) -> tuple[Fraction, ...]:
 
 def policy(value: Any) -> str:
     """A width policy."""
-    if value not in POLICIES:
+    if not isinstance(value, str) or value not in POLICIES:
         raise UserError(f"space.policy: {value!r:.60} is not known; use {' or '.join(POLICIES)}")
     return value
 
@@ -55,6 +58,45 @@ def operators(name: str, values: Any, arity: int) -> tuple[str, ...]:
         if value not in known:
             raise UserError(f"space.{name}: {value!r:.60} is not one; known are {', '.join(known)}")
     return tuple(dict.fromkeys(names))
+
+
+def linears(values: Any) -> tuple[str, ...]:
+    """Distinct kinds of linear, in the order of `LINEARS`."""
+    for value in (names := _sequence("space.linears", values)):
+        if value not in LINEARS:
+            raise UserError(f"space.linears: {value!r:.60} is not one; known are {', '.join(LINEARS)}")
+    return tuple(name for name in LINEARS if name in names)
+
+
+def sharing(name: str, value: Any) -> str:
+    """Whether layers choose for themselves."""
+    if not isinstance(value, str) or value not in SHARING:
+        raise UserError(f"space.{name}: {value!r:.60} is not known; use {' or '.join(SHARING)}")
+    return value
+
+
+def kron_block(value: Any) -> tuple[int, int] | None:
+    """A Kronecker block [p, q], or None for the rule."""
+    try:
+        return None if value is None else parse_block(value)
+    except UserError as error:
+        raise UserError(f"space.{error}") from error
+
+
+def with_block(
+    shape: ModelShape, ratios: Sequence[Fraction], linears: Sequence[str], block: Any = None
+) -> ModelShape:
+    """`shape` with the block its Kronecker weights are factored by; as it is where there are none."""
+    given = kron_block(block)
+    if KRON not in linears:
+        return shape
+    chosen = given or shape.kron_block or ruled_block(shape.hidden_size, shape.ffn_size, tuple(ratios))
+    for ratio in ratios:
+        try:
+            check_block(chosen, shape.hidden_size, inner_width(ratio, shape.ffn_size))
+        except UserError as error:
+            raise UserError(f"space.{error}") from error
+    return replace(shape, kron_block=chosen)
 
 
 def budget(values: Any) -> tuple[int, int]:

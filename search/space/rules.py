@@ -4,7 +4,7 @@ Each rule takes an expression and the `Rules` and returns None, or one line that
 definition of validity: the generator and the mutations are built so that they break none, and are checked by them.
 
     weights_once           wb1 and wb2 once each, wb1 first in the text
-    known_operators        only operators of the space
+    known_operators        only operators and kinds of linear of the space
     no_nested_activation   no activation directly inside an activation
     no_nested_linear       no linear directly inside a linear
     distinct_operands      no binary operator on two identical operands (identical as trees)
@@ -44,6 +44,7 @@ class Rules:
         policy: width policy of binary operators, `"truncate"` or `"pad"`.
         activations, binaries: names of the operators allowed.
         min_height, max_height: heights allowed, both included.
+        linears: kinds of linear allowed, `linear` and `kron`.
     """
 
     hidden: int
@@ -53,6 +54,7 @@ class Rules:
     binaries: tuple[str, ...] = PAPER_BINARY
     min_height: int = 3
     max_height: int = 7
+    linears: tuple[str, ...] = (LINEAR,)
 
 
 def weights_once(expr: Expression, rules: Rules) -> str | None:
@@ -66,7 +68,7 @@ def weights_once(expr: Expression, rules: Rules) -> str | None:
 
 def known_operators(expr: Expression, rules: Rules) -> str | None:
     """Every operator is one of the space's."""
-    allowed = (LEAF, LINEAR, *rules.activations, *rules.binaries)
+    allowed = (LEAF, *rules.linears, *rules.activations, *rules.binaries)
     for node in expr.walk():
         if node.op not in allowed:
             return f"operator {node.op} is not in the space ({', '.join(allowed)})"
@@ -84,7 +86,7 @@ def no_nested_activation(expr: Expression, rules: Rules) -> str | None:
 def no_nested_linear(expr: Expression, rules: Rules) -> str | None:
     """No linear has a linear as its operand."""
     for node in expr.walk():
-        if node.op == LINEAR and node.args[0].op == LINEAR:
+        if node.weight is not None and node.args[0].weight is not None:
             return f"linear {node.args[0].weight} stands directly inside linear {node.weight}"
     return None
 

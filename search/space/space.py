@@ -1,9 +1,10 @@
 """The search space: which architectures there are, and how to draw, change, check and describe them.
 
 A `SearchSpace` joins three parts: rules of expressions (`rules`), random valid expressions (`generate`, `mutate`) and
-the parameter budget over (stack, ratio) (`budget`). Expressions cost no parameters, so the two halves are independent
-and `sample` is: expressions drawn layer by layer, (stack, ratio) of all layers drawn uniformly from the assignments
-inside the budget window. Everything returned lies in the space; nothing is drawn to be thrown away.
+the parameter budget over (stack, ratio) (`choices`, `budget`). Trees of operators cost no parameters, so the two halves
+are independent and `sample` is: trees drawn layer by layer, then (stack, ratio) of all layers, and which of their
+weights are Kronecker products, uniformly from the assignments inside the budget window. Everything returned lies in
+the space; nothing is drawn to be thrown away.
 
 Stages: stage 1 searches the whole space, stage 2 `with_shapes` (expressions only), stage 3 `with_expressions`
 ((stack, ratio) only). Expressions are valid at every ratio of the space, so stage 3 may move any layer.
@@ -15,8 +16,8 @@ Source: EfficientBERT (Dong et al., Findings of EMNLP 2021), sections 3.2 and 3.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
@@ -26,26 +27,29 @@ import numpy as np
 
 from engine.architecture import Architecture, LayerSpec, check_stack, parse_ratio
 from engine.errors import UserError
-from engine.params import ModelShape, count_parameters, count_shapes, ffn_parameters, fixed_parameters, inner_width
-from kernels.expression import GELU_FFN, Expression, ExpressionError
+from engine.params import (
+    ModelShape,
+    count_parameters,
+    ffn_parameters,
+    fixed_parameters,
+    inner_width,
+)
+from kernels.expression import GELU_FFN, Expression, ExpressionError, kron_weights, with_kron
 from kernels.fingerprint import fingerprint
-from kernels.operators import PAPER_BINARY, PAPER_UNARY
+from kernels.operators import KRON, LINEAR, PAPER_BINARY, PAPER_UNARY, WEIGHTS
 from kernels.widths import validate
 from search.space import options
-from search.space.budget import BudgetTable, budget_table
-from search.space.encode import encode, feature_names
+from search.space.choices import Choice, Group, Shape, draw, make_groups
+from search.space.encode import counted_operators, encode, feature_names
 from search.space.features import features
 from search.space.generate import ExpressionGenerator
-from search.space.limits import LimitedTable, Limits, describe, unreachable
+from search.space.limits import LimitedTable, Limits, describe, draw_limited, unreachable
 from search.space.mutate import mutate_expression
 from search.space.rules import Rules, check
 
-Shape = tuple[int, Fraction]
-"""(stack, ratio) of a layer."""
-
 _OPTIONS = (
-    "budget", "stacks", "ratios", "activations", "binaries", "heights", "policy", "fixed_expressions", "fixed_shapes",
-    "limits",
+    "budget", "stacks", "ratios", "activations", "binaries", "linears", "heights", "policy", "layer_expressions",
+    "layer_shapes", "kron_block", "fixed_expressions", "fixed_shapes", "limits",
 )  # fmt: skip
 _MUTATION_TRIES = 64
 _EXTRA_LAYER = 0.3
@@ -67,8 +71,11 @@ class SearchSpace:
             of it where `limits` bound something else.
         stacks, ratios: what a layer may have.
         activations, binaries: operator names allowed in expressions.
+        linears: kinds of linear allowed for each weight, `linear` and `kron`.
         heights: (lowest, highest) expression height.
         policy: width policy, `"truncate"` or `"pad"`.
+        layer_expressions, layer_shapes: `"per-layer"`, or `"shared"` by all layers of an architecture.
+        kron_block: how Kronecker weights are factored (`kernels.kron_shape`); None takes the shape's, or the rule.
         fixed_expressions: one per layer; only (stack, ratio) is searched.
         fixed_shapes: one (stack, ratio) per layer; only expressions are searched.
         limits: the most an architecture may cost in FLOPs, memory or latency.
@@ -87,25 +94,35 @@ class SearchSpace:
         *,
         activations: Sequence[str] = PAPER_UNARY,
         binaries: Sequence[str] = PAPER_BINARY,
+        linears: Sequence[str] = (LINEAR,),
         heights: Sequence[int] = (3, 7),
         policy: str = "truncate",
+        layer_expressions: str = "per-layer",
+        layer_shapes: str = "per-layer",
+        kron_block: Sequence[int] | None = None,
         fixed_expressions: Sequence[Expression] | None = None,
         fixed_shapes: Sequence[Shape] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.shape = shape
         self.limits = limits
+        self._last_limited: tuple[tuple[Expression, ...], list[tuple[LimitedTable, list[str]]]] | None = None
         self.policy = options.policy(policy)
         self.stacks = options.stacks(stacks)
         self.ratios = options.ratios(ratios)
         self.heights = options.heights(heights)
         self.activations = options.operators("activations", activations, arity=1)
         self.binaries = options.operators("binaries", binaries, arity=2)
+        self.linears = options.linears(linears)
+        self.layer_expressions = options.sharing("layer_expressions", layer_expressions)
+        self.layer_shapes = options.sharing("layer_shapes", layer_shapes)
+        self.shape = options.with_block(shape, self.ratios, self.linears, kron_block)
+        self.kron_block = self.shape.kron_block
         inners = tuple(dict.fromkeys(self.inner_width(ratio) for ratio in self.ratios))
-        self.rules = Rules(shape.hidden_size, inners, self.policy, self.activations, self.binaries, *self.heights)
+        operators = (self.activations, self.binaries, *self.heights)
+        self.rules = Rules(shape.hidden_size, inners, self.policy, *operators, self.linears)
         self.shapes: tuple[Shape, ...] = tuple(product(self.stacks, self.ratios))
-        self._places = {shape: place for place, shape in enumerate(self.shapes)}
-        self._last_limited: tuple[tuple[Expression, ...], LimitedTable, list[str]] | None = None
+        self.krons = kron_choices(self.linears)
+        self.counted = counted_operators(self.activations, self.binaries, self.linears)
         self.fixed_shapes = self._check_fixed_shapes(fixed_shapes)
         self.fixed_expressions = self._check_fixed_expressions(fixed_expressions)
         self.budget = self._default_budget() if budget is None else options.budget(budget)
@@ -140,40 +157,44 @@ class SearchSpace:
             UserError: nothing fits; the message names the window and the reachable minimum and maximum.
         """
         low, high = self.budget
-        if self.fixed_shapes is not None:
-            total = count_shapes(self.fixed_shapes, self.shape)
-            if not low <= total <= high:
-                raise UserError(f"budget.params: the fixed shapes have {total} parameters, outside {low}..{high}")
-        elif self.count_shapes() == 0:
-            smallest, largest = self.reachable()
-            fixed = fixed_parameters(self.shape)
-            nearest = [s + fixed for s in self._table.nearest_sums() if s is not None]
-            raise UserError(
-                f"budget.params: no architecture has {low}..{high} parameters; this space reaches"
-                f" {smallest}..{largest}, nearest to the window {' and '.join(map(str, nearest))}"
-            )
-        if self._limited:
-            self._check_limits()
-        return True
+        if self.count_shapes():
+            if self._limited:
+                self._check_limits()
+            return True
+        smallest, largest = self.reachable()
+        if self.fixed_shapes is not None and smallest == largest:
+            raise UserError(f"budget.params: the fixed shapes have {smallest} parameters, outside {low}..{high}")
+        sums = [group.table.nearest_sums() for group in self._groups]
+        below = max((s for s, _ in sums if s is not None), default=None)
+        above = min((s for _, s in sums if s is not None), default=None)
+        fixed = fixed_parameters(self.shape)
+        nearest = " and ".join(str(s + fixed) for s in (below, above) if s is not None)
+        raise UserError(
+            f"budget.params: no architecture has {low}..{high} parameters; this space reaches"
+            f" {smallest}..{largest}, nearest to the window {nearest}"
+        )
 
     def reachable(self) -> tuple[int, int]:
-        """Smallest and largest parameter count over all (stack, ratio), whatever the budget."""
+        """Smallest and largest parameter count of the space, whatever the budget."""
         fixed = fixed_parameters(self.shape)
-        costs = [self._cost(s) for s in self.shapes]
-        return fixed + self.shape.num_layers * min(costs), fixed + self.shape.num_layers * max(costs)
+        sums = [(sum(map(min, costs)), sum(map(max, costs))) for costs in map(self._costs, self._options)]
+        return fixed + min(low for low, _ in sums), fixed + max(high for _, high in sums)
 
     def count_shapes(self) -> int:
-        """Exact number of (stack, ratio) assignments in the budget window."""
-        return 1 if self.fixed_shapes is not None else self._table.count()
+        """Exact number of (stack, ratio) assignments in the budget window, Kronecker weights included."""
+        return sum(group.table.count() for group in self._groups)
 
     def count_expressions(self) -> dict[int, int]:
         """Exact number of valid expressions per height."""
-        return {height: self.generator.count(height) for height in range(self.heights[0], self.heights[1] + 1)}
+        return {
+            height: len(self.krons) * self.generator.count(height)
+            for height in range(self.heights[0], self.heights[1] + 1)
+        }
 
     @cached_property
     def generator(self) -> ExpressionGenerator:
         """Draws valid expressions."""
-        return ExpressionGenerator(self.rules)
+        return ExpressionGenerator(replace(self.rules, linears=(LINEAR,)))  # a `kron` is made of a `linear`
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """A random architecture: (stack, ratio) uniform over those in the budget, expressions as in `generate`.
@@ -184,10 +205,10 @@ class SearchSpace:
             UserError: nothing within the limits was found.
         """
         for _ in range(_EXPRESSION_DRAWS):
-            expressions = self.fixed_expressions or [self.generator.sample(rng) for _ in range(self.shape.num_layers)]
-            shapes = self._draw_shapes(expressions, rng)
-            if shapes is not None:
-                return _join(expressions, shapes)
+            trees = self._draw_trees(rng)
+            choices = self._draw_choices(trees, rng)
+            if choices is not None:
+                return _join(trees, choices)
             if self.fixed_expressions is not None:
                 break
         raise UserError(f"budget: found no architecture within {self._limit_text()}: raise a limit")
@@ -222,6 +243,12 @@ class SearchSpace:
             reason = self._layer_violation(index, layer)
             if reason is not None:
                 return f"layer {index}: {reason}"
+        for shared, what, values in (
+            (self.shares_expressions, "expression", {layer.expression for layer in arch.layers}),
+            (self.shares_shapes, "stack and ratio", {(layer.stack, layer.ratio) for layer in arch.layers}),
+        ):
+            if shared and len(values) > 1:
+                return f"layers differ in {what}, which all share in this space"
         total = self.parameters(arch)
         if not self.budget[0] <= total <= self.budget[1]:
             return f"{total} parameters are outside the budget {self.budget[0]}..{self.budget[1]}"
@@ -229,15 +256,15 @@ class SearchSpace:
 
     def encode(self, arch: Architecture) -> np.ndarray:
         """Feature vector, float64, of the length of `feature_names()`; see `search.space.encode`."""
-        return encode(arch, self.shape, self.budget)
+        return encode(arch, self.shape, self.budget, self.counted)
 
     def features(self, arch: Architecture) -> np.ndarray:
         """Structure and cost, float64 [layers, D]; see `search.space.features`."""
-        return features(arch, self.shape, self.stacks, self.ratios)
+        return features(arch, self.shape, self.stacks, self.ratios, self.counted)
 
     def feature_names(self) -> list[str]:
         """Names of the entries of `encode`."""
-        return feature_names(self.shape.num_layers)
+        return feature_names(self.shape.num_layers, self.counted)
 
     def key(self, arch: Architecture) -> str:
         """Canonical key: architectures with equal keys compute the same function."""
@@ -258,33 +285,56 @@ class SearchSpace:
         return inner_width(ratio, self.shape.ffn_size)
 
     def gelu_seeds(self) -> list[Architecture]:
-        """The GELU variants a search starts from: one for every (stack, ratio), all layers alike where the budget
-        allows, otherwise with as few layers changed as bring it into the window; duplicates left out. Empty where
-        the GELU expression is not in the space."""
-        if self.fixed_shapes is not None:
-            candidates = [list(self.fixed_shapes)]
-        else:
-            chosen = [self._table.closest_to_uniform(index) for index in range(len(self.shapes))]
-            candidates = [[self.shapes[i] for i in choice] for choice in chosen if choice is not None]
-        expressions = [GELU_FFN] * self.shape.num_layers
-        seeds = [_join(expressions, shapes) for shapes in candidates]
+        """The GELU variants a search starts from: one for every (stack, ratio) and every choice of Kronecker weights,
+        all layers alike where the budget allows, otherwise with as few layers changed as bring it into the window;
+        duplicates left out. Empty where the GELU expression is not in the space."""
+        candidates = [choices for group in self._groups for choices in group.uniform()]
+        seeds = [_join([GELU_FFN] * self.shape.num_layers, choices) for choices in candidates]
         found = [seed for seed in dict.fromkeys(seeds) if self.contains(seed)]
-        if not found and self._limited and self.fixed_shapes is None:  # none is nearly uniform and within the limits
-            shapes = self._draw_shapes(expressions, np.random.default_rng(0))
-            seed = _join(expressions, shapes) if shapes is not None else None
+        if not found and self._limited:  # none is nearly uniform and within the limits
+            trees = [GELU_FFN] * self.shape.num_layers
+            choices = self._draw_choices(trees, np.random.default_rng(0))
+            seed = _join(trees, choices) if choices is not None else None
             found = [seed] if seed is not None and self.contains(seed) else []
         return found
 
+    @property
+    def shares_expressions(self) -> bool:
+        """Whether all layers of an architecture have one expression."""
+        return self.layer_expressions == "shared"
+
+    @property
+    def shares_shapes(self) -> bool:
+        """Whether all layers of an architecture have one (stack, ratio)."""
+        return self.layer_shapes == "shared"
+
     @cached_property
-    def _table(self) -> BudgetTable:
-        return self._table_of(*self.budget)
+    def _options(self) -> list[tuple[tuple[Choice, ...], ...]]:
+        """Choices per layer of every group."""
+        layers = range(self.shape.num_layers)
+        expressions, shapes = self.fixed_expressions, self.fixed_shapes
+        krons = [self.krons if expressions is None else (kron_weights(expressions[i]),) for i in layers]
+        return make_groups(
+            krons,
+            [self.shapes if shapes is None else (shapes[i],) for i in layers],
+            share_kron=self.shares_expressions and expressions is None and len(self.krons) > 1,
+            share_shape=self.shares_shapes and shapes is None,
+        )
 
-    def _table_of(self, low: int, high: int) -> BudgetTable:
+    @cached_property
+    def _groups(self) -> list[Group]:
+        return self._groups_of(*self.budget)
+
+    def _groups_of(self, low: int, high: int) -> list[Group]:
         fixed = fixed_parameters(self.shape)
-        return budget_table(tuple(map(self._cost, self.shapes)), self.shape.num_layers, low - fixed, high - fixed)
+        return [Group(options, self._costs(options), low - fixed, high - fixed) for options in self._options]
 
-    def _cost(self, shape: Shape) -> int:
-        return ffn_parameters(self.shape.hidden_size, self.inner_width(shape[1]), shape[0])
+    def _costs(self, options: tuple[tuple[Choice, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self._cost(choice) for choice in row) for row in options)
+
+    def _cost(self, choice: Choice) -> int:
+        inner = self.inner_width(choice.ratio)
+        return ffn_parameters(self.shape.hidden_size, inner, choice.stack, choice.kron, self.kron_block)
 
     @property
     def _limited(self) -> bool:
@@ -293,37 +343,46 @@ class SearchSpace:
     def _limit_text(self) -> str:
         return describe(self.limits, self.budget)
 
-    def _limited_table(self, expressions: Sequence[Expression]) -> tuple[LimitedTable, list[str]]:
-        """The table of (stack, ratio) for these expressions, and the names of its sums."""
-        assert self.limits is not None
-        key = tuple(expressions)
-        if self._last_limited is None or self._last_limited[0] != key:
-            allowed, costs, bounds, names = self.limits.of_layers(expressions, self.shapes)
-            self._last_limited = key, LimitedTable(self._table, allowed, costs, bounds), names
-        return self._last_limited[1:]
+    def _draw_trees(self, rng: np.random.Generator) -> Sequence[Expression]:
+        """One expression per layer; which weights are Kronecker products is left to the choices."""
+        if self.fixed_expressions is not None:
+            return self.fixed_expressions
+        if self.shares_expressions:
+            return [self.generator.sample(rng)] * self.shape.num_layers
+        return [self.generator.sample(rng) for _ in range(self.shape.num_layers)]
 
-    def _draw_shapes(self, expressions: Sequence[Expression], rng: np.random.Generator) -> Sequence[Shape] | None:
-        """One (stack, ratio) per layer inside budget and limits; None where none was found."""
-        if self.fixed_shapes is not None:
-            inside = not self._limited or self.limits.violation(_join(expressions, self.fixed_shapes)) is None
-            return self.fixed_shapes if inside else None
+    def _draw_choices(self, trees: Sequence[Expression], rng: np.random.Generator) -> list[Choice] | None:
+        """One choice per layer inside budget and limits; None where none was found."""
         if not self._limited:
-            return [self.shapes[i] for i in self._table.sample(rng)]
-        choices = self._limited_table(expressions)[0].sample(rng)
-        return None if choices is None else [self.shapes[i] for i in choices]
+            return draw(self._groups, rng)
+        tables = [table for table, _ in self._limited_tables(trees)]
+        return draw_limited(self._groups, tables, rng)
+
+    def _limited_tables(self, trees: Sequence[Expression]) -> list[tuple[LimitedTable, list[str]]]:
+        """Per group the table of choices for these expressions, and the names of its sums."""
+        assert self.limits is not None
+        key = tuple(trees)
+        if self._last_limited is None or self._last_limited[0] != key:
+            tables = []
+            for group in self._groups:
+                rows = [[_join([t], [c]).layers[0] for c in options] for t, options in zip(key, group.options, strict=True)]
+                allowed, costs, bounds, names = self.limits.of_layers(rows)
+                tables.append((LimitedTable(group.table, allowed, costs, bounds), names))
+            self._last_limited = key, tables
+        return self._last_limited[1]
 
     def _check_limits(self) -> None:
         """Raises `UserError` unless something within the limits is found, naming what is out of reach."""
         rng = np.random.default_rng(0)
         drawn = [self.fixed_expressions] if self.fixed_expressions is not None else []
         if not drawn:
-            drawn = [(GELU_FFN,) * self.shape.num_layers]
-            drawn += [[self.generator.sample(rng) for _ in range(self.shape.num_layers)] for _ in range(32)]
-        if any(self._draw_shapes(expressions, rng) is not None for expressions in drawn):
+            drawn = [(GELU_FFN,) * self.shape.num_layers, *(self._draw_trees(rng) for _ in range(32))]
+        if any(self._draw_choices(trees, rng) is not None for trees in drawn):
             return
         if self.fixed_shapes is not None:
             raise UserError(f"budget: the fixed shapes are not within {self._limit_text()}: raise a limit")
-        raise UserError(unreachable(self.limits, self._table, self.shapes, drawn, self.budget))
+        tried = [table for trees in drawn for table in self._limited_tables(trees)]
+        raise UserError(unreachable(self.limits, tried, self.budget))
 
     def _variant(self, **changes: Any) -> SearchSpace:
         return SearchSpace(self.shape, **{**{name: getattr(self, name) for name in _OPTIONS}, **changes})
@@ -334,50 +393,44 @@ class SearchSpace:
             count += 1
         picked = [int(i) for i in rng.permutation(len(arch.layers))]
         both = rng.random() < 0.2
-        change_expression = self.fixed_expressions is None and (
-            self.fixed_shapes is not None or both or rng.random() < 0.6
-        )
-        change_shape = self.fixed_shapes is None and (not change_expression or both)
-        expressions = list(self.fixed_expressions or (s.expression for s in arch.layers))
-        shapes = list(self.fixed_shapes or ((s.stack, s.ratio) for s in arch.layers))
+        free = any(not group.is_single for group in self._groups) or len(self._groups) > 1
+        change_expression = self.fixed_expressions is None and (not free or both or rng.random() < 0.6)
+        change_choice = free and (not change_expression or both)
+        trees = list(self.fixed_expressions or (s.expression for s in arch.layers))
+        choices = [Choice(kron_weights(tree), s.stack, s.ratio) for tree, s in zip(trees, arch.layers, strict=True)]
+        if self.fixed_shapes is not None:
+            choices = [Choice(c.kron, *shape) for c, shape in zip(choices, self.fixed_shapes, strict=True)]
         if change_expression:
-            for index in picked[:count]:
-                child = mutate_expression(expressions[index], self.generator, rng)
+            for index in picked[:1] if self.shares_expressions else picked[:count]:
+                child = mutate_expression(with_kron(trees[index], ()), self.generator, rng)
                 if child is None:
                     return None
-                expressions[index] = child
-        if change_shape:
-            shapes = self._redraw(expressions, shapes, picked, count, rng)
-        return _join(expressions, shapes)
+                if self.shares_expressions:
+                    trees = [child] * len(trees)
+                else:
+                    trees[index] = child
+        if change_choice:
+            choices = self._redraw(trees, choices, picked, count, rng)
+        return _join(trees, choices)
 
     def _redraw(
         self,
-        expressions: Sequence[Expression],
-        shapes: list[Shape],
+        trees: Sequence[Expression],
+        choices: list[Choice],
         picked: list[int],
         count: int,
         rng: np.random.Generator,
-    ) -> list[Shape]:
-        """New shapes for the first `count` of the `picked` layers, or more where fewer leave no other choice."""
-        for changed in range(count, len(shapes) + 1):
-            kept = [shapes[i] for i in picked[changed:]]
-            if any(s not in self.shapes for s in kept):
-                continue
-            spent = sum(self._cost(s) for s in kept)
-            inside = self._table.count(changed, spent)
-            total = spent + sum(self._cost(shapes[i]) for i in picked[:changed])
-            known = all(shapes[i] in self.shapes for i in picked[:changed])
-            if inside <= (1 if known and self._table.low <= total <= self._table.high else 0):
-                continue
-            limited = self._limited_table(expressions)[0] if self._limited else None
-            # another assignment exists, so at least every second draw differs; limits may still exclude them all
-            for _ in range(_MUTATION_TRIES if limited is not None else sys.maxsize):
-                drawn = list(shapes)
-                for index, choice in zip(picked, self._table.sample(rng, changed, spent), strict=False):
-                    drawn[index] = self.shapes[choice]
-                if drawn != shapes and (limited is None or limited.limited([self._places[s] for s in drawn])):
-                    return drawn
-        return shapes
+    ) -> list[Choice]:
+        """Other choices for some layers; where layers share theirs, half of the time for all."""
+
+        def within(drawn: Sequence[Choice]) -> bool:
+            return self.limits is None or self.limits.violation(_join(trees, drawn)) is None
+
+        keep = within if self._limited else None
+        own = next((group for group in self._groups if group.holds(choices)), None)
+        if len(self._groups) > 1 and (own is None or own.is_single or rng.random() < 0.5):
+            return self._draw_choices(trees, rng) or choices
+        return (own or self._groups[0]).redraw(choices, picked, count, rng, keep)
 
     def _layer_violation(self, index: int, layer: LayerSpec) -> str | None:
         if (layer.stack, layer.ratio) not in self.shapes:
@@ -426,8 +479,22 @@ class SearchSpace:
             return low, high
         third = (high - low) // 3
         window = low + third, high - third
-        return window if self._table_of(*window).count() else (low, high)
+        return window if any(group.table.count() for group in self._groups_of(*window)) else (low, high)
 
 
-def _join(expressions: Sequence[Expression], shapes: Sequence[Shape]) -> Architecture:
-    return Architecture(tuple(LayerSpec(e, *s) for e, s in zip(expressions, shapes, strict=True)))
+def kron_choices(linears: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+    """Sets of weights that may be Kronecker products, given the kinds of linear; none first."""
+    if KRON not in linears:
+        return (frozenset(),)
+    if LINEAR not in linears:
+        return (frozenset(WEIGHTS),)
+    return tuple(frozenset(WEIGHTS[k] for k in (0, 1) if bits >> k & 1) for bits in range(4))
+
+
+def _join(trees: Sequence[Expression], choices: Sequence[Choice]) -> Architecture:
+    return Architecture(
+        tuple(
+            LayerSpec(tree if kron_weights(tree) == c.kron else with_kron(tree, c.kron), c.stack, c.ratio)
+            for tree, c in zip(trees, choices, strict=True)
+        )
+    )

@@ -7,8 +7,10 @@ from random import Random
 
 import torch
 
-from kernels.expression import Expression, X, apply, linear
-from kernels.operators import BINARY, UNARY
+from kernels.expression import Expression, X, apply, linear, parse_expression
+from kernels.lowering import load_program, lower
+from kernels.operators import BINARY, OPERATORS, UNARY
+from kernels.program import DUAL, FIRST_INSTRUCTION, GRADIENT, INSTRUCTION_WORDS, PAIR, Program
 from kernels.reference import _evaluate
 
 RELEASED = (
@@ -68,6 +70,31 @@ def random_case(rng: Random, sizes: tuple[int, ...], tokens: tuple[int, ...]) ->
     mid = wrap(rng, linear(random_tree(rng, 2), "wb1"), rng.randint(0, 3), mixes)
     body = wrap(rng, linear(mid, "wb2"), rng.randint(0, 2), True)
     return Case(body, policy, rng.choice(tokens), hidden, inner)
+
+
+def with_operator(program: Program, name: str, instead_of: str) -> Program:
+    """The program with every instruction of one unary operator turned into another's: value, gradient, dual and pair.
+
+    So that instructions occur which no expression lowers to, such as those of `identity`.
+    """
+    old, new = OPERATORS[instead_of].opcode, OPERATORS[name].opcode
+    words = list(program.words)
+    for at in range(FIRST_INSTRUCTION, len(words), INSTRUCTION_WORDS):
+        opcode = words[at] & 0xFF
+        for offset in (0, GRADIENT, DUAL, PAIR):
+            if opcode == old + offset:
+                words[at] += new - old
+    return load_program(torch.tensor(words, dtype=torch.int32))
+
+
+ALL_KINDS = "mul({op}(linear({op}(mul({op}(linear(x,wb1)),x)),wb2)),x)"
+"""Lowers to the value, gradient, dual and pair instructions of a smooth unary operator."""
+
+
+def identity_case() -> tuple[Case, Program]:
+    """A case with `identity`, and a program that keeps all kinds of its instructions (lowering leaves it out)."""
+    program = with_operator(lower(ALL_KINDS.format(op="swish")), "identity", instead_of="swish")
+    return Case(parse_expression(ALL_KINDS.format(op="identity")), "truncate", 33, 45, 31), program
 
 
 def tensors(case: Case, seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

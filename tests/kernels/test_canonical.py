@@ -85,6 +85,13 @@ REWRITES = [
     ("relu(gelu(relu(x)))", "gelu(relu(x))"),
     ("relu(gelu_erf(relu(x)))", "gelu_erf(relu(x))"),
     ("elu(swish(sigmoid(x)))", "swish(sigmoid(x))"),
+    ("relu2(relu(x))", "relu2(x)"),
+    ("relu2(elu(leaky_relu(x)))", "relu2(x)"),
+    ("relu(relu2(x))", "relu2(x)"),
+    ("elu(softplus(x))", "softplus(x)"),
+    ("identity(identity(tanh(identity(x))))", "tanh(x)"),
+    ("max(identity(x),relu(identity(x)))", "relu(x)"),
+    (f"add(identity({A}),{B})", f"add({A},{B})"),
     ("relu(mul(x,x))", "mul(x,x)"),
     (f"elu(mul(relu({A}),sigmoid(x)))", f"mul(relu({A}),sigmoid(x))"),
     (f"relu(add(relu({A}),sigmoid(x)))", f"add(relu({A}),sigmoid(x))"),
@@ -98,6 +105,8 @@ KEPT = [
     "add(x,add(tanh(x),relu(x)))",  # addition is not associative in floating point
     "elu(elu(x))",
     "leaky_relu(leaky_relu(x))",
+    "max(relu2(x),relu(x))",
+    "relu2(softplus(x))",
     f"relu(max({A},sigmoid(x)))",  # padding to d > H shows wb1 alone
 ]
 

@@ -113,7 +113,8 @@ def test_statistics_of_equal_functions_differ_by_rounding_only():
 def test_small_differences_are_seen():
     """leaky_relu's slope, elu against swish, gelu against its erf form: near each other, yet other functions."""
     texts = [f"linear({op}(linear(x,wb1)),wb2)" for op in
-             ("relu", "leaky_relu", "elu", "swish", "gelu", "gelu_erf", "tanh", "sigmoid")]  # fmt: skip
+             ("relu", "leaky_relu", "elu", "swish", "gelu", "gelu_erf", "tanh", "sigmoid", "relu2", "softplus",
+              "identity")]  # fmt: skip
     assert len({fingerprint(parse_expression(t), 540, 180) for t in texts}) == len(texts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ffn_cases import Case, tensors, with_gradients
+from ffn_cases import Case, error, identity_case, tensors, with_gradients
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -328,7 +328,7 @@ SPECIAL = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e30, -1e30, 10
     "text",
     [
         f"linear({op}(linear(x,wb1)),wb2)"
-        for op in ("gelu", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "swish", "gelu_erf")
+        for op in ("gelu", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "swish", "gelu_erf", "relu2", "softplus")
     ]
     + ["max(linear(relu(linear(x,wb1)),wb2),x)", "mul(linear(relu(linear(x,wb1)),wb2),sigmoid(x))"],
 )
@@ -350,6 +350,17 @@ def test_nan_and_infinity_propagate_as_eager(backend, text):
     own_gradient = torch.autograd.grad(own, x, torch.ones(n, 1))[0]
     expected_gradient = torch.autograd.grad(expected, x, torch.ones(n, 1))[0]
     torch.testing.assert_close(own_gradient, expected_gradient, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_identity_instructions_of_a_loaded_program(backend):
+    """No expression lowers to them, but a serialized program may hold them: value, gradient, dual and pair."""
+    case, program = identity_case()
+    inputs = tensors(case, 5, torch.float32)
+    weight = torch.randn(case.tokens, case.hidden, generator=torch.Generator().manual_seed(0))
+    own = with_gradients(lambda *i: fused_ffn(*i, program), inputs, weight)
+    lowered = with_gradients(lambda *i: fused_ffn(*i, case.expression), inputs, weight)
+    for a, b in zip(own, lowered, strict=True):
+        assert error(a, b) <= 4 * 2.0**-24  # equal but for a product with 1
 
 
 def test_ties_of_max_split_the_gradient(backend):

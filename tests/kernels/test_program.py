@@ -12,6 +12,7 @@ from kernels import generate_header
 from kernels.disassembly import disassemble
 from kernels.expression import ExpressionError, parse_expression
 from kernels.lowering import load_program, lower
+from kernels.operators import OPERATORS
 from kernels.program import (
     FIRST_INSTRUCTION,
     HEADER_WORDS,
@@ -49,6 +50,39 @@ def test_random_programs_are_valid_and_keep_to_the_register_file():
             assert segment.temporaries <= MAX_TEMPORARIES
             assert all(4 <= r < 20 for i in segment.instructions for r in destinations(i))
             assert all(0 <= r < 20 for i in segment.instructions for r in sources(i))
+
+
+FROZEN = {
+    "linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)": "2432df4244a3e1e45a969043e5a7cde5",
+    "linear(relu(mul(linear(x,wb1),x)),wb2)": "d8e9739ae1df567b1528a8a863ea21c4",
+    "elu(linear(gelu_erf(linear(x,wb1)),wb2))": "3943c1a64705864009a79df701c0d394",
+    "leaky_relu(linear(sigmoid(linear(swish(x),wb1)),wb2))": "b8993c7672dabd3f2305f1554fb507c9",
+    "add(mul(gelu(linear(x,wb1)),x),tanh(linear(sigmoid(x),wb2)))": "b1df85748d52dabc1b52c297cbb914fc",
+}
+"""Digests of programs as they were before operators were appended (relu2, softplus, identity)."""
+
+
+@pytest.mark.parametrize("text", FROZEN)
+def test_appended_operators_leave_older_programs_as_they_were(text):
+    assert lower(text).digest.hex() == FROZEN[text]
+
+
+def test_opcodes_are_never_renumbered():
+    numbers = {row.name: row.opcode for row in OPERATORS.values()}
+    assert numbers == {
+        "add": 1, "mul": 2, "max": 3, "gelu": 16, "sigmoid": 17, "tanh": 18, "relu": 19, "leaky_relu": 20, "elu": 21,
+        "swish": 22, "gelu_erf": 23, "relu2": 24, "softplus": 25, "identity": 26,
+    }  # fmt: skip
+
+
+def test_an_opcode_nobody_knows_is_refused():
+    words = words_of("linear(identity(linear(x,wb1)),wb2)")
+    swish = words_of("linear(swish(linear(x,wb1)),wb2)")
+    assert len(words) < len(swish)  # identity is gone from lowered programs
+    at = next(n for n in range(FIRST_INSTRUCTION, len(swish)) if swish[n] == OPERATORS["swish"].opcode)
+    swish[at] = max(row.opcode for row in OPERATORS.values()) + 1
+    with pytest.raises(ExpressionError, match="unknown opcode 27"):
+        load_program(torch.tensor(swish, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

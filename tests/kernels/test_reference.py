@@ -21,6 +21,9 @@ SCALAR = {
     "leaky_relu": lambda a: a if a > 0 else 0.01 * a,
     "elu": lambda a: a if a > 0 else math.expm1(a),
     "swish": lambda a: a / (1 + math.exp(-a)),
+    "relu2": lambda a: a * a if a > 0 else 0.0,
+    "softplus": lambda a: math.log1p(math.exp(a)),
+    "identity": lambda a: a,
     "add": lambda a, b: a + b,
     "mul": lambda a, b: a * b,
     "max": max,
@@ -65,6 +68,7 @@ def tensors(rows, hidden, inner, dtype=torch.float64, seed=0):
 CASES = [
     ("linear(gelu(linear(x,wb1)),wb2)", "truncate"),
     ("tanh(linear(gelu_erf(linear(x,wb1)),wb2))", "truncate"),
+    ("identity(linear(add(relu2(linear(x,wb1)),softplus(x)),wb2))", "truncate"),
     ("linear(relu(mul(linear(x,wb1),x)),wb2)", "truncate"),
     ("linear(gelu(linear(max(x,tanh(x)),wb1)),wb2)", "pad"),
     ("add(x,linear(swish(linear(leaky_relu(x),wb1)),wb2))", "pad"),

@@ -17,13 +17,26 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
-from ffn_cases import RELEASED, error, has_kink, perturbed, random_case, tensors, undecided_rows, with_gradients
+from ffn_cases import (
+    ALL_KINDS,
+    RELEASED,
+    error,
+    has_kink,
+    identity_case,
+    perturbed,
+    random_case,
+    tensors,
+    undecided_rows,
+    with_gradients,
+)
 
 from kernels.dispatch import BackendError, use_backend
+from kernels.expression import parse_expression
 from kernels.lowering import lower
 from kernels.ops import fused_ffn, fused_ffn_stack
 from kernels.philox import dropout_mask
@@ -125,6 +138,28 @@ def test_random_expressions(device, dtype):
     assert not complaints, "\n".join(complaints)
     mine, bound = (math.sqrt(sum(v[k] ** 2 for v in pooled) / len(pooled)) for k in (0, 1))
     assert mine <= bound
+
+
+@pytest.mark.parametrize("mode", ["0", "always"], ids=["interpreter tier", "specialized tier"])
+@pytest.mark.parametrize("op", ["relu2", "softplus", "identity"])
+def test_extra_operators_in_both_tiers(device, op, mode, monkeypatch, tmp_path):
+    """Value, gradient, dual and pair forms of each against the float64 reference; the rule is the module's."""
+    monkeypatch.setenv("FFNAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("FFNAS_SPECIALIZE", mode)
+    case, program = identity_case()
+    if op != "identity":
+        case = replace(case, expression=parse_expression(ALL_KINDS.format(op=op)))
+        program = lower(case.expression)
+    inputs = tensors(case, 3, torch.float32)
+    weight = torch.randn(case.tokens, case.hidden, generator=torch.Generator().manual_seed(0))
+    own = run(device, lambda *i: fused_ffn(*i, program), inputs, weight)
+    exact, off, eager = (
+        with_gradients(lambda *i: ffn(*i, case.expression), leaves, weight)
+        for leaves in (perturbed(inputs, 0.0, 3), perturbed(inputs, UNIT[torch.float32], 3), inputs)
+    )
+    for name, a, b, p, e in zip(NAMES, own, eager, off, exact, strict=True):
+        assert error(a, e) <= 2 * error(b, e) + 4 * error(p, e) + FLOOR * UNIT[torch.float32], name
+    assert bool(list(tmp_path.glob("triton/generated/*.py"))) == (mode == "always")
 
 
 @pytest.mark.parametrize("text", [RELEASED[3], PARALLEL, MIXED])

@@ -30,7 +30,8 @@ def choices(architecture):
 class ToySpace:
     """`layers` layers with one of the first `shapes` (stack, ratio) each; no budget, no expressions."""
 
-    activations, binaries = ("tanh",), ()
+    activations, binaries, linears = ("tanh",), (), ("linear",)
+    shares_expressions = shares_shapes = False
     fixed_shapes = None
 
     def __init__(self, layers=6, shapes=16):
