@@ -45,8 +45,8 @@ from search.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
-from search.space.options import with_block
 from search.space.limits import Limits
+from search.space.options import with_block
 from search.tracking import Scalars
 
 MEMORY_LIMIT = 2 << 30

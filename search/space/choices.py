@@ -22,6 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.architecture import Architecture, LayerSpec
+from kernels.expression import Expression, kron_weights, with_kron
+from kernels.operators import KRON, LINEAR, WEIGHTS
 from search.space.budget import BudgetTable, budget_table
 
 Shape = tuple[int, Fraction]
@@ -171,3 +174,22 @@ def draw(groups: Sequence[Group], rng: np.random.Generator) -> list[Choice]:
     running = np.cumsum(counts)
     last = max(i for i, count in enumerate(counts) if count)
     return groups[min(int(np.searchsorted(running, point, side="right")), last)].sample(rng)
+
+
+def kron_choices(linears: tuple[str, ...]) -> tuple[frozenset[str], ...]:
+    """Sets of weights that may be Kronecker products, given the kinds of linear; none first."""
+    if KRON not in linears:
+        return (frozenset(),)
+    if LINEAR not in linears:
+        return (frozenset(WEIGHTS),)
+    return tuple(frozenset(WEIGHTS[k] for k in (0, 1) if bits >> k & 1) for bits in range(4))
+
+
+def join(trees: Sequence[Expression], choices: Sequence[Choice]) -> Architecture:
+    """The architecture with these trees of operators and choices."""
+    return Architecture(
+        tuple(
+            LayerSpec(tree if kron_weights(tree) == c.kron else with_kron(tree, c.kron), c.stack, c.ratio)
+            for tree, c in zip(trees, choices, strict=True)
+        )
+    )

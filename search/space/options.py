@@ -15,9 +15,10 @@ from typing import Any
 from engine.architecture import check_stack, parse_ratio
 from engine.errors import UserError
 from engine.params import ModelShape, check_block, inner_width, parse_block, ruled_block
+from kernels.expression import Expression, ExpressionError
 from kernels.operators import KRON, LINEARS, OPERATORS
-from kernels.widths import POLICIES
-from search.space.rules import MAX_HEIGHT, MIN_HEIGHT
+from kernels.widths import POLICIES, validate
+from search.space.rules import MAX_HEIGHT, MIN_HEIGHT, Rules
 
 _MAX_PARAMS = 1 << 60
 SHARING = ("per-layer", "shared")
@@ -83,9 +84,7 @@ def kron_block(value: Any) -> tuple[int, int] | None:
         raise UserError(f"space.{error}") from error
 
 
-def with_block(
-    shape: ModelShape, ratios: Sequence[Fraction], linears: Sequence[str], block: Any = None
-) -> ModelShape:
+def with_block(shape: ModelShape, ratios: Sequence[Fraction], linears: Sequence[str], block: Any = None) -> ModelShape:
     """`shape` with the block its Kronecker weights are factored by; as it is where there are none."""
     given = kron_block(block)
     if KRON not in linears:
@@ -107,6 +106,38 @@ def budget(values: Any) -> tuple[int, int]:
             f"budget.params: must be lowest and highest parameter count, two numbers in order, got {values!r:.60}"
         )
     return math.ceil(pair[0]), math.floor(pair[1])
+
+
+def fixed_shapes(
+    shapes: Sequence[tuple[int, Fraction]] | None, layers: int, allowed: Sequence[tuple[int, Fraction]]
+) -> tuple[tuple[int, Fraction], ...] | None:
+    """One allowed (stack, ratio) per layer, or None."""
+    if shapes is None:
+        return None
+    if len(shapes) != layers:
+        raise UserError(f"fixed_shapes: {len(shapes)} given for {layers} layers; give one per layer")
+    checked = tuple((check_stack(stack), parse_ratio(ratio)) for stack, ratio in shapes)
+    for index, chosen in enumerate(checked):
+        if chosen not in allowed:
+            raise UserError(f"fixed_shapes[{index}]: stack {chosen[0]} with ratio {chosen[1]} is not in the space")
+    return checked
+
+
+def fixed_expressions(
+    expressions: Sequence[Expression] | None, layers: int, rules: Rules
+) -> tuple[Expression, ...] | None:
+    """One expression per layer, valid at every inner width of the rules, or None."""
+    if expressions is None:
+        return None
+    if len(expressions) != layers:
+        raise UserError(f"fixed_expressions: {len(expressions)} given for {layers} layers; give one per layer")
+    for index, expression in enumerate(expressions):
+        for inner in rules.inners:
+            try:
+                validate(expression, rules.hidden, inner, rules.policy)
+            except ExpressionError as error:
+                raise UserError(f"fixed_expressions[{index}]: not valid at every ratio: {error}") from error
+    return tuple(expressions)
 
 
 def _each(name: str, values: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:

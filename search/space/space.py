@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec, check_stack, parse_ratio
+from engine.architecture import Architecture, LayerSpec
 from engine.errors import UserError
 from engine.params import (
     ModelShape,
@@ -34,12 +34,11 @@ from engine.params import (
     fixed_parameters,
     inner_width,
 )
-from kernels.expression import GELU_FFN, Expression, ExpressionError, kron_weights, with_kron
+from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
 from kernels.fingerprint import fingerprint
-from kernels.operators import KRON, LINEAR, PAPER_BINARY, PAPER_UNARY, WEIGHTS
-from kernels.widths import validate
+from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 from search.space import options
-from search.space.choices import Choice, Group, Shape, draw, make_groups
+from search.space.choices import Choice, Group, Shape, draw, join, kron_choices, make_groups
 from search.space.encode import counted_operators, encode, feature_names
 from search.space.features import features
 from search.space.generate import ExpressionGenerator
@@ -123,8 +122,8 @@ class SearchSpace:
         self.shapes: tuple[Shape, ...] = tuple(product(self.stacks, self.ratios))
         self.krons = kron_choices(self.linears)
         self.counted = counted_operators(self.activations, self.binaries, self.linears)
-        self.fixed_shapes = self._check_fixed_shapes(fixed_shapes)
-        self.fixed_expressions = self._check_fixed_expressions(fixed_expressions)
+        self.fixed_shapes = options.fixed_shapes(fixed_shapes, shape.num_layers, self.shapes)
+        self.fixed_expressions = options.fixed_expressions(fixed_expressions, shape.num_layers, self.rules)
         self.budget = self._default_budget() if budget is None else options.budget(budget)
         if self.fixed_expressions is None:
             self.generator  # noqa: B018 -- raises now if no expression obeys the rules
@@ -208,7 +207,7 @@ class SearchSpace:
             trees = self._draw_trees(rng)
             choices = self._draw_choices(trees, rng)
             if choices is not None:
-                return _join(trees, choices)
+                return join(trees, choices)
             if self.fixed_expressions is not None:
                 break
         raise UserError(f"budget: found no architecture within {self._limit_text()}: raise a limit")
@@ -289,12 +288,12 @@ class SearchSpace:
         all layers alike where the budget allows, otherwise with as few layers changed as bring it into the window;
         duplicates left out. Empty where the GELU expression is not in the space."""
         candidates = [choices for group in self._groups for choices in group.uniform()]
-        seeds = [_join([GELU_FFN] * self.shape.num_layers, choices) for choices in candidates]
+        seeds = [join([GELU_FFN] * self.shape.num_layers, choices) for choices in candidates]
         found = [seed for seed in dict.fromkeys(seeds) if self.contains(seed)]
         if not found and self._limited:  # none is nearly uniform and within the limits
             trees = [GELU_FFN] * self.shape.num_layers
             choices = self._draw_choices(trees, np.random.default_rng(0))
-            seed = _join(trees, choices) if choices is not None else None
+            seed = join(trees, choices) if choices is not None else None
             found = [seed] if seed is not None and self.contains(seed) else []
         return found
 
@@ -365,7 +364,9 @@ class SearchSpace:
         if self._last_limited is None or self._last_limited[0] != key:
             tables = []
             for group in self._groups:
-                rows = [[_join([t], [c]).layers[0] for c in options] for t, options in zip(key, group.options, strict=True)]
+                rows = [
+                    [join([t], [c]).layers[0] for c in options] for t, options in zip(key, group.options, strict=True)
+                ]
                 allowed, costs, bounds, names = self.limits.of_layers(rows)
                 tables.append((LimitedTable(group.table, allowed, costs, bounds), names))
             self._last_limited = key, tables
@@ -411,7 +412,7 @@ class SearchSpace:
                     trees[index] = child
         if change_choice:
             choices = self._redraw(trees, choices, picked, count, rng)
-        return _join(trees, choices)
+        return join(trees, choices)
 
     def _redraw(
         self,
@@ -424,7 +425,7 @@ class SearchSpace:
         """Other choices for some layers; where layers share theirs, half of the time for all."""
 
         def within(drawn: Sequence[Choice]) -> bool:
-            return self.limits is None or self.limits.violation(_join(trees, drawn)) is None
+            return self.limits is None or self.limits.violation(join(trees, drawn)) is None
 
         keep = within if self._limited else None
         own = next((group for group in self._groups if group.holds(choices)), None)
@@ -446,32 +447,6 @@ class SearchSpace:
         if len(arch.layers) != self.shape.num_layers:
             raise UserError(f"layers: the architecture has {len(arch.layers)}, the space {self.shape.num_layers}")
 
-    def _check_fixed_shapes(self, shapes: Sequence[Shape] | None) -> tuple[Shape, ...] | None:
-        if shapes is None:
-            return None
-        if len(shapes) != self.shape.num_layers:
-            raise UserError(f"fixed_shapes: {len(shapes)} given for {self.shape.num_layers} layers; give one per layer")
-        checked = tuple((check_stack(stack), parse_ratio(ratio)) for stack, ratio in shapes)
-        for index, chosen in enumerate(checked):
-            if chosen not in self.shapes:
-                raise UserError(f"fixed_shapes[{index}]: stack {chosen[0]} with ratio {chosen[1]} is not in the space")
-        return checked
-
-    def _check_fixed_expressions(self, expressions: Sequence[Expression] | None) -> tuple[Expression, ...] | None:
-        if expressions is None:
-            return None
-        if len(expressions) != self.shape.num_layers:
-            raise UserError(
-                f"fixed_expressions: {len(expressions)} given for {self.shape.num_layers} layers; give one per layer"
-            )
-        for index, expression in enumerate(expressions):
-            for inner in self.rules.inners:
-                try:
-                    validate(expression, self.shape.hidden_size, inner, self.policy)
-                except ExpressionError as error:
-                    raise UserError(f"fixed_expressions[{index}]: not valid at every ratio: {error}") from error
-        return tuple(expressions)
-
     def _default_budget(self) -> tuple[int, int]:
         """The middle third of what can be reached, or all of it where nothing lies in the middle or limits are set."""
         low, high = self.reachable()
@@ -480,21 +455,3 @@ class SearchSpace:
         third = (high - low) // 3
         window = low + third, high - third
         return window if any(group.table.count() for group in self._groups_of(*window)) else (low, high)
-
-
-def kron_choices(linears: tuple[str, ...]) -> tuple[frozenset[str], ...]:
-    """Sets of weights that may be Kronecker products, given the kinds of linear; none first."""
-    if KRON not in linears:
-        return (frozenset(),)
-    if LINEAR not in linears:
-        return (frozenset(WEIGHTS),)
-    return tuple(frozenset(WEIGHTS[k] for k in (0, 1) if bits >> k & 1) for bits in range(4))
-
-
-def _join(trees: Sequence[Expression], choices: Sequence[Choice]) -> Architecture:
-    return Architecture(
-        tuple(
-            LayerSpec(tree if kron_weights(tree) == c.kron else with_kron(tree, c.kron), c.stack, c.ratio)
-            for tree, c in zip(trees, choices, strict=True)
-        )
-    )
