@@ -88,7 +88,7 @@ def test_text_round_trips(expr):
         ("", "found the end"),
         ("x x", "position 2"),
         ("y", "unknown operator 'y' at position 0"),
-        ("softmax(x)", "known operators are linear, add"),
+        ("softmax(x)", "known operators are linear, kron, add"),
         ("gelu(x", "expected '\\)', found the end"),
         ("gelu x", "expected '\\('"),
         ("gelu()", "expected an operator or x"),
