@@ -160,7 +160,7 @@ def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | N
     budget, chosen = config.budget, config.objectives
     if KRON in config.space.linears and chosen.needs_latency(budget):
         raise UserError(
-            "space.linears: latency tables know no Kronecker weights: leave out kron, or latency as budget and objective"
+            "space.linears: latency tables know no Kronecker weights: leave kron out, or latency (budget, objective)"
         )
     costs = Costs(
         shape=shape,

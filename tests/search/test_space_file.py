@@ -19,6 +19,7 @@ from engine.params import ModelShape, count_parameters, ffn_parameters
 from kernels.expression import GELU_FFN, kron_weights, parse_expression, with_kron
 from kernels.operators import PAPER_BINARY, PAPER_UNARY
 from search import cli
+from search.costs import Costs
 from search.ledger import Trial
 from search.options import parse
 from search.samplers import SAMPLERS, make_sampler
@@ -27,6 +28,7 @@ from search.space import SearchSpace
 from search.space.choices import Group, draw
 from search.space.encode import ALWAYS_COUNTED
 from search.space.file import read_space, space_names
+from search.space.limits import Limits
 
 SHAPE = ModelShape(24, 3, 24, 100, 8)
 KRON = {"linears": ["linear", "kron"], "stacks": [1, 2], "ratios": ["1", "1/2"], "activations": ["gelu", "relu2"]}
@@ -297,3 +299,17 @@ def test_a_search_in_a_shipped_space(name, tmp_path):
     torch.testing.assert_close(
         load_plain(tmp_path / "r" / "best" / "model")(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5
     )
+
+
+def test_limits_count_kronecker_weights():
+    """A FLOP limit that only Kronecker weights keep: all draws keep it, whatever is shared."""
+    for options in ({}, {"layer_expressions": "shared"}, {"layer_expressions": "shared", "layer_shapes": "shared"}):
+        free = SearchSpace(SHAPE, **KRON, **options)
+        costs = Costs(free.shape, sequence_length=16)
+        full = min(costs.cost("flops", a) for a in free.gelu_seeds() if "kron" not in str(a))
+        space = SearchSpace(SHAPE, **KRON, **options, limits=Limits(costs, flops=full * 0.99))
+        rng = np.random.default_rng(0)
+        for _ in range(30):
+            arch = space.sample(rng)
+            assert costs.cost("flops", arch) <= full * 0.99
+            assert space.contains(space.mutate(arch, rng))
