@@ -56,11 +56,9 @@ sanitize: $(DEV_STAMP) ## CPU kernels under AddressSanitizer and UBSan: kernel t
 	  $(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/kernels/test_cpu_ffn.py tests/kernels/test_cpu_math.py tests/kernels/test_losses_fused.py tests/kernels/test_attention.py $(ARGS)'
 
 coverage: $(DEV_STAMP) ## branches of search and engine the default tests reach; ends with the uncovered
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "pytest-cov>=6"
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal --cov=search --cov=engine --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
 
 types: $(DEV_STAMP) ## types of the public interface
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "mypy>=1.18"
 	@$(BIN)/python -m mypy
 
 OLDEST ?= transformers==5.17.0

@@ -19,7 +19,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,7 +126,7 @@ def save_training_state(
     with write_atomic(path, previous=previous_state(path)) as temporary, open(temporary, "wb") as file:
         writer = _Sealing(file)
         try:
-            torch.save(state, writer)
+            torch.save(state, cast("IO[bytes]", writer))
         except RuntimeError as error:  # torch reports a refused write as a wrong position in its archive
             raise writer.refused or error from error
         writer.seal()
@@ -255,7 +255,7 @@ def _content_sum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -92,9 +92,9 @@ class Sentinel:
             return True
         for (what, value, is_gradient), (_, expected, _) in zip(own, reference, strict=True):
             limit = LIMITS[self.precision][is_gradient]
-            error = _difference(value, expected)
-            if error > limit:
-                self._fall_back(name, f"{where}: {what} differs by {error:.1e}, allowed is {limit:.0e}")
+            apart = _difference(value, expected)
+            if apart > limit:
+                self._fall_back(name, f"{where}: {what} differs by {apart:.1e}, allowed is {limit:.0e}")
                 return False
         return True
 

@@ -69,11 +69,13 @@ def validate_program(program: torch.Tensor) -> tuple[int, ...]:
 
 
 def _describe(value: object) -> str:
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    return type(value).__name__ if dtype is None else f"{dtype} of shape {tuple(shape)}"
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{value.dtype} of shape {tuple(value.shape)}"
 
 
 def _check_header(words: Sequence[int]) -> None:
+    expected: dict[int, tuple[str, tuple[int, ...]]]
     expected = {0: ("magic", (MAGIC,)), 1: ("format version", (VERSION,)), 2: ("length", (len(words),))}
     expected |= {3: ("form", (0, 1)), 4: ("policy", (0, 1)), 5: ("width rule", (0, 1, 2, 3))}
     for at, (name, allowed) in expected.items():

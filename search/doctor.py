@@ -120,6 +120,10 @@ def backends() -> Lines:
         elif name == "cpu":
             import torch
 
+            from kernels.backends.cpu import CpuBackend
+
+            assert isinstance(found, CpuBackend)
+
             detail = f"on (float32: {found.isa(torch.float32)}, bfloat16: {found.isa(torch.bfloat16)})"
         yield name, detail
 

@@ -71,11 +71,13 @@ class TrialLog:
         Raises:
             UserError: no trial completed.
         """
-        complete = [t for t in self.trials if t.score is not None and t.state == "complete"]
+        complete = [
+            (-t.score, t.params, t.number, t) for t in self.trials if t.score is not None and t.state == "complete"
+        ]
         if not complete:
             reasons = sorted({t.reason or "unknown" for t in self.trials})
             raise UserError(f"no candidate finished training ({'; '.join(reasons)}): lower the learning rates")
-        return min(complete, key=lambda t: (-t.score, t.params, t.number))
+        return min(complete)[-1]  # numbers differ, so that trials themselves are never compared
 
 
 def run_trials(
