@@ -216,12 +216,13 @@ class SamplerConfig:
     """Who proposes candidates.
 
     Args:
-        name: 'partition' (learned partition of the space, UCB) or 'random'.
+        name: 'gaussian' (Gaussian process, upper confidence bound), 'partition' (learned partition of the space, as in
+            the paper), 'partition_greedy' (as in its code), 'evolution', 'local', 'tpe', 'nsga2' or 'random'.
         rebuild_every: trials between two rebuilds of the partition.
-        exploration: UCB exploration constant c, in units of the score's observed range.
+        exploration: exploration constant c of the partition's bound, in units of the score's observed range.
     """
 
-    name: str = "partition"
+    name: str = "gaussian"
     rebuild_every: int = 10
     exploration: float = 0.3
 
