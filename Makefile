@@ -65,7 +65,7 @@ OLDEST ?= transformers==5.17.0
 test-oldest: $(DEV_STAMP) ## tests with the oldest supported transformers, in .venv-oldest beside .venv's other packages
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "zz-other.pth").write_text(str(next(pathlib.Path("$(CURDIR)/.venv/lib").glob("python*/site-packages"))) + "\n")'
-	@.venv-oldest/bin/python -m pip install -q --disable-pip-version-check --no-deps "$(OLDEST)"
+	@.venv-oldest/bin/python -m pip install -q --disable-pip-version-check "$(OLDEST)"
 	@.venv-oldest/bin/python -m pytest -q -n auto --dist worksteal tests/engine tests/search tests/faults $(ARGS)
 
 compile-check: $(DEV_STAMP) ## compile all GPU kernels for sm_80 and sm_90, without a GPU; registers, spills, tensor cores
