@@ -64,7 +64,7 @@ types: $(DEV_STAMP) ## types of the public interface
 OLDEST ?= transformers==5.17.0
 test-oldest: $(DEV_STAMP) ## tests with the oldest supported transformers, in .venv-oldest beside .venv's other packages
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	@.venv-oldest/bin/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "zz-other.pth").write_text(str(next(pathlib.Path("$(CURDIR)/.venv/lib").glob("python*/site-packages"))) + "\n")'
+	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3*/site-packages)')" > "$$(echo .venv-oldest/lib/python3*/site-packages)/zz-other.pth"
 	@.venv-oldest/bin/python -m pip install -q --disable-pip-version-check "$(OLDEST)"
 	@.venv-oldest/bin/python -m pytest -q -n auto --dist worksteal tests/engine tests/search tests/faults $(ARGS)
 
