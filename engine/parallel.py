@@ -1,8 +1,9 @@
 """Ranks: the processes `torchrun` starts for one run, and what they say to one another.
 
-Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`); everything else is
-done by the first rank alone while the others wait (`Ranks.first`, `Ranks.agree`), and its results are sent to them.
-Only the first rank writes and prints. One process is the same code with nothing to send.
+Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`), candidates are
+shared out one by one (`engine.claims`); everything else is done by the first rank alone while the others wait
+(`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the first rank writes and prints. One process is
+the same code with nothing to send.
 
 Chosen: torch's DistributedDataParallel. The student, its gradients and AdamW's moments take 16 bytes per parameter,
 0.25 GB for the paper's 16 million: there is nothing to shard, so FSDP would only add gathering. It is told to look for
@@ -24,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -33,11 +34,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import ToldElsewhere, UserError
+from engine.rendezvous import fresh
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=30)
 """How long a rank waits for another that is alive."""
+
+STORE_PATIENCE = timedelta(minutes=2)
+"""How long one question to the store may take; none waits for another rank."""
 
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe")
 """Words by which an error of a collective is known; its class is a plain RuntimeError where DDP raises it."""
@@ -55,11 +60,13 @@ class Ranks:
         rank: number of this process, from 0.
         size: number of processes.
         local: number of this process on its machine.
+        store: keys and values all ranks see, held by the first one; None of one process.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    store: dist.Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -124,7 +131,7 @@ class Ranks:
         """The first rank's `data`, on every rank."""
         if self.size == 1:
             return data
-        with _contact():
+        with contact():
             length = torch.tensor([len(data)])
             dist.broadcast(length, 0)
             buffer = _to_tensor(data) if self.is_first else torch.empty(int(length), dtype=torch.uint8)
@@ -135,7 +142,7 @@ class Ranks:
         """Every rank's `data` (1-D, uint8, on the host, any length), in order of rank, on every rank."""
         if self.size == 1:
             return [data]
-        with _contact():
+        with contact():
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([data.numel()]))
             longest = max(1, max(map(int, lengths)))
@@ -148,7 +155,7 @@ class Ranks:
     def sum(self, values: Tensor) -> Tensor:
         """The sum of every rank's `values`, in place."""
         if self.size > 1:
-            with _contact():
+            with contact():
                 dist.all_reduce(values)
         return values
 
@@ -156,7 +163,7 @@ class Ranks:
         """Gives every rank the first rank's parameters and buffers of `model`."""
         if self.size == 1:
             return
-        with _contact():
+        with contact():
             for tensor in {t.data_ptr(): t for t in model.state_dict().values() if t.numel()}.values():
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, 0)
@@ -173,7 +180,7 @@ class Ranks:
         if self.size == 1:
             yield module
             return
-        with _contact():
+        with contact():
             wrapped = nn.parallel.DistributedDataParallel(
                 module, find_unused_parameters=True, gradient_as_bucket_view=True
             )
@@ -211,13 +218,19 @@ def join(*, cuda: bool) -> Iterator[Ranks]:
         yield ALONE
         return
     ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
-    with _contact():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    with contact():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own, which outlives the ranks
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = fresh(dist.TCPStore(host, port, is_master=False, timeout=STORE_PATIENCE), ranks.rank, size)
+            dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=size, timeout=PATIENCE)
+        else:
+            dist.init_process_group(backend, timeout=PATIENCE)
     try:
         if cuda:
             ranks.together(lambda: _check_devices(ranks))
             torch.cuda.set_device(ranks.local)
-        yield ranks
+        yield replace(ranks, store=_open_store(ranks))
     except RankLost:
         raise  # leaving in good order would wait for the rank that is gone
     except BaseException:
@@ -226,6 +239,17 @@ def join(*, cuda: bool) -> Iterator[Ranks]:
         raise
     else:
         dist.destroy_process_group()
+
+
+def _open_store(ranks: Ranks) -> dist.Store:
+    """A store of the run's own, at a free port of the first rank's machine."""
+    host = os.environ["MASTER_ADDR"]
+    with contact():
+        if ranks.is_first:
+            store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=STORE_PATIENCE)
+            ranks.agree(lambda: store.port)
+            return store
+        return dist.TCPStore(host, ranks.agree(lambda: 0), is_master=False, timeout=STORE_PATIENCE)
 
 
 def _check_devices(ranks: Ranks) -> None:
@@ -244,8 +268,8 @@ def _reason(error: RuntimeError) -> str:
 
 
 @contextlib.contextmanager
-def _contact() -> Iterator[None]:
-    """Errors of collectives in the block become `RankLost`."""
+def contact() -> Iterator[None]:
+    """Errors of collectives and of the store in the block become `RankLost`."""
     try:
         yield
     except RuntimeError as error:

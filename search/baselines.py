@@ -65,7 +65,6 @@ def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
     """Random search over the joint space: `trials` candidates, each by stage 1's proxy training."""
     sampler = new_sampler(ctx, "random", ctx.space, 0, [], kind="random")
     proxy = ProxyTrainer(ctx, "random", ctx.config.stage1, supernet)
-    together = ctx.config.stage1.population
     with ctx.timed("random candidates"):
         log = run_trials(
             "random",
@@ -75,7 +74,10 @@ def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
             proxy,
             ctx.ledger,
             ctx.reporter,
-            together=together,
+            together=ctx.config.stage1.population,
+            concurrent=ctx.config.sampler.concurrent,
+            compared=proxy.compared,
+            board=ctx.board("random", supernet),
             on_trial=ctx.scalars.trial if ctx.scalars is not None else None,
         )
     ctx.rundir.baseline("random").mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
+    "join": ("search.join", "help a search that shares its ledger"),
     "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
     "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
     "derive": ("search.derive_command", "distil a given architecture or preset, without a search"),

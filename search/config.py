@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.settings import PhaseSettings, TargetSettings
 from engine.teacher.settings import FinetuneSettings
 from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from search import ledger_url
 
 
 @dataclass
@@ -220,11 +221,15 @@ class SamplerConfig:
             the paper), 'partition_greedy' (as in its code), 'evolution', 'local', 'tpe', 'nsga2' or 'random'.
         rebuild_every: trials between two rebuilds of the partition.
         exploration: exploration constant c of the partition's bound, in units of the score's observed range.
+        concurrent: populations proposed before the scores of the first of them are known. That many ranks or workers
+            can train a whole population each; with more, populations are divided. It changes what is proposed, so it
+            is a setting and does not follow the number of processes.
     """
 
     name: str = "gaussian"
     rebuild_every: int = 10
     exploration: float = 0.3
+    concurrent: int = 1
 
 
 @dataclass
@@ -270,6 +275,9 @@ class SearchConfig:
         stage3: (stack, ratio) with shared weights.
         derive: final distillation.
         baselines: what the found model is compared with.
+        ledger: database URL of a ledger that several workers share, such as postgresql://USER@HOST/DATABASE; needs
+            `name`, the run's name in it (null: study.db in the run directory, for this search alone). Passwords belong
+            into ~/.pgpass or PGPASSWORD; one in the URL is not saved.
         tensorboard: write TensorBoard scalars to the run directory.
         checkpoint_every: optimizer steps between checkpoints of a long phase.
         sentinel: compare the fused kernels with plain PyTorch on the first batch of every phase, and fall back to it
@@ -300,6 +308,7 @@ class SearchConfig:
     stage3: SharedStageConfig = field(default_factory=SharedStageConfig)
     derive: DeriveConfig = field(default_factory=DeriveConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    ledger: str | None = None
     tensorboard: bool = True
     checkpoint_every: int = 500
     sentinel: bool = True
@@ -412,11 +421,16 @@ def validate(config: SearchConfig) -> None:
     _choice("derive.start", config.derive.start, ("warmup", "supernet"))
     _positive("derive.evaluations", config.derive.evaluations)
     _positive("sampler.rebuild_every", config.sampler.rebuild_every)
+    _positive("sampler.concurrent", config.sampler.concurrent)
     _positive("sampler.exploration", config.sampler.exploration, zero=True)
     _positive("kd.temperature", config.kd.temperature)
     _positive("checkpoint_every", config.checkpoint_every)
     if config.threads is not None:
         _positive("threads", config.threads)
+    if config.ledger is not None:
+        ledger_url.check(config.ledger)
+        if not config.name:
+            raise UserError("ledger: a shared ledger needs the run's name in it: give --name, the same to all workers")
     for name in ("stage1", "stage2", "stage3"):
         stage = getattr(config, name)
         _positive(f"{name}.trials", stage.trials)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from engine.architecture import Architecture
+from engine.checkpoint import load_weights
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
 from engine.data.mixture import other_tasks
 from engine.distill import Distiller, TeacherTargets
@@ -36,11 +38,14 @@ from engine.teacher import Teacher
 from engine.training import PhaseLog
 from kernels.cache import cache_dir
 from kernels.operators import KRON
+from search.board import Board, LocalBoard, RankBoard
 from search.config import SearchConfig, check_heads, parse_ratios
 from search.costs import Costs
 from search.environment import unused_gpu
+from search.identity import facts
 from search.latency_tables import table_for
 from search.ledger import Ledger
+from search.ledger_board import LedgerBoard
 from search.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
@@ -48,6 +53,9 @@ from search.space import SearchSpace
 from search.space.limits import Limits
 from search.space.options import with_block
 from search.tracking import Scalars
+
+NOTICE = 600.0
+"""Seconds between two lines that say what a worker waits for."""
 
 MEMORY_LIMIT = 2 << 30
 """Bytes of teacher's answers kept in memory per phase."""
@@ -202,6 +210,7 @@ class Context(Prepared):
     Attributes:
         rundir, ledger, reporter: where results go.
         scalars: TensorBoard, where wanted.
+        joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
     """
 
@@ -209,6 +218,7 @@ class Context(Prepared):
     ledger: Ledger
     reporter: Reporter
     scalars: Scalars | None = None
+    joined: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
@@ -226,6 +236,14 @@ class Context(Prepared):
     def seed(self, *names: object) -> int:
         """The seed of a phase or trial, by name."""
         return derive_seed(self.config.seed, *names)
+
+    def board(self, stage: str, model: nn.Module) -> Board:
+        """Who evaluates which candidates of `stage`; `model` is what their first weights come from."""
+        if self.ledger.shared:
+            table = self.space.limits.costs.table if self.space.limits is not None else None
+            depends = facts(self.config, self.data, self.teacher.model, model, table)
+            return LedgerBoard(self.ledger, stage, depends)
+        return RankBoard(self.ranks, self.ledger, stage) if self.ranks.size > 1 else LocalBoard(self.ledger, stage)
 
     def distiller(self) -> Distiller:
         """Teacher, layer map and objective for this run's student."""
@@ -297,6 +315,19 @@ class Context(Prepared):
         if student.init == "teacher":
             init_from_teacher(model, self.teacher.model)
         return model.to(self.device)
+
+    def load_joined(self, name: str | Path, model: nn.Module) -> None:
+        """Waits until the joined search has written the weights file `name`, and loads it into `model`."""
+        if self.joined is None:
+            raise RuntimeError("no search was joined")
+        path, since = self.joined / name, time.monotonic()
+        while not path.exists():
+            if time.monotonic() - since > NOTICE:
+                since = time.monotonic()
+                self.reporter.info(f"waiting for {path}, which the search is to write")
+            time.sleep(1.0)
+        load_weights(path, model)
+        model.eval()
 
     def log_phase(self, line: PhaseLog) -> None:
         """Appends one line of mean losses to log.jsonl and, where wanted, to TensorBoard."""

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from engine.errors import UserError
 from engine.files import copy_atomic, write_text_atomic
 from search.config import BudgetConfig, SearchConfig, validate
+from search.ledger_url import without_password
 
 EXAMPLES = """
 examples:
@@ -33,6 +34,7 @@ examples:
   ffnas search --space.file my-space.yaml             operators, heights, stacks, ratios of your own
   ffnas search --resume runs/NAME                     go on after an interruption
   ffnas search --resolve runs/NAME --budget.latency-ms 8      the same run under another budget, in seconds
+  ffnas search --name NAME --ledger postgresql://...  candidates shared with workers: ffnas join runs/NAME
 """
 
 
@@ -89,9 +91,10 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise UserError(f"--resume: {resume!r} holds no config.yaml: give the folder of an earlier run")
-        if any(a.startswith("--") and a.split("=")[0] not in ("--resume", "--config") for a in argv):
-            raise UserError("--resume takes the run's own configuration: give no other option with it")
-        argv = ["--config", str(_sound_config(folder))]
+        if any(a.startswith("--") and a.split("=")[0] not in ("--resume", "--config", "--ledger") for a in argv):
+            raise UserError("--resume takes the run's own configuration: give no other option with it but --ledger")
+        ledger = _value_of(argv, "--ledger")  # the saved one is without its password
+        argv = ["--config", str(_sound_config(folder)), *(("--ledger", ledger) if ledger else ())]
     else:
         folder = None
         preset = _value_of(argv, "--preset") or SearchConfig.preset
@@ -244,8 +247,12 @@ def _space_file_of(config: str) -> str | None:
 
 
 def save_config(config: SearchConfig, path: Path) -> None:
-    """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden."""
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden.
+    A password in the ledger's URL is left out."""
+    values = dataclasses.asdict(config)
+    if config.ledger is not None:
+        values["ledger"] = without_password(config.ledger)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_text_atomic(_copy_of(path), text)
     write_text_atomic(path, text)
 

@@ -62,6 +62,7 @@ def train_phase(
     """Trains `model` as `settings` say and writes its weights to `result`, or loads them if they are there.
 
     All ranks train together; the first reads and writes the files and calls the hooks, and all end with its weights.
+    A worker that joined a search waits for that search's weights instead.
 
     Args:
         ctx: the run.
@@ -76,6 +77,9 @@ def train_phase(
         order: phases of the same `order` see the same batches in the same order, whatever their names.
     """
     ranks = ctx.ranks
+    if ctx.joined is not None:
+        ctx.load_joined(result.relative_to(ctx.rundir.path), model)
+        return
     if ranks.agree(lambda: _finished(ctx, name, result, model)):
         ranks.spread(model)
         model.eval()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from engine.architecture import Architecture
-from engine.checkpoint import load_weights
+from engine.checkpoint import load_weights, save_weights
 from engine.evaluation import evaluate_dev
 from engine.export import export_model
 from engine.files import write_json_atomic
@@ -29,6 +30,9 @@ from search.trials import TrialLog
 LICENSE = "apache-2.0"
 """Of the model card; data and teacher may ask for another, which their owner then writes there."""
 
+TEACHER = Path("checkpoints") / "teacher.safetensors"
+"""The fine-tuned teacher in the run directory, for workers that join; written where the ledger is shared."""
+
 
 def run(ctx: Context) -> dict[str, Any]:
     """Carries out every phase that is not finished yet; returns the summary.
@@ -40,14 +44,15 @@ def run(ctx: Context) -> dict[str, Any]:
     with ctx.timed("teacher"):
         share_teacher(ctx)
     _check_answers(ctx)
+    if ctx.ledger.shared and ranks.is_first:
+        save_weights(ctx.rundir.path / TEACHER, ctx.teacher.model)
     teacher_metrics: dict[str, float] = {}
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
             teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
         ctx.reporter.info(score_line("teacher", ctx, teacher_metrics))
 
-    # Supernets and the found model are trained by all ranks. Candidates are evaluated by the first one, while the
-    # others wait for their winner: spreading them means one ledger and one sampler fed from several processes.
+    # Supernets and the found model are trained by all ranks together; candidates are divided among them.
     stages: dict[str, TrialLog] = {}
     supernet = warm_up(ctx)
     shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
@@ -76,11 +81,22 @@ def run(ctx: Context) -> dict[str, Any]:
     return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, stages)) or {}
 
 
+def help_out(ctx: Context) -> None:
+    """Evaluates candidates of a search that runs elsewhere (`ctx.joined`), stage by stage, until none are left."""
+    ctx.load_joined(TEACHER, ctx.teacher.model)
+    stages: dict[str, TrialLog] = {}
+    supernet = warm_up(ctx)
+    shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
+    expressions = _winner(ctx, stages, "2", lambda: stage2(ctx, supernet, shapes))
+    shared, space = stage3_supernet(ctx, supernet, expressions)
+    _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
+    if ctx.config.baselines.random:
+        random_search(ctx, supernet, sum(len(log.trials) for log in stages.values()))
+
+
 def _winner(ctx: Context, stages: dict[str, TrialLog], name: str, search: Callable[[], TrialLog]) -> Architecture:
-    """The best candidate of a stage, on every rank; its trials go into `stages[name]`, on the first."""
-    log = ctx.ranks.first(search)
-    if log is not None:
-        stages[name] = log
+    """The best candidate of a stage, the same on every rank; its trials go into `stages[name]`."""
+    stages[name] = search()
     data = ctx.ranks.agree(lambda: stages[name].best().architecture.to_dict(ctx.shape))
     return Architecture.from_dict(data, shape=ctx.shape)
 

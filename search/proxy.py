@@ -26,6 +26,7 @@ from engine.training import cycle
 from search.config import StageConfig
 from search.context import Context
 from search.halving import SuccessiveHalving, attributes
+from search.ledger import Trial
 from search.phases import phase_data
 from search.trials import Result
 
@@ -54,11 +55,22 @@ class ProxyTrainer:
         self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
         self.text_targets = TeacherTargets(self.distiller, need_logits=False)
         self.task_targets = TeacherTargets(self.distiller, need_logits=True)
-        total = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
-        self.halving = SuccessiveHalving(settings.rungs, settings.reduction, total, ctx.ledger.trials(name))
+        self.total_steps = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
+        self.halving = self._halving(())
 
-    def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
-        """Trains the candidates shortly; their scores are the task's primary metric on the score split."""
+    @property
+    def compared(self) -> bool:
+        """Whether candidates stop or go on by comparison with others."""
+        return bool(self.halving.steps)
+
+    def __call__(self, architectures: Sequence[Architecture], peers: Sequence[Trial] = ()) -> list[Result]:
+        """Trains the candidates shortly; their scores are the task's primary metric on the score split.
+
+        Args:
+            architectures: candidates.
+            peers: finished trials that count at the rungs, beside the candidates themselves.
+        """
+        self.halving = self._halving(peers)
         results: dict[int, Result] = {}
         waiting = list(range(len(architectures)))
         while waiting:
@@ -76,6 +88,9 @@ class ProxyTrainer:
                 results[k] = Result(score, reason, share, stopped, attributes(rungs[k]))
             waiting = [k for k in waiting if k not in results]
         return [results[k] for k in range(len(architectures))]
+
+    def _halving(self, peers: Sequence[Trial]) -> SuccessiveHalving:
+        return SuccessiveHalving(self.settings.rungs, self.settings.reduction, self.total_steps, peers)
 
     def _member(self, architecture: Architecture) -> Member:
         seed_everything(self.ctx.seed(self.name, self.ctx.space.key(architecture)))

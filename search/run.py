@@ -1,6 +1,9 @@
 """`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
 
-`torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices (`engine.parallel`).
+`torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices together
+(`engine.parallel`) and divides candidates among them (`search.board`). With `--ledger URL`, other processes may help
+(`search.join`).
+
 Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
 they do can reach the run's files.
 """
@@ -38,9 +41,12 @@ def command(argv: list[str]) -> None:
     import torch
 
     from engine.parallel import join
+    from search.restart import continued
 
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
-        _search(config, resume, ranks)
+        if resume is None and ranks.size > 1:
+            config, resume = continued(config, argv, ranks)
+        _search(config, resume, ranks, argv)
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
@@ -53,13 +59,15 @@ def _resolve(folder: Path, config: SearchConfig) -> None:
     resolve(folder, config, Reporter())
 
 
-def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
+def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str]) -> None:
     from search.context import Context, agree_on, prepare
+    from search.ledger import Ledger
     from search.ledger_copy import open_ledger
     from search.libraries import quiet
     from search.options import save_config
     from search.pipeline import run
     from search.progress import Reporter, silent
+    from search.restart import sign
     from search.rundir import LATENCY_TABLE, RunDir, default_name
     from search.tracking import Scalars
 
@@ -67,6 +75,7 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
     reporter = Reporter() if ranks.is_first else silent()
     if resume is not None and (resume / LATENCY_TABLE).is_file():
         config.objectives.latency_table = str(resume / LATENCY_TABLE)
+    shared = ranks.together(lambda: Ledger(config.ledger, run=config.name) if config.ledger else None)
     prepared = ranks.together(lambda: prepare(config, reporter, ranks))
     agree_on(prepared)
     config = prepared.config
@@ -79,18 +88,40 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks) -> None:
             elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))
             rundir = stack.enter_context(RunDir(elsewhere).open())
         if resume is None and ranks.is_first:
+            sign(rundir, argv)
             save_config(config, rundir.config)
             table = prepared.space.limits.costs.table if prepared.space.limits is not None else None
             if table is not None:
                 table.save(rundir.path / LATENCY_TABLE)
-        ledger = open_ledger(rundir.ledger, stack, reporter.info)
+        ledger = open_ledger(rundir.ledger, stack, reporter.info) if shared is None else stack.enter_context(shared)
         scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
+        for note in idle(config, ranks.size):
+            reporter.info(note)
         run(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, scalars=scalars))
     reporter.info(f"model:  {rundir.model}")
     reporter.info(f"report: {rundir.report}")
+
+
+def idle(config: SearchConfig, processes: int) -> list[str]:
+    """One line per stage that has fewer candidates at a time than there are processes."""
+    notes = []
+    for stage, together in (
+        ("stage1", config.stage1.population),
+        ("stage2", config.stage2.population),
+        ("stage3", config.stage3.together),
+    ):
+        settings = getattr(config, stage)
+        whole = (stage == "stage3" and config.stage3.race > 1) or (stage != "stage3" and settings.rungs > 0)
+        units = config.sampler.concurrent * (1 if whole else together)
+        if units < processes:
+            notes.append(
+                f"{stage}: {processes} processes, but work for {units} at a time:"
+                f" raise sampler.concurrent to {-(-processes * config.sampler.concurrent // units)} or more"
+            )
+    return notes
 
 
 if __name__ == "__main__":

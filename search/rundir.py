@@ -25,7 +25,7 @@ from typing import IO, Any
 from engine.errors import UserError
 from engine.files import remove_leftovers
 
-LOCK = ".lock"
+LOCK, LAUNCH = ".lock", ".launch"
 LATENCY_TABLE = "latency_table.json"
 """Copy of the latency table a run used."""
 _TAIL = 1 << 20
@@ -52,6 +52,11 @@ class RunDir:
     def ledger(self) -> Path:
         """study.db: finished trials (SQLite)."""
         return self.path / "study.db"
+
+    @property
+    def launch(self) -> Path:
+        """.launch: which launch of `torchrun` began the run (`search.restart`)."""
+        return self.path / LAUNCH
 
     @property
     def log_file(self) -> Path:
@@ -167,7 +172,7 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run directory {self.path}: a file of that name exists: choose another --name")
         # a run killed before its first file leaves the lock and empty folders: nothing to lose there
-        if self.path.is_dir() and any(e.name != LOCK and not _is_folder(e) for e in self.path.rglob("*")):
+        if self.path.is_dir() and any(e.name not in (LOCK, LAUNCH) and not _is_folder(e) for e in self.path.rglob("*")):
             raise UserError(
                 f"run directory {self.path}: is not empty: continue it with --resume {self.path},"
                 " or choose another --name"

@@ -26,6 +26,7 @@ from engine.race_subnets import race_subnets
 from engine.sentinel import Sentinel
 from engine.shared_evaluation import SharedEvaluator
 from search.context import Context
+from search.ledger import Trial
 from search.trials import Result, one_by_one
 
 RACE_BATCH = 64
@@ -54,8 +55,8 @@ class SharedScorer:
         cut = {"slices": slices, "batch_size": RACE_BATCH, "seed": ctx.seed("stage3", "race")} if slices > 1 else {}
         self.evaluator = SharedEvaluator(model, data, precision=ctx.precision, **cut)
 
-    def __call__(self, architectures: Sequence[Architecture]) -> list[Result]:
-        """One result per candidate."""
+    def __call__(self, architectures: Sequence[Architecture], _: Sequence[Trial] = ()) -> list[Result]:
+        """One result per candidate; none depends on earlier trials."""
         if self.evaluator is None:
             return one_by_one(self._alone)(architectures)
         began = time.monotonic()

@@ -25,6 +25,7 @@ from engine.files import write_json_atomic
 from engine.objective import KDLoss
 from engine.supernet import inherit
 from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
+from search.board import Board
 from search.config import StageConfig
 from search.context import Context
 from search.multitask import TaskDistillers, all_training_data, several_heads
@@ -96,7 +97,9 @@ def _expression_stage(
     name = f"stage{number}"
     sampler = new_sampler(ctx, name, space, settings.startup, initial)
     proxy = ProxyTrainer(ctx, name, settings, supernet)
-    return _search(ctx, number, settings.trials, sampler, space, proxy, settings.population)
+    board = ctx.board(name, supernet)
+    together, compared = settings.population, proxy.compared
+    return _search(ctx, number, settings.trials, sampler, space, proxy, board, together, compared=compared)
 
 
 def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
@@ -144,7 +147,9 @@ def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architect
     sampler = new_sampler(ctx, "stage3", space, settings.startup, [winner])
 
     scorer = SharedScorer(ctx, model)
-    return _search(ctx, 3, settings.trials, sampler, space, scorer, settings.together, as_group=settings.race > 1)
+    board = ctx.board("stage3", model)
+    race = settings.race > 1
+    return _search(ctx, 3, settings.trials, sampler, space, scorer, board, settings.together, as_group=race)
 
 
 def new_sampler(
@@ -174,8 +179,10 @@ def _search(
     sampler: Sampler,
     space: SearchSpace,
     evaluate_candidates: Evaluate,
+    board: Board,
     together: int = 1,
     as_group: bool = False,
+    compared: bool = False,
 ) -> TrialLog:
     name = f"stage{number}"
     with ctx.timed(f"{name} candidates"):
@@ -188,8 +195,11 @@ def _search(
             ctx.ledger,
             ctx.reporter,
             together=together,
+            concurrent=ctx.config.sampler.concurrent,
             as_group=as_group,
             on_trial=ctx.scalars.trial if ctx.scalars is not None else None,
+            compared=compared,
+            board=board,
         )
     best = log.best()
     folder = ctx.rundir.stage(number)

@@ -1,5 +1,9 @@
 """The trial loop of every stage: propose, look up, evaluate, record, observe.
 
+Several processes run the same loop beside one another and divide the evaluations (`search.board`). Groups of candidates
+are evaluated out of order, but observed in order and after a fixed delay (`concurrent`), so proposals do not depend on
+who was faster.
+
 A resumed run *replays*: the sampler is built anew from its seed and walks through the recorded trials, taking their
 scores from the ledger instead of training. Proposals depend only on seed and observations, so a resumed run
 proposes what the undisturbed one would have proposed.
@@ -11,7 +15,8 @@ kill between the two writes loses or repeats a trial.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +24,9 @@ from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.training import Diverged
+from search.board import Board, LocalBoard
 from search.failures import by_reason
-from search.ledger import Ledger, Trial
+from search.ledger import Candidate, Ledger, Trial
 from search.progress import Reporter
 from search.samplers import Sampler, SpaceExhausted
 from search.space import SearchSpace
@@ -47,9 +53,9 @@ class Result:
     attrs: dict[str, Any] = field(default_factory=dict)
 
 
-Evaluate = Callable[[Sequence[Architecture]], list[Result]]
-"""Evaluates candidates together. A candidate that diverges or does not fit in memory has a reason and no score; other
-errors are raised and end the run."""
+Evaluate = Callable[[Sequence[Architecture], Sequence[Trial]], list[Result]]
+"""Evaluates candidates together; the second argument are the finished trials they may be compared with. A candidate
+that diverges or does not fit in memory has a reason and no score; other errors are raised and end the run."""
 
 
 @dataclass
@@ -64,6 +70,15 @@ class TrialLog:
 
     trials: list[Trial] = field(default_factory=list)
     duplicates: int = 0
+
+    def note(self) -> str:
+        """The best score so far, for a progress line."""
+        scores = [t.score for t in self.trials if t.score is not None and t.state == "complete"]
+        return f"best {max(scores):.4f}" if scores else ""
+
+    def failures(self) -> Counter[str]:
+        """How many trials failed, by reason."""
+        return by_reason(t.reason for t in self.trials if t.state == "failed")
 
     def best(self) -> Trial:
         """The best complete trial; ties go to fewer parameters, then to the earlier trial.
@@ -80,6 +95,22 @@ class TrialLog:
         return min(complete)[-1]  # numbers differ, so that trials themselves are never compared
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Candidates proposed together.
+
+    Attributes:
+        candidates: with their numbers.
+        known: how many trials the sampler had seen.
+    """
+
+    candidates: list[Candidate]
+    known: int
+
+    def numbers(self) -> list[int]:
+        return [c.number for c in self.candidates]
+
+
 def run_trials(
     stage: str,
     total: int,
@@ -90,7 +121,10 @@ def run_trials(
     reporter: Reporter,
     *,
     together: int = 1,
+    concurrent: int = 1,
     as_group: bool = False,
+    compared: bool = False,
+    board: Board | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> TrialLog:
     """Evaluates `total` different candidates, or all there are.
@@ -103,48 +137,88 @@ def run_trials(
         evaluate: trains and scores candidates.
         ledger: finished trials are read from and written to it.
         reporter: shows progress.
-        together: candidates proposed and evaluated at a time; the sampler sees their scores when all are done.
+        together: candidates proposed at a time, and evaluated together where one process has time for all of them; the
+            sampler sees their scores when all are done.
+        concurrent: groups of `together` candidates that are proposed before the first one's scores are seen. Part of
+            what is searched: the sampler always sees the scores of group n before it proposes group n + concurrent.
         as_group: results depend on who is evaluated together, so a group cut short by a kill is evaluated again as a
             whole; what was recorded of it stays.
-        on_trial: called after every trial, replayed ones included.
+        compared: results depend on the trials given to `evaluate`: those the sampler had seen, and those of the same
+            group. A group is not divided among processes; cut short, the rest of it is evaluated.
+        board: shares candidates out among processes; None: this one evaluates all.
+        on_trial: called after every trial, in order of their numbers, replayed ones included.
     """
     log = TrialLog()
-    recorded = {t.number: t for t in ledger.trials(stage)}
     proposals = _Proposals(sampler, space, log)
-    with reporter.phase(f"{stage}: candidates", total) as bar:
-        while len(log.trials) < total:
-            chosen = proposals.draw(min(together, total - len(log.trials)))
-            if not chosen:
+    window: deque[_Group] = deque()
+    proposed, exhausted = 0, False
+    board = board or LocalBoard(ledger, stage)
+    limit = together if as_group or compared else max(1, min(together, -(-together * concurrent // board.workers)))
+    with board, reporter.phase(f"{stage}: candidates", total) as bar:
+        while True:
+            while len(window) < concurrent and proposed < total and not exhausted:
+                chosen = proposals.draw(min(together, total - proposed))
+                exhausted = not chosen
+                if chosen:
+                    window.append(_Group(_settled(board, chosen, proposed, space), len(log.trials)))
+                    proposed += len(chosen)
+            if not window:
                 break
-            numbers = range(len(log.trials), len(log.trials) + len(chosen))
-            missing = [n for n in numbers if n not in recorded]
-            if as_group and missing:
-                missing = list(numbers)
-            results = dict(
-                zip(missing, evaluate([chosen[n - numbers[0]] for n in missing]) if missing else (), strict=True)
-            )
-            trials = []
-            for number, architecture in zip(numbers, chosen, strict=True):
-                trial = recorded.get(number)
-                if trial is None:
-                    trial = _trial(stage, number, architecture, space, results[number])
-                    ledger.record(trial)
-                elif trial.key != space.key(architecture):
-                    raise UserError(
-                        f"ledger: trial {number} of {stage} is another candidate than this configuration and seed"
-                        " propose: resume with the run's own config.yaml, or start a new run"
-                    )
-                trials.append(trial)
-            log.trials += trials
-            sampler.observe(trials)
-            if on_trial is not None:
-                for trial in trials:
+            finished = board.finished()
+            if all(n in finished for n in window[0].numbers()):
+                trials = [_matching(finished[c.number], c, stage) for c in window.popleft().candidates]
+                log.trials += trials
+                sampler.observe(trials)
+                for trial in trials if on_trial is not None else ():
                     on_trial(trial)
-            scores = [t.score for t in log.trials if t.score is not None and t.state == "complete"]
-            failures = by_reason(t.reason for t in log.trials if t.state == "failed")
-            bar.update(len(log.trials), f"best {max(scores):.4f}" if scores else "", failures=failures)
+                bar.update(len(log.trials), log.note(), failures=log.failures())
+                continue
+            group, numbers = _work(board, window, finished, limit, whole=as_group or compared)
+            if not numbers:
+                board.wait()
+                continue
+            if as_group:
+                numbers = group.numbers()
+            chosen = [c for c in group.candidates if c.number in numbers]
+            peers = log.trials[: group.known] + [finished[n] for n in group.numbers() if n in finished]
+            results = evaluate([c.architecture for c in chosen], peers)
+            for candidate, result in zip(chosen, results, strict=True):
+                if candidate.number not in finished:
+                    board.finish(_trial(stage, candidate, space, result))
     log.duplicates += sampler.duplicates
     return log
+
+
+def _settled(board: Board, chosen: list[Architecture], first: int, space: SearchSpace) -> list[Candidate]:
+    """The group's candidates as all processes have them."""
+    candidates = [Candidate(first + i, a, space.key(a), space.parameters(a)) for i, a in enumerate(chosen)]
+    settled = board.settle(candidates)
+    return [
+        c if c.architecture is a else Candidate(c.number, a, space.key(a), space.parameters(a))
+        for c, a in zip(candidates, settled, strict=True)
+    ]
+
+
+def _work(
+    board: Board, window: Iterable[_Group], finished: Mapping[int, Trial], limit: int, *, whole: bool
+) -> tuple[_Group, list[int]]:
+    """The first numbers in `window` that are this process's to evaluate, of one group; none if others have them all."""
+    for group in window:
+        missing = [n for n in group.numbers() if n not in finished]
+        claimed = board.claim(missing, limit, whole=whole) if missing else []
+        if claimed:
+            break
+    return group, claimed
+
+
+def _matching(trial: Trial, candidate: Candidate, stage: str) -> Trial:
+    """`trial`, if it is that of `candidate`."""
+    if trial.key != candidate.key:
+        raise UserError(
+            f"ledger: trial {trial.number} of {stage} is another candidate than this configuration and seed"
+            " propose: resume with the run's own config.yaml, or start a new run"
+        )
+    return trial
 
 
 class _Proposals:
@@ -177,7 +251,7 @@ class _Proposals:
 def one_by_one(evaluate: Callable[[Architecture], float]) -> Evaluate:
     """`evaluate` for single candidates, which may raise `Diverged` or run out of memory, as one for several."""
 
-    def together(architectures: Sequence[Architecture]) -> list[Result]:
+    def together(architectures: Sequence[Architecture], _: Sequence[Trial] = ()) -> list[Result]:
         return [_timed(evaluate, a) for a in architectures]
 
     return together
@@ -198,18 +272,18 @@ def _timed(evaluate: Callable[[Architecture], float], architecture: Architecture
     return Result(score, reason, time.monotonic() - began)
 
 
-def _trial(stage: str, number: int, architecture: Architecture, space: SearchSpace, result: Result) -> Trial:
+def _trial(stage: str, candidate: Candidate, space: SearchSpace, result: Result) -> Trial:
     return Trial(
         stage=stage,
-        number=number,
-        architecture=architecture,
-        key=space.key(architecture),
+        number=candidate.number,
+        architecture=candidate.architecture,
+        key=candidate.key,
         score=result.score,
-        params=space.parameters(architecture),
+        params=candidate.params,
         seconds=result.seconds,
         state="pruned" if result.pruned else "complete" if result.reason is None else "failed",
         reason=result.reason,
-        attrs={**_costs(architecture, space), **result.attrs},
+        attrs={**_costs(candidate.architecture, space), **result.attrs},
     )
 
 

@@ -93,7 +93,7 @@ def test_no_function_is_evaluated_twice(reporter, tmp_path):
 def test_populations_are_proposed_together_and_resume_in_the_middle(space, reporter, tmp_path):
     sizes = []
 
-    def together(architectures):
+    def together(architectures, _):
         sizes.append(len(architectures))
         return [Result(score_of(a), None, 1.0) for a in architectures]
 
