@@ -68,6 +68,7 @@ class Toy:
             ledger=ledger,
             space=space,
             device="cpu",
+            sentinel=None,
             data=SimpleNamespace(text=list(range(9)), train=list(range(9))),
             distiller=lambda: None,
             seed=lambda *_: 0,
@@ -97,8 +98,11 @@ class Toy:
         return [Outcome("done" if m.reason is None else "failed", m.reason) for m in members]
 
 
-@pytest.mark.parametrize("killed_after", [0, 3, 4, 6, 11])
-def test_a_resumed_stage_finds_what_the_undisturbed_one_found(tmp_path, monkeypatch, killed_after):
+@pytest.mark.parametrize(
+    "kept", [(), (0, 1, 2), (0, 1, 2, 3), (1, 3), tuple(range(6)), (0, 1, 2, 3, 5, 8, 10), tuple(range(11))]
+)
+def test_a_resumed_stage_finds_what_the_undisturbed_one_found(tmp_path, monkeypatch, kept):
+    """`kept` are the trials recorded before the kill: in order by one process, in any order by several."""
     from engine.params import ModelShape
 
     space = SearchSpace(ModelShape(48, 3, 48, vocab_size=500, embedding_size=16)).with_expressions(
@@ -111,13 +115,13 @@ def test_a_resumed_stage_finds_what_the_undisturbed_one_found(tmp_path, monkeypa
                 ledger.record(one)
             toy = Toy(ledger, space, monkeypatch)
             sampler = make_sampler("evolution", space, 0, population=4)
-            log = run_trials("stage1", 12, sampler, space, toy.proxy, ledger, Reporter(), together=4)
+            log = run_trials("stage1", 12, sampler, space, toy.proxy, ledger, Reporter(), together=4, compared=True)
             return log, toy
 
     whole, first = search("whole.db")
-    resumed, again = search("cut.db", whole.trials[:killed_after])
+    resumed, again = search("cut.db", [whole.trials[n] for n in kept])
     assert len(first.trained) == 12
-    assert len(again.trained) == 12 - killed_after
+    assert len(again.trained) == 12 - len(kept)
     for a, b in zip(whole.trials, resumed.trials, strict=True):
         assert (a.architecture, a.score, a.state, a.attrs) == (b.architecture, b.score, b.state, b.attrs)
     states = [t.state for t in whole.trials]

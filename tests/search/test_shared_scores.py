@@ -55,6 +55,7 @@ def ctx_of(data, spec, settings):
         data=SimpleNamespace(score=data),
         spec=spec,
         precision="fp32",
+        sentinel=None,
         seed=lambda *_: 7,
     )
 
