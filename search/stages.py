@@ -122,7 +122,7 @@ def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> 
         train_phase(ctx, "stage3 task", model, ctx.data.train, settings.task, task, result)
         return model, space
     heads, distillers = several_heads(ctx, model), TaskDistillers(ctx)
-    if not ctx.ranks.agree(result.exists):
+    if ctx.joined is None and not ctx.ranks.agree(result.exists):
         distillers.load()
 
     def of_its_task(batch: Batch, step: int) -> KDLoss:
