@@ -78,9 +78,8 @@ class Ledger:
         self._recorded = recorded
         text = os.fspath(target)
         if not text.isprintable() or "%00" in text:
-            raise UserError(
-                f"ledger {ledger_url.without_password(text)!r:.80}: holds characters no path or URL has: give another one"
-            )
+            shown = ledger_url.without_password(text)
+            raise UserError(f"ledger {shown!r:.80}: holds characters no path or URL has: give another one")
         path = Path(text) if "://" not in text else None
         self.shared = run is not None
         self._run = f"{run}/" if run is not None else ""
