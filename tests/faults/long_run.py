@@ -53,7 +53,7 @@ def usage() -> dict[str, int]:
     }
 
 
-def evaluate(architectures: Sequence[Architecture]) -> list[Result]:
+def evaluate(architectures: Sequence[Architecture], peers: Sequence[Trial] = ()) -> list[Result]:
     results = []
     for architecture in architectures:
         layer = architecture.layers[0]
