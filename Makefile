@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml setup.py
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,dev,onnx]'
 	@touch $@
 
 search: $(STAMP) ## search, train and export the demo model; at most 10 minutes on 2 cores

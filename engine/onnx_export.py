@@ -58,9 +58,14 @@ class _Tensors(nn.Module):
         return tuple(out[name] for name in self.names if out[name] is not None)
 
 
+def missing_onnx() -> list[str]:
+    """Those of onnx, onnxscript and onnxruntime that are not installed."""
+    return [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+
+
 def require_onnx() -> None:
     """Raises `UserError` unless onnx, onnxscript and onnxruntime are installed."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = missing_onnx()
     if missing:
         raise UserError(f"ONNX export needs {', '.join(missing)}: pip install 'ffnas[onnx]'")
 

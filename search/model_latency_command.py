@@ -42,12 +42,17 @@ def command(argv: list[str]) -> None:
     import torch
 
     from engine.model_latency import Case, measure, subjects_of
-    from engine.onnx_export import require_onnx
+    from engine.onnx_export import missing_onnx, require_onnx
     from engine.precision import choose_device
     from search.progress import Reporter
 
-    if "onnx" in options.sides:
+    reporter = Reporter()
+    sides = list(SIDE_NAMES) if options.sides is None else options.sides
+    if options.sides is not None and "onnx" in sides:
         require_onnx()
+    elif missing_onnx():
+        sides.remove("onnx")
+        reporter.info(f"without onnxruntime: {', '.join(missing_onnx())} not installed (pip install 'ffnas[onnx]')")
     device = choose_device(options.device)
     threads = _threads(options.threads) if device.type == "cpu" else [torch.get_num_threads()]
     cases = [
@@ -58,14 +63,13 @@ def command(argv: list[str]) -> None:
         for batch in options.batches
     ]
     names = list(dict.fromkeys([*options.models, *([] if options.baseline == "none" else [options.baseline])]))
-    reporter = Reporter()
     with subjects_of(names, device) as subjects:
-        total = sum(side in s.sides for s in subjects for side in options.sides) * len(cases)
+        total = sum(side in s.sides for s in subjects for side in sides) * len(cases)
         with reporter.phase("latency", total) as bar:
             timings = measure(
                 subjects,
                 cases,
-                options.sides,
+                sides,
                 rounds=options.rounds,
                 limit=options.limit,
                 progress=lambda done, _, timing: bar.update(done, f"{timing.model} {timing.side}"),
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lengths", type=_positive, nargs="+", default=[128, 384], help="sequence lengths (128 384)")
     add("--threads", nargs="+", default=["1", "all"], help="CPU threads: numbers or all (1 all)")
     add("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="precisions (fp32)")
-    add("--sides", nargs="+", choices=tuple(SIDE_NAMES), default=list(SIDE_NAMES), help="what to time (all)")
+    add("--sides", nargs="+", choices=tuple(SIDE_NAMES), help="what to time (all that are installed)")
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
     add("--rounds", type=_positive, default=7, help="timed runs of each, in turns (7)")
     add("--limit", type=float, default=30.0, help="leave out what takes more seconds a pass (30)")

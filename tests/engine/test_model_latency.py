@@ -91,6 +91,19 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_without_onnxruntime_the_others_are_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("engine.onnx_export.missing_onnx", lambda: ["onnx"])
+    small = ["--batches", "1", "--lengths", "4", "--threads", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
+    assert guarded(command, ["tinybert4", "--baseline", "none", "--sides", "onnx", *small]) == 2
+    assert "ffnas[onnx]" in capsys.readouterr().err
+    monkeypatch.setattr("search.model_latency_command.SIDE_NAMES", {"eager": "eager", "onnx": "onnxruntime"})
+    assert guarded(command, ["tinybert4", "--baseline", "none", *small]) == 0
+    out = capsys.readouterr()
+    assert "without onnxruntime" in out.out + out.err
+    assert "| eager |" in out.out
+    assert "| onnxruntime |" not in out.out
+
+
 @pytest.mark.slow
 def test_compiled_and_onnx_sides_run(models):
     pytest.importorskip("onnxruntime")
