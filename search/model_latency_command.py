@@ -50,7 +50,7 @@ def command(argv: list[str]) -> None:
     sides = list(SIDE_NAMES) if options.sides is None else options.sides
     if options.sides is not None and "onnx" in sides:
         require_onnx()
-    elif missing_onnx():
+    elif "onnx" in sides and missing_onnx():
         sides.remove("onnx")
         reporter.info(f"without onnxruntime: {', '.join(missing_onnx())} not installed (pip install 'ffnas[onnx]')")
     device = choose_device(options.device)

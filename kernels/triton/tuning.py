@@ -61,8 +61,8 @@ class Gemm(NamedTuple):
         own = {"BM": self.rows, "BN": self.columns, "BK": self.depth, "warps": self.warps, "stages": self.stages}
         if slots is None:
             return own
-        # many slots need many registers: say so, or ptxas spills a few to reach the next occupancy step
-        limit = {"maxnreg": _MOST_REGISTERS} if slots > 6 else {}
+        # the interpreting machine needs many registers: say so, or ptxas spills a few to reach the next occupancy step
+        limit = {"maxnreg": _MOST_REGISTERS} if slots > 0 else {}
         return {**own, "SPLIT": self.split, **limit}
 
 
