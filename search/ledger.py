@@ -126,8 +126,9 @@ class Ledger:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats; tested here against a server
                     return RDBStorage(url, engine_kwargs=options, **beats)
-            except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
-                if pause is None or not self.shared:
+            except sqlalchemy.exc.DBAPIError as error:
+                racing = any(sign in str(error.orig).lower() for sign in ("already exists", "duplicate", "unique"))
+                if pause is None or not (self.shared and racing):
                     raise
                 time.sleep(pause)
         raise AssertionError("unreachable")

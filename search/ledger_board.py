@@ -84,10 +84,7 @@ class LedgerBoard:
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Architecture]:
         self._candidates |= {c.number: c for c in candidates}
-        entries = self._entries()
-        missing = [c for c in candidates if c.number not in entries]
-        if missing:
-            entries = self._offer(missing)
+        entries = self._offered(candidates)
         return [self._settled(c, entries[c.number]) for c in candidates]
 
     def finished(self) -> Mapping[int, Trial]:
@@ -97,10 +94,7 @@ class LedgerBoard:
     def claim(self, numbers: Sequence[int], limit: int, *, whole: bool) -> list[int]:
         self._sweep()
         claimed: list[int] = []
-        entries = self._entries()
-        missing = [self._candidates[n] for n in numbers if n not in entries]
-        if missing:
-            entries = self._offer(missing)
+        entries = self._offered([self._candidates[n] for n in numbers])
         for number in numbers:
             if len(claimed) == limit:
                 break
@@ -178,6 +172,13 @@ class LedgerBoard:
             if number not in chosen or (is_finished(entry) and not is_finished(chosen[number])):
                 chosen[number] = entry
         return chosen
+
+    def _offered(self, candidates: Sequence[Candidate]) -> dict[int, FrozenTrial]:
+        """The entries that count, with one of every candidate; any may be abandoned while others are added."""
+        entries = self._entries()
+        while missing := [c for c in candidates if c.number not in entries]:
+            entries = self._offer(missing)
+        return entries
 
     def _offer(self, candidates: Sequence[Candidate]) -> dict[int, FrozenTrial]:
         """Adds waiting entries, and takes back those that somebody else was faster with."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -125,6 +126,40 @@ def test_what_a_dead_worker_had_taken_is_offered_again(two):
     assert 0 not in second.finished()
     second.finish(trial(0))
     assert first.finished() == {0: trial(0)}
+
+
+def test_an_entry_abandoned_while_another_is_offered_is_offered_too(two, monkeypatch):
+    first, second = two
+    for board in two:
+        board.settle([candidate(0), candidate(1)])
+    assert first.claim([0, 1], 2, whole=False) == [0, 1]
+    first._release([1])
+    offer = second._offer
+
+    def and_meanwhile(candidates):
+        if 0 in first._mine:
+            first._release([0])
+        return offer(candidates)
+
+    monkeypatch.setattr(second, "_offer", and_meanwhile)
+    assert second.claim([0, 1], 2, whole=False) == [0, 1]
+
+
+def test_tables_another_worker_is_making_are_waited_for(url, monkeypatch):
+    import optuna.storages
+    import sqlalchemy.exc
+
+    real, failures = optuna.storages.RDBStorage, ["table studies already exists", "UNIQUE constraint failed: x"]
+
+    def storage(*arguments, **options):
+        if failures:
+            raise sqlalchemy.exc.OperationalError("CREATE TABLE", {}, sqlite3.OperationalError(failures.pop(0)))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", storage)
+    with Ledger(url, run="r") as ledger:
+        assert ledger.stages() == []
+    assert not failures
 
 
 def test_a_living_worker_keeps_what_takes_long(two):
