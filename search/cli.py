@@ -7,10 +7,12 @@ except about a lost one. A subcommand is imported only when it is called, so tha
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -80,6 +82,7 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
     try:
         command(argv)
     except ToldElsewhere:
+        _let_the_first_speak()
         return 2
     except (UserError, ExpressionError) as error:
         print(f"ffnas: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -148,6 +151,12 @@ def _disk_problem(error: OSError) -> str | None:
 def _say(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"ffnas: {message}", file=sys.stderr)
+
+
+def _let_the_first_speak(seconds: float = 60) -> None:
+    """Waits to be ended by the launcher: it ends all ranks as soon as one fails, the one with the message, too."""
+    with contextlib.suppress(SystemExit, KeyboardInterrupt):
+        time.sleep(seconds)
 
 
 def _rank_lost(error: RuntimeError) -> bool:
