@@ -212,6 +212,7 @@ class Context(Prepared):
         scalars: TensorBoard, where wanted.
         joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
+        proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.proxy`).
     """
 
     rundir: RunDir
@@ -220,6 +221,7 @@ class Context(Prepared):
     scalars: Scalars | None = None
     joined: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    proxy_targets: dict[tuple[str, int, float], TeacherTargets] = field(default_factory=dict)
     _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -57,6 +57,7 @@ def run(ctx: Context) -> dict[str, Any]:
     supernet = warm_up(ctx)
     shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
     expressions = _winner(ctx, stages, "2", lambda: stage2(ctx, supernet, shapes))
+    ctx.proxy_targets.clear()  # gigabytes that stage 3 may need
     shared, space = stage3_supernet(ctx, supernet, expressions)
     found = _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
 
@@ -88,6 +89,7 @@ def help_out(ctx: Context) -> None:
     supernet = warm_up(ctx)
     shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
     expressions = _winner(ctx, stages, "2", lambda: stage2(ctx, supernet, shapes))
+    ctx.proxy_targets.clear()
     shared, space = stage3_supernet(ctx, supernet, expressions)
     _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
     if ctx.config.baselines.random:

@@ -2,7 +2,9 @@
 
 Every candidate starts from the supernet's sliced weights and sees the same batches in the same order, so differences
 between scores are differences between candidates. They are trained as populations against shared teacher passes
-(`engine.distill.population`); the teacher's answers are also kept from one population to the next while they fit.
+(`engine.distill.population`); the teacher's answers are also kept from one population to the next while they fit, and
+from stage 1 for stage 2 where both train on the same batches. Candidates have the embeddings of the tokens they will
+meet only (`engine.vocabulary`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from engine.architecture import Architecture
-from engine.data import EncodedDataset
+from engine.data import Batch, EncodedDataset
 from engine.distill import Member, Outcome, TeacherTargets, train_population
 from engine.distill.population import Part, generator_state, side_by_side
 from engine.evaluation import evaluate
@@ -21,8 +23,10 @@ from engine.metrics import primary
 from engine.seeding import seed_everything
 from engine.sentinel import Sentinel
 from engine.settings import PhaseSettings
+from engine.states import EncoderStates
 from engine.supernet import extract
 from engine.training import cycle
+from engine.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
 from search.config import StageConfig
 from search.context import Context
 from search.halving import SuccessiveHalving, attributes
@@ -53,9 +57,16 @@ class ProxyTrainer:
         self.sentinel = ctx.sentinel
         self.text = phase_data(ctx, ctx.data.text, settings.text, "proxy-text")
         self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
-        self.text_targets = TeacherTargets(self.distiller, need_logits=False)
-        self.task_targets = TeacherTargets(self.distiller, need_logits=True)
+        self.score_data = ctx.data.score
+        self.text_targets = self._targets("text", settings.text)
+        self.task_targets = self._targets("task", settings.task)
         self.total_steps = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
+        self.vocabulary = self._vocabulary()
+        if self.vocabulary is not None:
+            self.text, self.task, self.score_data = (
+                self.vocabulary.renumber(d) for d in (self.text, self.task, self.score_data)
+            )
+            self.supernet = self.vocabulary.student(supernet)
         self.halving = self._halving(())
 
     @property
@@ -89,6 +100,32 @@ class ProxyTrainer:
             waiting = [k for k in waiting if k not in results]
         return [results[k] for k in range(len(architectures))]
 
+    def _targets(self, part: Part, settings: PhaseSettings) -> TeacherTargets:
+        """The teacher's answers for a part's batches; those of an earlier stage that trained on the same ones."""
+        key = (part, settings.batch_size, settings.fraction)
+        if key not in self.ctx.proxy_targets:
+            self.ctx.proxy_targets[key] = TeacherTargets(self.distiller, need_logits=part == "task")
+        return self.ctx.proxy_targets[key]
+
+    def _vocabulary(self) -> Vocabulary | None:
+        """The tokens of all batches and of the score split; None where they are most of the whole vocabulary."""
+        parts = [(self.text, self.settings.text, "text"), (self.task, self.settings.task, "task")]
+        tokens = [self.score_data.tokens]
+        for data, settings, part in parts:
+            if not isinstance(data, EncodedDataset):  # prepared text of any size
+                return None
+            steps = settings.total_steps(data.num_batches(settings.batch_size))
+            tokens += of_first_batches(data, settings.batch_size, self.ctx.seed("proxy", part), steps)
+        vocabulary = Vocabulary.of(tokens, self.score_data.pad_id)
+        return vocabulary if len(vocabulary) <= WORTHWHILE * self.supernet.config.vocab_size else None
+
+    def _answers(self, targets: TeacherTargets) -> Callable[[int, Batch], EncoderStates]:
+        """`targets` for batches with the candidates' token ids."""
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            return targets.get
+        return lambda step, batch: targets.get(step, vocabulary.original(batch))
+
     def _halving(self, peers: Sequence[Trial]) -> SuccessiveHalving:
         return SuccessiveHalving(self.settings.rungs, self.settings.reduction, self.total_steps, peers)
 
@@ -115,7 +152,7 @@ class ProxyTrainer:
         """On the first batch of the task, with the stage's first candidate as it starts."""
         model, batch_size = member.model.train(), self.settings.task.batch_size
         batch = next(cycle(self.task, batch_size, seed=self.ctx.seed("proxy", "task"))).to(self.ctx.device)
-        targets = self.task_targets.get(0, batch)
+        targets = self._answers(self.task_targets)(0, batch)
         sentinel.training(self.name, model, lambda: self.distiller.task_loss(model, batch, targets=targets))
 
     def _halve(self, done: int, living: dict[int, Member], rungs: dict[int, dict[int, float]]) -> None:
@@ -144,7 +181,7 @@ class ProxyTrainer:
             settings,
             settings.total_steps(data.num_batches(settings.batch_size)),
             part,
-            targets=targets.get,
+            targets=self._answers(targets),
             workers=workers,
             threads=threads,
             after_step=after_step,
@@ -153,5 +190,5 @@ class ProxyTrainer:
     def _score(self, members: list[Member]) -> Iterator[float]:
         ctx = self.ctx
         for member in members:
-            metrics = evaluate(member.model, ctx.data.score, ctx.spec, precision=ctx.precision)
+            metrics = evaluate(member.model, self.score_data, ctx.spec, precision=ctx.precision)
             yield primary(ctx.spec, metrics)[1]

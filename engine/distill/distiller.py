@@ -42,7 +42,8 @@ class Distiller:
         weights: weights of the objective.
         spec: the task, for the prediction term.
         device: where both models run.
-        precision: of the student, `"fp32"` or `"bf16"` (autocast; losses in fp32).
+        precision: of the student, `"fp32"` or `"bf16"` (autocast, for the projection of the hidden-state loss, too;
+            differences and sums of losses in fp32).
         teacher_precision: of the teacher, likewise.
     """
 
@@ -139,13 +140,15 @@ class Distiller:
     def _objective(
         self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
     ) -> KDLoss:
-        return kd_loss(
-            states,
-            targets,
-            batch.mask,
-            fit_dense=student.base_model.fit_dense,
-            weights=self.weights,
-            labels=batch.labels,
-            regression=self.spec.kind == "regression",
-            terms=terms,
-        )
+        # the projection of hidden states is a product of the student like any other; the published code's stays float32
+        with autocast(self.device, "fp32" if self.weights.paper_exact else self.precision):
+            return kd_loss(
+                states,
+                targets,
+                batch.mask,
+                fit_dense=student.base_model.fit_dense,
+                weights=self.weights,
+                labels=batch.labels,
+                regression=self.spec.kind == "regression",
+                terms=terms,
+            )

@@ -69,7 +69,8 @@ class Toy:
             space=space,
             device="cpu",
             sentinel=None,
-            data=SimpleNamespace(text=list(range(9)), train=list(range(9))),
+            proxy_targets={},
+            data=SimpleNamespace(text=list(range(9)), train=list(range(9)), score=SimpleNamespace(tokens=[])),
             distiller=lambda: None,
             seed=lambda *_: 0,
         )
