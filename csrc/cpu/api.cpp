@@ -19,13 +19,14 @@ namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
 namespace amx { extern const Kernels kernels; }
+namespace amx_fp32 { extern const Kernels kernels; }
 
 namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words, status codes, instruction sets.
 constexpr int64_t kAbiVersion = 3;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
-enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
+enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
 using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 using GetNumThreads = int32_t (*)(uint32_t*);
@@ -170,6 +171,7 @@ const Kernels* kernels_of(int64_t isa) {
 #endif
 #ifdef FFNAS_WITH_AMX
     case kAmx: return &amx::kernels;
+    case kAmxFloat32: return &amx_fp32::kernels;
 #endif
     default: return nullptr;
   }
@@ -189,6 +191,7 @@ struct Reader {
   }
 };
 
+constexpr int64_t kFewTokens = 48;  // below, cutting the weights takes longer than AMX's float32 products save
 constexpr int64_t kScalarWords = 11;
 constexpr int64_t kViewWords = 3;
 
@@ -207,8 +210,9 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
   Reader in{words};
   if (count < kScalarWords || in.next() != kAbiVersion) return kBadCall;
   Call call = {};
-  const Kernels* kernels = kernels_of(in.next());
+  const int64_t isa = in.next();
   call.tokens = in.next();
+  const Kernels* kernels = kernels_of(isa == kAmxFloat32 && call.tokens < kFewTokens ? kAvx512 : isa);
   call.hidden = in.next();
   call.inner = in.next();
   call.layers = in.next();

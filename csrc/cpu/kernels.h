@@ -8,7 +8,7 @@
 #include "activations.h"
 #include "segment.h"
 #include "tile.h"
-#ifdef FFNAS_BF16_PRODUCTS
+#if defined(FFNAS_BF16_PRODUCTS) || defined(FFNAS_SPLIT_PRODUCTS)
 #include "gemm_bf16.h"
 #else
 #include "gemm_f32.h"

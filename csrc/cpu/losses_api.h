@@ -11,6 +11,7 @@ FFNAS_DECLARE(avx2)
 FFNAS_DECLARE(avx512)
 FFNAS_DECLARE(avx512bf16)
 FFNAS_DECLARE(amx)
+FFNAS_DECLARE(amx_fp32)
 #undef FFNAS_DECLARE
 
 namespace {
@@ -31,6 +32,7 @@ const LossKernels* loss_kernels_of(int64_t isa) {
 #endif
 #ifdef FFNAS_WITH_AMX
     case kAmx: return &amx::loss_kernels;
+    case kAmxFloat32: return &amx_fp32::loss_kernels;
 #endif
     default: return nullptr;
   }
