@@ -195,11 +195,13 @@ constexpr int64_t kFewTokens = 48;  // below, cutting the weights takes longer t
 constexpr int64_t kScalarWords = 11;
 constexpr int64_t kViewWords = 3;
 
+constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
+
 // Asks for huge pages under a large, freshly allocated result: faulting it in by small pages takes longer than writing
 // it (0.8 ms against 0.5 ms for 9 MB).
 void prefer_huge_pages(const View& v, int64_t rows, int64_t columns) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096, kWorthwhile = uintptr_t{4} << 20;
+  constexpr uintptr_t kWorthwhile = uintptr_t{4} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(v.data) + kPage - 1) / kPage * kPage;
   const uintptr_t size = static_cast<uintptr_t>(rows * columns * (v.dtype == kFloat32 ? 4 : 2)) / kPage * kPage;
   if (v.data != nullptr && size > kWorthwhile) madvise(reinterpret_cast<void*>(begin), size - kPage, MADV_HUGEPAGE);
@@ -267,9 +269,13 @@ void* scratch(Arena arena, size_t bytes) {
   ThreadScratch& s = thread_scratch;
   if (s.size[arena] < bytes) {
     std::free(s.base[arena]);
-    s.size[arena] = (bytes + 4095) / 4096 * 4096;
-    s.base[arena] = std::aligned_alloc(4096, s.size[arena]);
+    const size_t page = bytes < kHugePage / 2 ? kPage : kHugePage;
+    s.size[arena] = (bytes + page - 1) / page * page;
+    s.base[arena] = std::aligned_alloc(page, s.size[arena]);
     if (s.base[arena] == nullptr) s.size[arena] = 0;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (page == kHugePage && s.base[arena] != nullptr) madvise(s.base[arena], s.size[arena], MADV_HUGEPAGE);
+#endif
   }
   return s.base[arena];
 }

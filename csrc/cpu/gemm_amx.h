@@ -44,26 +44,35 @@ inline void load_right(const bf16* b, int plane) {
   if (WIDE) _tile_loadd(7, b + plane * 2 * kPlaneWords + 512, 64);
 }
 
+// Eight lines to L2: few enough at a time not to hold up the loads of tiles.
+inline void prefetch_lines(const bf16* p) {
+  for (int i = 0; i < 8; ++i) __builtin_prefetch(p + 32 * i, 0, 2);
+}
+
 // tile[32][32] = sum over `steps` of A times B; the second 16 rows only if TALL, the second 16 columns only if WIDE.
 // Of three planes the products below 2^-24 of the result are left out.
 template <bool TALL, bool WIDE>
-inline void multiply_tiles(int64_t steps, Left a, const bf16* b, float* tile) {
+inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next, float* tile) {
   _tile_zero(0);
   if (WIDE) _tile_zero(1);
   if (TALL) _tile_zero(2);
   if (TALL && WIDE) _tile_zero(3);
-  for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep) {
+  for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
     multiply_planes<TALL, WIDE>();
     if (kPlanes == 1) continue;
+    prefetch_lines(next);
     load_left<TALL>(a, 1);
     multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 256);
     load_left<TALL>(a, 2);
     multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 512);
     load_right<WIDE>(b, 1);
     load_left<TALL>(a, 1);
     multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 768);
     load_left<TALL>(a, 0);
     multiply_planes<TALL, WIDE>();
     load_right<WIDE>(b, 2);
@@ -117,11 +126,11 @@ inline bool any_nan(const float* tile, int rows, int columns) {
 #endif
 
 // Up to 32 rows and columns.
-inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, float* tile) {
+inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next, float* tile) {
   if (rows > 16)
-    wide ? multiply_tiles<true, true>(steps, a, b, tile) : multiply_tiles<true, false>(steps, a, b, tile);
+    wide ? multiply_tiles<true, true>(steps, a, b, next, tile) : multiply_tiles<true, false>(steps, a, b, next, tile);
   else
-    wide ? multiply_tiles<false, true>(steps, a, b, tile) : multiply_tiles<false, false>(steps, a, b, tile);
+    wide ? multiply_tiles<false, true>(steps, a, b, next, tile) : multiply_tiles<false, false>(steps, a, b, next, tile);
 #ifdef FFNAS_SPLIT_PRODUCTS
   const int columns = wide ? 32 : 16;
   if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);
@@ -130,10 +139,11 @@ inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, cons
 
 inline void product(const bf16* a, int64_t stride, int64_t r, int n, const bf16* packed, int64_t depth, int64_t column,
                     int64_t width, const float* bias, float* tile) {
+  const bf16* panel = packed + kPlanes * column * padded_depth(depth);
   for (int i = 0; i < n; i += 32)
     multiply_any(static_cast<int>(least(n - i, 32)), width - column > 16, padded_depth(depth) / 32,
-                 {a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32},
-                 packed + kPlanes * column * padded_depth(depth), tile + i * kTileColumns);
+                 {a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32}, panel,
+                 panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords, tile + i * kTileColumns);
   if (bias != kZeros) add_bias(tile, bias, n);  // starting from tiles full of bias takes longer
 }
 
@@ -159,11 +169,13 @@ inline void store_left(const float* tile, int rows, int64_t row, int64_t column,
 inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, int64_t capacity, int64_t i0, int64_t i1,
                   int64_t j0, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
   alignas(64) float tile[32 * kTileColumns];
+  const bf16* panel = right + kPlanes * j0 * capacity;
   for (int64_t i = i0; i < i1; i += 32) {
     const int rows = static_cast<int>(i1 - i < 32 ? i1 - i : 32);
     float* out = c + i * c_stride + j0;
     multiply_any(rows, columns > 16, (tokens + 31) / 32,
-                 {left + kPlanes * i * capacity, 32, 512, kPanelStep, 2 * kPlaneWords}, right + kPlanes * j0 * capacity, tile);
+                 {left + kPlanes * i * capacity, 32, 512, kPanelStep, 2 * kPlaneWords}, panel,
+                 panel + kPlanes * kTileColumns * capacity + i / 32 % kPlanes * 2 * kPlaneWords, tile);
     add_gradient(tile, rows, columns, out, c_stride, accumulate);
   }
 }
