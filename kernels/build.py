@@ -62,6 +62,7 @@ _UNITS = (
 _X86_UNITS = (
     Unit("kernels_avx512.cpp", _AVX512, "FFNAS_WITH_AVX512"),
     Unit("kernels_amx.cpp", (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16"), "FFNAS_WITH_AMX"),
+    Unit("kernels_amx_fp32.cpp", (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16"), "FFNAS_WITH_AMX"),
     Unit("kernels_avx512bf16.cpp", _AVX512_BF16, "FFNAS_WITH_AVX512BF16"),
     Unit("kernels_avx2.cpp", _AVX2, "FFNAS_WITH_AVX2"),
 )

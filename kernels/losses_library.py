@@ -103,6 +103,15 @@ class _Reference:
     attention_forward = staticmethod(attention_reference.forward)
     attention_backward = staticmethod(attention_reference.backward)
 
+    @staticmethod
+    def linear(
+        x: Tensor, weights: Tensors, biases: Tensors, residual: Tensor | None, norm: Tensors, eps: float
+    ) -> list[Tensor]:
+        outs = [torch.nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
+        if residual is None:
+            return outs
+        return [torch.nn.functional.layer_norm(residual + outs[0], outs[0].shape[-1:], *norm, eps)]
+
 
 _REFERENCE = _Reference()
 

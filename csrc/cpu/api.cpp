@@ -19,13 +19,14 @@ namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
 namespace amx { extern const Kernels kernels; }
+namespace amx_fp32 { extern const Kernels kernels; }
 
 namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words, status codes, instruction sets.
-constexpr int64_t kAbiVersion = 3;
+constexpr int64_t kAbiVersion = 4;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
-enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
+enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
 using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 using GetNumThreads = int32_t (*)(uint32_t*);
@@ -170,6 +171,7 @@ const Kernels* kernels_of(int64_t isa) {
 #endif
 #ifdef FFNAS_WITH_AMX
     case kAmx: return &amx::kernels;
+    case kAmxFloat32: return &amx_fp32::kernels;
 #endif
     default: return nullptr;
   }
@@ -189,14 +191,17 @@ struct Reader {
   }
 };
 
+constexpr int64_t kFewTokens = 48;  // below, cutting the weights takes longer than AMX's float32 products save
 constexpr int64_t kScalarWords = 11;
 constexpr int64_t kViewWords = 3;
+
+constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 
 // Asks for huge pages under a large, freshly allocated result: faulting it in by small pages takes longer than writing
 // it (0.8 ms against 0.5 ms for 9 MB).
 void prefer_huge_pages(const View& v, int64_t rows, int64_t columns) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096, kWorthwhile = uintptr_t{4} << 20;
+  constexpr uintptr_t kWorthwhile = uintptr_t{4} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(v.data) + kPage - 1) / kPage * kPage;
   const uintptr_t size = static_cast<uintptr_t>(rows * columns * (v.dtype == kFloat32 ? 4 : 2)) / kPage * kPage;
   if (v.data != nullptr && size > kWorthwhile) madvise(reinterpret_cast<void*>(begin), size - kPage, MADV_HUGEPAGE);
@@ -207,8 +212,9 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
   Reader in{words};
   if (count < kScalarWords || in.next() != kAbiVersion) return kBadCall;
   Call call = {};
-  const Kernels* kernels = kernels_of(in.next());
+  const int64_t isa = in.next();
   call.tokens = in.next();
+  const Kernels* kernels = kernels_of(isa == kAmxFloat32 && call.tokens < kFewTokens ? kAvx512 : isa);
   call.hidden = in.next();
   call.inner = in.next();
   call.layers = in.next();
@@ -263,9 +269,13 @@ void* scratch(Arena arena, size_t bytes) {
   ThreadScratch& s = thread_scratch;
   if (s.size[arena] < bytes) {
     std::free(s.base[arena]);
-    s.size[arena] = (bytes + 4095) / 4096 * 4096;
-    s.base[arena] = std::aligned_alloc(4096, s.size[arena]);
+    const size_t page = bytes < kHugePage / 2 ? kPage : kHugePage;
+    s.size[arena] = (bytes + page - 1) / page * page;
+    s.base[arena] = std::aligned_alloc(page, s.size[arena]);
     if (s.base[arena] == nullptr) s.size[arena] = 0;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (page == kHugePage && s.base[arena] != nullptr) madvise(s.base[arena], s.size[arena], MADV_HUGEPAGE);
+#endif
   }
   return s.base[arena];
 }

@@ -216,7 +216,7 @@ struct AttentionForward : AttentionHead {
           store(at, e);
         }
       if (call.dropout.drop_threshold != 0) drop(tile, rows, row, key + c);
-      store_operand(tile, rows, keys - c, s.p + c, s.stride_p);
+      store_operand(tile, rows, keys - c, s.p + operand_column(c), s.stride_p);
     }
     float sums[kRowVectors];
     reduce_lanes(total, sums, [](F a, F b) { return a + b; });

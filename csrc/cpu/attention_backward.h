@@ -118,7 +118,7 @@ struct AttentionBackward : AttentionHead {
       if (compares())
         product(s.q_t, s.stride_t, r, count, s.keys_t, call.d_t, column, end, kZeros, s.teacher);
       float* p = probabilities(row, r, count, column, keys - c);
-      store_operand(s.tile, count, keys - c, s.ds + r * s.stride_s + c, s.stride_s);
+      store_operand(s.tile, count, keys - c, s.ds + r * s.stride_s + operand_column(c), s.stride_s);
       if (!kLeftIsOperand) store_left(s.tile, count, r, c, rows, keys_per_block, kBlockRows, s.left_s);
       store_left(p, count, r, c, rows, keys_per_block, kBlockRows, s.left_p);
     });

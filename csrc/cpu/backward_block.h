@@ -258,13 +258,13 @@ struct BackwardLayer {
 
   void keep_first(const float* tile, int64_t r, int n, int64_t c) {
     add_column_sums(tile, n, sums.b1 + c);
-    store_operand(tile, n, w.out1 - c, block.dh + r * block.stride1 + c, block.stride1);
+    store_operand(tile, n, w.out1 - c, block.dh + r * block.stride1 + operand_column(c), block.stride1);
     if (!kLeftIsOperand && needs.w1)
       store_left(tile, n, chunk_row + r, c, w.out1 - c, w.out1, chunk.capacity, chunk.left1);
   }
   void keep_second(const float* tile, int64_t r, int n, int64_t c) {
     add_column_sums(tile, n, sums.b2 + c);
-    store_operand(tile, n, w.out2 - c, block.dy + r * block.stride2 + c, block.stride2);
+    store_operand(tile, n, w.out2 - c, block.dy + r * block.stride2 + operand_column(c), block.stride2);
     if (!kLeftIsOperand && needs.w2)
       store_left(tile, n, chunk_row + r, c, w.out2 - c, w.out2, chunk.capacity, chunk.left2);
   }

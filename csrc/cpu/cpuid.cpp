@@ -36,8 +36,8 @@ bool cpu_runs(int isa) {
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   static const bool amx = avx512bf16 && amx_granted();
-  const bool runs[] = {true, avx2, avx512, avx512bf16, amx};
-  return isa >= 0 && isa < 5 && runs[isa];
+  const bool runs[] = {true, avx2, avx512, avx512bf16, amx, amx};
+  return isa >= 0 && isa < 6 && runs[isa];
 #else
   return isa == 0;
 #endif

@@ -72,7 +72,7 @@ struct ForwardLayer {
       if (layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
       if (reads(mid, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
       reg.run(mid, n, c, call.hidden);
-      store_operand(reg[mid.value], n, w.out1 - c, block.second + r * block.stride2 + c, block.stride2);
+      store_operand(reg[mid.value], n, w.out1 - c, block.second + r * block.stride2 + operand_column(c), block.stride2);
     });
   }
 

@@ -16,28 +16,67 @@ struct ProductScope {
   ~ProductScope() { _tile_release(); }
 };
 
-// tile[32][32] = sum over `steps` of A (two tiles, a_second apart) times B (two tiles of words, one after the other);
-// the second A tile only if `tall`, the second B tile only if `wide`.
+// Where the rows of a left operand lie, in elements: 16 rows `row` apart make a tile, the next 16 are `second` behind, the
+// next 32 of depth `step`, planes `plane` apart.
+struct Left {
+  const bf16* data;
+  int64_t row, second, step, plane;
+  const bf16* of(int i) const { return data + i / 16 * second + i % 16 * row; }
+};
+constexpr int64_t kPanelStep = 2 * kPlanes * kPlaneWords;  // of a packed panel, per 32 of depth
+
+// One plane of A, 32 rows or 16, times one of B, 32 columns or 16, both in tile registers.
 template <bool TALL, bool WIDE>
-inline void multiply_tiles(int64_t steps, const bf16* a, int64_t a_row_bytes, int64_t a_step, int64_t a_second,
-                           const bf16* b, float* tile) {
+inline void multiply_planes() {
+  _tile_dpbf16ps(0, 4, 6);
+  if (WIDE) _tile_dpbf16ps(1, 4, 7);
+  if (TALL) _tile_dpbf16ps(2, 5, 6);
+  if (TALL && WIDE) _tile_dpbf16ps(3, 5, 7);
+}
+template <bool TALL>
+inline void load_left(const Left& a, int plane) {
+  _tile_loadd(4, a.data + plane * a.plane, 2 * a.row);
+  if (TALL) _tile_loadd(5, a.data + plane * a.plane + a.second, 2 * a.row);
+}
+template <bool WIDE>
+inline void load_right(const bf16* b, int plane) {
+  _tile_loadd(6, b + plane * 2 * kPlaneWords, 64);
+  if (WIDE) _tile_loadd(7, b + plane * 2 * kPlaneWords + 512, 64);
+}
+
+// Eight lines to L2: few enough at a time not to hold up the loads of tiles.
+inline void prefetch_lines(const bf16* p) {
+  for (int i = 0; i < 8; ++i) __builtin_prefetch(p + 32 * i, 0, 2);
+}
+
+// tile[32][32] = sum over `steps` of A times B; the second 16 rows only if TALL, the second 16 columns only if WIDE.
+// Of three planes the products below 2^-24 of the result are left out.
+template <bool TALL, bool WIDE>
+inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next, float* tile) {
   _tile_zero(0);
   if (WIDE) _tile_zero(1);
   if (TALL) _tile_zero(2);
   if (TALL && WIDE) _tile_zero(3);
-  for (int64_t s = 0; s < steps; ++s, a += a_step, b += 32 * kTileColumns) {
-    _tile_loadd(6, b, 64);
-    _tile_loadd(4, a, a_row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if (WIDE) {
-      _tile_loadd(7, b + 512, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if (TALL) {
-      _tile_loadd(5, a + a_second, a_row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if (WIDE) _tile_dpbf16ps(3, 5, 7);
-    }
+  for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
+    load_right<WIDE>(b, 0);
+    load_left<TALL>(a, 0);
+    multiply_planes<TALL, WIDE>();
+    if (kPlanes == 1) continue;
+    prefetch_lines(next);
+    load_left<TALL>(a, 1);
+    multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 256);
+    load_left<TALL>(a, 2);
+    multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 512);
+    load_right<WIDE>(b, 1);
+    load_left<TALL>(a, 1);
+    multiply_planes<TALL, WIDE>();
+    prefetch_lines(next + 768);
+    load_left<TALL>(a, 0);
+    multiply_planes<TALL, WIDE>();
+    load_right<WIDE>(b, 2);
+    multiply_planes<TALL, WIDE>();
   }
   _tile_stored(0, tile, 4 * kTileColumns);
   if (WIDE) _tile_stored(1, tile + 16, 4 * kTileColumns);
@@ -45,33 +84,84 @@ inline void multiply_tiles(int64_t steps, const bf16* a, int64_t a_row_bytes, in
   if (TALL && WIDE) _tile_stored(3, tile + 16 * kTileColumns + 16, 4 * kTileColumns);
 }
 
-inline void multiply_any(bool tall, bool wide, int64_t steps, const bf16* a, int64_t a_row_bytes, int64_t a_step,
-                         int64_t a_second, const bf16* b, float* tile) {
-  if (tall && wide) return multiply_tiles<true, true>(steps, a, a_row_bytes, a_step, a_second, b, tile);
-  if (tall) return multiply_tiles<true, false>(steps, a, a_row_bytes, a_step, a_second, b, tile);
-  if (wide) return multiply_tiles<false, true>(steps, a, a_row_bytes, a_step, a_second, b, tile);
-  return multiply_tiles<false, false>(steps, a, a_row_bytes, a_step, a_second, b, tile);
+#ifdef FFNAS_SPLIT_PRODUCTS
+// The cut parts of an infinity, and zeros among the parts of what it meets, make NaN where the product of the whole
+// numbers has infinities; those elements are computed again from the whole numbers.
+inline float whole(const bf16* p, int64_t plane) {
+  const auto value = [&](int64_t at) {
+    const uint32_t bits = static_cast<uint32_t>(p[at]) << 16;
+    float v;
+    __builtin_memcpy(&v, &bits, 4);
+    return v;
+  };
+  const float first = value(0);
+  return __builtin_isfinite(first) ? first + (value(plane) + value(2 * plane)) : first;
+}
+
+__attribute__((noinline)) inline void repair(int rows, int columns, int64_t steps, const Left& a, const bf16* b, float* tile) {
+  const auto left = [&](int i, int64_t k) { return whole(a.of(i) + k / 32 * a.step + k % 32, a.plane); };
+  const auto right = [&](int64_t k, int j) {
+    return whole(b + k / 32 * kPanelStep + j / 16 * 512 + k % 32 / 2 * 32 + j % 16 * 2 + k % 2, 2 * kPlaneWords);
+  };
+  const int64_t depth = 32 * steps;
+  bool infinite_row[32] = {}, infinite_column[32] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int i = 0; i < rows; ++i) infinite_row[i] |= __builtin_isinf(left(i, k)) != 0;
+    for (int j = 0; j < columns; ++j) infinite_column[j] |= __builtin_isinf(right(k, j)) != 0;
+  }
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; ++j) {
+      float& out = tile[i * kTileColumns + j];
+      if (!__builtin_isnan(out) || !(infinite_row[i] || infinite_column[j])) continue;
+      out = 0.0f;
+      for (int64_t k = 0; k < depth; ++k) out += left(i, k) * right(k, j);
+    }
+}
+inline bool any_nan(const float* tile, int rows, int columns) {
+  M found = 0;
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; j += kLanes) found |= is_nan(load(tile + i * kTileColumns + j));
+  return found != 0;
+}
+#endif
+
+// Up to 32 rows and columns.
+inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next, float* tile) {
+  if (rows > 16)
+    wide ? multiply_tiles<true, true>(steps, a, b, next, tile) : multiply_tiles<true, false>(steps, a, b, next, tile);
+  else
+    wide ? multiply_tiles<false, true>(steps, a, b, next, tile) : multiply_tiles<false, false>(steps, a, b, next, tile);
+#ifdef FFNAS_SPLIT_PRODUCTS
+  const int columns = wide ? 32 : 16;
+  if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);
+#endif
 }
 
 inline void product(const bf16* a, int64_t stride, int64_t r, int n, const bf16* packed, int64_t depth, int64_t column,
                     int64_t width, const float* bias, float* tile) {
+  const bf16* panel = packed + kPlanes * column * padded_depth(depth);
   for (int i = 0; i < n; i += 32)
-    multiply_any(n - i > 16, width - column > 16, padded_depth(depth) / 32, a + (r + i) * stride, 2 * stride, 32,
-                 16 * stride, packed + column * padded_depth(depth), tile + i * kTileColumns);
+    multiply_any(static_cast<int>(least(n - i, 32)), width - column > 16, padded_depth(depth) / 32,
+                 {a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32}, panel,
+                 panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords, tile + i * kTileColumns);
   if (bias != kZeros) add_bias(tile, bias, n);  // starting from tiles full of bias takes longer
 }
 
-inline int64_t left_elements(int64_t tokens, int64_t width) { return round_up(tokens, 32) * padded_depth(width); }
+inline int64_t left_elements(int64_t tokens, int64_t width) { return kPlanes * round_up(tokens, 32) * padded_depth(width); }
 inline void store_left(const float* tile, int rows, int64_t row, int64_t column, int64_t, int64_t, int64_t capacity,
                        bf16* left) {
-  F words[16];
+  F words[kPlanes][16];
   for (int first = 0; first < rows; first += 32) {
-    auto* to = reinterpret_cast<float*>(left + column * capacity + (row + first) * 32);
+    auto* to = reinterpret_cast<float*>(left + kPlanes * (column * capacity + (row + first) * 32));
     for (int half = 0; half < 2; ++half, to += 256) {
-      for (int k = 0; k < 16; ++k)
-        words[k] = (F)word_row(tile + first * kTileColumns, rows - first, k, 16 * half);
-      transpose(words);
-      for (int i = 0; i < 16; ++i) store(to + 16 * i, words[i]);
+      for (int k = 0; k < 16; ++k) {
+        const Planes v = word_row(tile + first * kTileColumns, rows - first, k, 16 * half);
+        for (int p = 0; p < kPlanes; ++p) words[p][k] = (F)v.plane[p];
+      }
+      for (int p = 0; p < kPlanes; ++p) {
+        transpose(words[p]);
+        for (int i = 0; i < 16; ++i) store(to + p * kPlaneWords + 16 * i, words[p][i]);
+      }
     }
   }
 }
@@ -79,11 +169,13 @@ inline void store_left(const float* tile, int rows, int64_t row, int64_t column,
 inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, int64_t capacity, int64_t i0, int64_t i1,
                   int64_t j0, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
   alignas(64) float tile[32 * kTileColumns];
+  const bf16* panel = right + kPlanes * j0 * capacity;
   for (int64_t i = i0; i < i1; i += 32) {
     const int rows = static_cast<int>(i1 - i < 32 ? i1 - i : 32);
     float* out = c + i * c_stride + j0;
-    multiply_any(rows > 16, columns > 16, (tokens + 31) / 32, left + i * capacity, 64, 1024, 512, right + j0 * capacity,
-                 tile);
+    multiply_any(rows, columns > 16, (tokens + 31) / 32,
+                 {left + kPlanes * i * capacity, 32, 512, kPanelStep, 2 * kPlaneWords}, panel,
+                 panel + kPlanes * kTileColumns * capacity + i / 32 % kPlanes * 2 * kPlaneWords, tile);
     add_gradient(tile, rows, columns, out, c_stride, accumulate);
   }
 }

@@ -61,8 +61,8 @@ inline void store_left(const float* tile, int rows, int64_t row, int64_t column,
   const int64_t stride = left_words(width);
   auto* to = reinterpret_cast<float*>(left) + row / 2 * stride + column;
   for (int k = 0; k < (rows + 1) / 2; ++k, to += stride) {
-    _mm512_storeu_si512(to, word_row(tile, rows, k, 0));
-    _mm512_storeu_si512(to + 16, word_row(tile, rows, k, 16));
+    _mm512_storeu_si512(to, word_row(tile, rows, k, 0).plane[0]);
+    _mm512_storeu_si512(to + 16, word_row(tile, rows, k, 16).plane[0]);
   }
 }
 

@@ -19,6 +19,7 @@ constexpr bool kLeftIsOperand = true;  // the left operand of `outer` has the la
 static_assert(kTileColumns == kMicroVectors * kLanes && kTileRows % kMicroRows == 0);
 
 inline int64_t padded_depth(int64_t k) { return k; }
+inline int64_t operand_column(int64_t c) { return c; }
 inline int64_t operand_stride(int64_t k) { return (k + kTileColumns - 1) / kTileColumns * kTileColumns + 16; }
 inline int64_t panel_elements(int64_t k) { return k * kTileColumns; }
 

@@ -8,7 +8,7 @@
 #include "activations.h"
 #include "segment.h"
 #include "tile.h"
-#ifdef FFNAS_BF16_PRODUCTS
+#if defined(FFNAS_BF16_PRODUCTS) || defined(FFNAS_SPLIT_PRODUCTS)
 #include "gemm_bf16.h"
 #else
 #include "gemm_f32.h"
@@ -27,6 +27,7 @@
 #include "losses_soft.h"
 #include "attention.h"
 #include "attention_backward.h"
+#include "linear.h"
 
 // Test hook: one instruction on n floats, a vector at a time.
 inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
@@ -47,4 +48,5 @@ inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int
 
 extern const Kernels kernels;
 extern const LossKernels loss_kernels;
-const LossKernels loss_kernels = {score_mse, hidden_mse, soft_cross_entropy, attention_forward, attention_backward};
+const LossKernels loss_kernels = {score_mse, hidden_mse, soft_cross_entropy, attention_forward, attention_backward,
+                                  linear};

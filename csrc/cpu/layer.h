@@ -158,7 +158,7 @@ inline void fill_operand(const SegmentCode& s, Registers& reg, const View& x, in
   for_tiles_by_rows(rows, width, [&](int64_t r, int n, int64_t c) {
     load_tile(x, r, c, n, width, reg[kRegisterX]);
     reg.run(s, n, c, width);
-    store_operand(reg[s.value], n, width - c, a + r * stride + c, stride);
+    store_operand(reg[s.value], n, width - c, a + r * stride + operand_column(c), stride);
   });
 }
 

@@ -1,4 +1,4 @@
-// Plain data of the distillation losses and of attention, shared by the entry points (losses_api.h) and the kernels of
+// Plain data of the distillation losses, of attention and of linear layers, shared by the entry points (losses_api.h) and the kernels of
 // every instruction set. Part of ffn.h, which includes it; nothing here has a body worth vectorizing.
 //
 // Names: B samples, S positions, L layers, d head size. Layers of one call agree in shape and are reduced to one scalar.
@@ -73,6 +73,20 @@ struct AttentionCall {
   int failed;
 };
 
+// Linear layers of one input, or one with a residual and LayerNorm (`residual` present); see linear.h.
+constexpr int64_t kMaxLinears = 4;
+struct LinearLayer {
+  View w, b, out;
+  int64_t outputs;
+};
+struct LinearCall {
+  int64_t tokens, inputs, layers;
+  View x, residual, ln_weight, ln_bias;
+  float eps;
+  LinearLayer layer[kMaxLinears];
+  int failed;
+};
+
 // What one instruction set offers; all return 0, or 1 when out of memory.
 struct LossKernels {
   int (*score_mse)(ScoreCall&);
@@ -80,6 +94,7 @@ struct LossKernels {
   int (*soft_cross_entropy)(SoftCrossEntropyCall&);
   int (*attention_forward)(AttentionCall&);
   int (*attention_backward)(AttentionCall&);
+  int (*linear)(LinearCall&);
 };
 
 }  // namespace ffnas

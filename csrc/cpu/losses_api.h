@@ -1,4 +1,4 @@
-// Entry point of the losses and of attention, part of api.cpp: one call as words and reals, decoded into the call of one
+// Entry point of the losses, of attention and of linear layers, part of api.cpp: one call as words and reals, decoded into the call of one
 // kernel. Keep in step with kernels/backends/cpu_losses.py.
 //
 //     words: interface version, operation, instruction set, then what the operation's reader below takes
@@ -11,11 +11,12 @@ FFNAS_DECLARE(avx2)
 FFNAS_DECLARE(avx512)
 FFNAS_DECLARE(avx512bf16)
 FFNAS_DECLARE(amx)
+FFNAS_DECLARE(amx_fp32)
 #undef FFNAS_DECLARE
 
 namespace {
 
-enum LossOperation : int64_t { kScoreMse = 0, kHiddenMse = 1, kSoftCrossEntropy = 2, kAttendForward = 3, kAttendBackward = 4 };
+enum LossOperation : int64_t { kScoreMse = 0, kHiddenMse = 1, kSoftCrossEntropy = 2, kAttendForward = 3, kAttendBackward = 4, kLinear = 5 };
 
 const LossKernels* loss_kernels_of(int64_t isa) {
   switch (isa) {
@@ -31,6 +32,7 @@ const LossKernels* loss_kernels_of(int64_t isa) {
 #endif
 #ifdef FFNAS_WITH_AMX
     case kAmx: return &amx::loss_kernels;
+    case kAmxFloat32: return &amx_fp32::loss_kernels;
 #endif
     default: return nullptr;
   }
@@ -121,6 +123,23 @@ int run_attention(LossReader& in, const double* reals, const LossKernels& kernel
   return (backward ? kernels.attention_backward(call) : kernels.attention_forward(call)) ? kOutOfMemory : kOk;
 }
 
+int run_linear(LossReader& in, const double* reals, const LossKernels& kernels) {
+  LinearCall call = {};
+  for (int64_t* v : {&call.tokens, &call.inputs, &call.layers}) *v = in.next();
+  if (call.tokens < 0 || call.inputs < 1 || call.layers < 1 || call.layers > kMaxLinears) return kBadCall;
+  for (View* v : {&call.x, &call.residual, &call.ln_weight, &call.ln_bias}) *v = in.view();
+  if (call.residual.data != nullptr && call.layers != 1) return kBadCall;
+  call.eps = static_cast<float>(reals[0]);
+  for (int64_t l = 0; l < call.layers; ++l) {
+    LinearLayer& layer = call.layer[l];
+    for (View* v : {&layer.w, &layer.b, &layer.out}) *v = in.view();
+    layer.outputs = in.next();
+    if (layer.outputs < 1) return kBadCall;
+    prefer_huge_pages(layer.out, call.tokens, layer.outputs);
+  }
+  return kernels.linear(call) ? kOutOfMemory : kOk;
+}
+
 int run_loss(const int64_t* words, const double* reals) {
   LossReader in{{words}};
   if (in.next() != kAbiVersion) return kBadCall;
@@ -133,6 +152,7 @@ int run_loss(const int64_t* words, const double* reals) {
     case kSoftCrossEntropy: return run_soft(in, reals, *kernels);
     case kAttendForward: return run_attention(in, reals, *kernels, false);
     case kAttendBackward: return run_attention(in, reals, *kernels, true);
+    case kLinear: return run_linear(in, reals, *kernels);
     default: return kBadCall;
   }
 }

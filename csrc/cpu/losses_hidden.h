@@ -171,7 +171,7 @@ struct Hidden {
       total_squares += static_cast<double>(
           scaled_difference(s.tile, s.other, count, coefficient, gradients ? sums + c : nullptr));
       if (!gradients) return;
-      store_operand(s.tile, count, call.d_t - c, d + r * s.stride_d + c, s.stride_d);
+      store_operand(s.tile, count, call.d_t - c, d + r * s.stride_d + operand_column(c), s.stride_d);
       if (!kLeftIsOperand) store_left(s.tile, count, at + r, c, rows, call.d_t, shared.capacity, shared.left);
     });
     if (gradients) {

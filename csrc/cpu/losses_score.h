@@ -111,7 +111,7 @@ struct ScoreHead {
       product(s.q_t, s.stride_t, r, count, s.keys_t, call.d_t, key + c, key + c + kTileColumns, kZeros, s.tile_t);
       total += static_cast<double>(difference(s.tile_s, s.tile_t, count, call.scale_s, call.scale_t));
       if (!gradients) return;
-      store_operand(s.tile_s, count, keys - c, s.d + r * s.stride_d + c, s.stride_d);
+      store_operand(s.tile_s, count, keys - c, s.d + r * s.stride_d + operand_column(c), s.stride_d);
       if (!kLeftIsOperand) store_left(s.tile_s, count, r, c, rows, keys_per_block, kBlockRows, s.left);
     });
     return total;

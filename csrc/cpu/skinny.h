@@ -4,7 +4,11 @@
 // Vectors run along the depth, in which both operands are contiguous; four rows by four outputs accumulate at a time.
 
 // From about twice as many tokens on the packed product wins; packing halves with the size of an element.
+#ifdef FFNAS_SPLIT_PRODUCTS
+constexpr int64_t kSkinnyTokens = 0;  // api.cpp hands small calls to the AVX-512 kernels
+#else
 constexpr int64_t kSkinnyTokens = sizeof(Element) == 4 ? 8 : 4;
+#endif
 
 // tile[i, j] = bias[j] + sum_k a[i, k] * w[column + j, k] for n rows and the outputs below `width`.
 template <class W>

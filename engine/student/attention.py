@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.student.configuration import FFNASConfig
 from kernels.attention import fused_attention
+from kernels.linear import fused_linear_norm, fused_linears
 
 
 def eager_attention(
@@ -73,6 +74,21 @@ def is_fused(config: FFNASConfig, query: Tensor, mask: Any) -> bool:
     return mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
 
 
+_FEWEST_TOKENS = 64
+"""Below, packing the weights takes longer than the fused linear layers save."""
+
+
+def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether `kernels.linear` takes the place of these linear layers: plain ones, without gradients, on a CPU, eagerly."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+        return False
+    return x.numel() // x.shape[-1] >= _FEWEST_TOKENS and all(
+        type(m) is nn.Linear and m.weight.dtype == x.dtype and not m._forward_hooks for m in layers
+    )
+
+
 class FFNASAttention(nn.Module):
     """Self-attention, output projection, residual and LayerNorm of one layer."""
 
@@ -100,9 +116,12 @@ class FFNASAttention(nn.Module):
             attention_mask: as `extended_mask` gives it.
         """
         split = (*x.shape[:-1], -1, self.head_size)
-        query = self.query(x).view(split).transpose(1, 2)
-        key = self.key(x).view(split).transpose(1, 2)
-        value = self.value(x).view(split).transpose(1, 2)
+        layers = (self.query, self.key, self.value)
+        if runs_fused(x, *layers):
+            projected = fused_linears(x, [m.weight for m in layers], [m.bias for m in layers])
+        else:
+            projected = [m(x) for m in layers]
+        query, key, value = (t.view(split).transpose(1, 2) for t in projected)
         p_drop = self.p_drop if self.training else 0.0
         if is_fused(self.config, query, attention_mask):
             mask = x.new_ones(x.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask[:, 0, 0]
@@ -124,4 +143,8 @@ class FFNASAttention(nn.Module):
 
     def _project(self, x: Tensor, context: Tensor) -> Tensor:
         """LayerNorm(x + dropout(dense(context))), context [B, S, heads, d]."""
-        return self.layernorm(x + self.dropout(self.dense(context.reshape(x.shape))))
+        context, norm = context.reshape(x.shape), self.layernorm
+        if not (self.training and self.dropout.p > 0) and type(norm) is nn.LayerNorm and runs_fused(x, self.dense):
+            dense = self.dense
+            return fused_linear_norm(context, dense.weight, dense.bias, x, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x + self.dropout(self.dense(context)))

@@ -35,10 +35,11 @@ from kernels.philox import drop_threshold
 from kernels.program import Flag
 
 ENVIRONMENT = "FFNAS_CPU_ISA"
-ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
+ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 """Instruction sets in rising order; the position is the number the library knows."""
 
-_ABI_VERSION = 3
+_FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
+_ABI_VERSION = 4
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
@@ -63,8 +64,8 @@ class CpuBackend:
         self._library = _open(path)
         best = usable_isas(self._library)
         self._isa = {
-            torch.float32: max(i for i in best if i <= ISAS.index("avx512")),
-            torch.bfloat16: _bfloat16_isa(best),
+            torch.float32: max(i for i in best if ISAS[i] in _FLOAT32),
+            torch.bfloat16: max(i for i in best if ISAS[i] != "amx_fp32"),
         }
         self.losses = CpuLosses(self._library, _ABI_VERSION, self._isa)
 
@@ -181,14 +182,6 @@ def usable_isas(library: ctypes.CDLL) -> list[int]:
         raise BackendUnavailable(f"{ENVIRONMENT}={limit!r} is none of {', '.join(ISAS)}")
     allowed = range(ISAS.index(limit) + 1)
     return [i for i in allowed if library.ffnas_built(i) and library.ffnas_runs(i)]
-
-
-def _bfloat16_isa(usable: Sequence[int]) -> int:
-    """AMX, or AVX-512's bfloat16 dot products where they are fast.
-
-    On Intel machines with AMX those run at half the rate of float32 multiply-adds (measured), elsewhere at twice.
-    """
-    return max(usable)
 
 
 class _Saves(NamedTuple):

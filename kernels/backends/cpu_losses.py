@@ -1,4 +1,5 @@
-"""The CPU backend's losses and attention: csrc/cpu/losses_*.h and attention*.h, called as words and reals.
+"""The CPU backend's losses, attention and linear layers (csrc/cpu/losses_*.h, attention*.h, linear.h), called as words
+and reals.
 
 Served are float32 and bfloat16 tensors. Products are in bfloat16 where all tensors of the student and the teacher are
 (or autocast says so, for the projection of `hidden_mse`), else in float32; accumulation, softmax and sums are float32,
@@ -19,7 +20,7 @@ from torch import Tensor
 from kernels.losses_reference import gradient_like
 from kernels.philox import drop_threshold
 
-_SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD = range(5)
+_SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR = range(6)
 _FORMS = {"auto": 0, "dense": 1, "tiled": 1, "gram": 2}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 3: "the call does not fit this build of the library"}
@@ -144,6 +145,20 @@ class CpuLosses:
             self._run(words, scale, scale_t, _drop_scale(p_drop))
         return grads[0], grads[1], grads[2]
 
+    def linear(
+        self, x: Tensor, weights: Tensors, biases: Tensors, residual: Tensor | None, norm: Tensors, eps: float
+    ) -> list[Tensor]:  # fmt: skip
+        """See `kernels.linear.linear_fwd`; x and the residual have two dimensions."""
+        outs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
+        if x.shape[0]:
+            words = self._words(_LINEAR, x.dtype, *x.shape, len(weights))
+            for t in (x, residual, *(norm or (None, None))):
+                words.extend(_NO_VIEW if t is None else _view(t))
+            for weight, bias, out in zip(weights, biases, outs, strict=True):
+                words.extend((*_view(weight), *_view(bias), *_view(out), weight.shape[0]))
+            self._run(words, eps)
+        return outs
+
     def _attention_words(
         self, operation: int, inputs: list[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],
         context: Tensor, p_drop: float, seed: Tensor | None,
@@ -171,6 +186,10 @@ class CpuLosses:
 def _common_dtype(*tensors: Tensor) -> torch.dtype:
     """bfloat16 where all are, else float32."""
     return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in tensors) else torch.float32
+
+
+def _view(t: Tensor) -> tuple[int, int, int]:
+    return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
 from kernels.dispatch import available_backends, load_backend, use_backend
 from kernels.expression import parse_expression
 from kernels.ops import fused_ffn, fused_ffn_stack
+from kernels.reference import ffn
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)
@@ -23,9 +24,10 @@ SERVES = {
     "avx512": torch.float32,
     "avx512bf16": torch.bfloat16,
     "amx": torch.bfloat16,
+    "amx_fp32": torch.float32,
 }
 WIDTHS = (1, 7, 16, 31, 32, 33, 45, 64, 97)
-TOKENS = (1, 4, 5, 8, 9, 24, 25, 95, 97, 200)
+TOKENS = (1, 4, 5, 8, 9, 24, 25, 48, 95, 97, 200)
 """Around the rows and columns of a micro-kernel, a tile and a block, and the few tokens that need no packed weights."""
 
 
@@ -52,13 +54,35 @@ def test_random_expressions(on, name):
     accuracy.finish()
 
 
-@pytest.mark.parametrize("name", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["generic", "avx2", "avx512", "amx_fp32"])
 def test_float32_products_serve_bfloat16(on, name):
     on(name)
     accuracy = Accuracy(["cpu"])
     for k, text in enumerate(RELEASED):
         accuracy.check(Case(parse_expression(text), "truncate", 33, 45, 31), k + 1, torch.bfloat16)
     accuracy.finish()
+
+
+@pytest.mark.parametrize("name", ["avx512", "amx_fp32"])
+def test_infinities_meet_zeros_of_cut_operands(on, name):
+    """Values with few bits have parts that are 0, and 0 times infinity is NaN where the whole numbers give infinity."""
+    on(name)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.tensor([1.0, -0.5, 1.0 + 2**-20, 0.3])
+    x = torch.randn(70, 45, generator=generator)
+    w1 = weights[torch.randint(4, (40, 45), generator=generator)]
+    w2 = torch.randn(45, 40, generator=generator)
+    x[3, 5], x[9, 1], x[9, 2], x[11, 0], x[65, 44] = torch.inf, torch.inf, -torch.inf, torch.nan, -torch.inf
+    w1[7, 30], w1[8, :2] = -torch.inf, 0.0
+    inputs = (x, w1, torch.randn(40), w2, torch.randn(45))
+    text = "linear(relu(linear(x,wb1)),wb2)"
+    weight = torch.ones(70, 45)
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    expected = with_gradients(lambda *i: ffn(*i, None, None, parse_expression(text), return_ln=False), leaves, weight)
+    with use_backend("cpu", strict=True):
+        got = with_gradients(lambda *i: fused_ffn(*i, None, None, text, return_ln=False), leaves, weight)
+    for own, eager in zip(got, expected, strict=True):
+        torch.testing.assert_close(own, eager, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def stacked(inputs, n):

@@ -20,7 +20,7 @@ if available_backends()["cpu"] is not None:
 LIBRARY = load_backend("cpu")._library
 _POINTER = ctypes.c_void_p
 LIBRARY.ffnas_unary.argtypes = [ctypes.c_int, ctypes.c_int32, ctypes.c_int32, _POINTER, _POINTER, ctypes.c_int64]
-EXACT = [isa for isa in usable_isas(LIBRARY) if ISAS[isa] in ("generic", "avx2", "avx512")]
+EXACT = [isa for isa in usable_isas(LIBRARY) if ISAS[isa] in ("generic", "avx2", "avx512", "amx_fp32")]
 FAST = [isa for isa in usable_isas(LIBRARY) if ISAS[isa] in ("avx512bf16", "amx")]
 VALUE, GRADIENT, PAIR_SLOPE, PAIR_VALUE = range(4)
 
