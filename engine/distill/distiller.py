@@ -18,6 +18,7 @@ from engine.data import Batch, TaskSpec
 from engine.distill.mixed import mixed_states
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
+from engine.student.attention import TeacherHeads
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
@@ -114,7 +115,7 @@ class Distiller:
         if targets is None:
             targets = self.targets(batch, need_logits=task)
         with autocast(self.device, self.precision):
-            states = mixed_states(supernet, batch, architectures)
+            states = mixed_states(supernet, batch, architectures, score_targets=self._score_targets(targets, terms))
         losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
         share = 1 / len(losses) if average else 1.0
         names = ("total", "hidden", "attention", "prediction")
@@ -132,9 +133,19 @@ class Distiller:
             targets = self.targets(batch, need_logits="prediction" in terms)
         with autocast(self.device, self.precision):
             states = student.states(
-                batch.input_ids, batch.attention_mask, batch.token_type_ids, architecture=architecture
+                batch.input_ids,
+                batch.attention_mask,
+                batch.token_type_ids,
+                architecture=architecture,
+                score_targets=self._score_targets(targets, terms),
             )
         return self._objective(student, states, batch, targets, terms)
+
+    def _score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
+        """What a student's attention needs to compute the score loss; None where that is not asked for, or not ours."""
+        if "attention" not in terms or self.weights.attention == 0 or self.weights.paper_exact:
+            return None
+        return list(zip(targets.queries, targets.keys, strict=True))
 
     def _objective(
         self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
