@@ -42,15 +42,22 @@ def padded_width(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def blocks(dtype: torch.dtype, width: int, *, backward: bool) -> Blocks:
-    """Blocks for heads whose tiles are `width` columns wide."""
+_BLOCKS = {
+    ("forward", 16): (Blocks(64, 64, 4, 2), Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)),
+    ("queries", 16): (Blocks(64, 64, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 1)),
+    ("keys", 16): (Blocks(32, 64, 8, 1), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 1)),
+    ("forward", 32): (Blocks(32, 32, 4, 2), Blocks(16, 32, 8, 1), Blocks(16, 16, 8, 1)),
+    ("queries", 32): (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(16, 16, 8, 1)),
+    ("keys", 32): (Blocks(16, 32, 8, 1), Blocks(16, 32, 16, 1), Blocks(16, 16, 8, 1)),
+}
+"""(pass, bits of the dtype) -> for heads up to 64, 128 and 256 wide."""
+
+
+def blocks(dtype: torch.dtype, width: int, which: str) -> Blocks:
+    """Blocks of the forward pass, or of backward's launch for "queries" or "keys", for tiles `width` columns wide."""
     if interpreted(kernels.attention_fwd_kernel):
-        return Blocks(32, 16, 1, 1)
-    if dtype == torch.float32:
-        return Blocks(32, 32, 4, 2) if width <= 64 else Blocks(16, 32, 4, 1)
-    if width <= 64:
-        return Blocks(64, 64, 8 if backward else 4, 2)
-    return Blocks(64, 64, 8, 2) if width <= 128 and not backward else Blocks(32, 32, 4, 2)
+        return Blocks(32, 32, 1, 1)
+    return _BLOCKS[which, 8 * dtype.itemsize][(width > 64) + (width > 128)]
 
 
 def shares(mask: Tensor, heads: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +90,7 @@ def forward(
     if not q.numel():
         return context, lse, torch.zeros((), dtype=torch.float32, device=q.device)
     heads_in = _Heads(q, k, v, mask, q_t, k_t)
-    c = blocks(heads_in.q.dtype, heads_in.widest, backward=False)
+    c = blocks(heads_in.dtype, heads_in.widest, "forward")
     grid = (-(-length // c.queries), batch * heads)
     parts = None if q_t is None else q.new_empty(grid[::-1], dtype=torch.float32)
     launch(
@@ -109,24 +116,25 @@ def backward(
     batch, heads, length, _ = q.shape
     heads_in = _Heads(q, k, v, mask, q_t, k_t)
     grad = readable(grad_context.to(heads_in.q.dtype)).transpose(1, 2)
-    c = blocks(heads_in.q.dtype, heads_in.widest, backward=True)
     delta = torch.empty_like(lse)
     own = grad_loss.to(torch.float32)
     share = own if q_t is None else shares(heads_in.mask, heads)[0]
     settings = (heads, length, *_dropout(p_drop, scale, scale_t))
-    constants = {**heads_in.constants(p_drop), **c.constants()}
+    constants = heads_in.constants(p_drop)
     constants["LOSS_APART"] = q_t is not None and heads_in.q.dtype == torch.float16
+    c = blocks(heads_in.dtype, heads_in.widest, "queries")
     launch(
         kernels.attention_bwd_q_kernel, (-(-length // c.queries), batch * heads),
         grad, *heads_in.tensors, seed, context, lse, delta, own, share, grads[0],
         *_strides(grad), *heads_in.strides, *_strides(context.transpose(1, 2)), *_strides(grads[0]), *settings,
-        **constants,
+        **constants, **c.constants(),
     )  # fmt: skip
+    c = blocks(heads_in.dtype, heads_in.widest, "keys")
     launch(
         kernels.attention_bwd_kv_kernel, (-(-length // c.keys), batch * heads),
         grad, *heads_in.tensors, seed, lse, delta, own, share, grads[1], grads[2],
         *_strides(grad), *heads_in.strides, *_strides(grads[1]), *_strides(grads[2]), *settings,
-        **constants,
+        **constants, **c.constants(),
     )  # fmt: skip
     return grads[0], grads[1], grads[2]
 
@@ -141,6 +149,8 @@ class _Heads:
         self.mask = mask.contiguous()
         self.teacher = (None, None) if q_t is None or k_t is None else same_dtype(q_t, k_t)
         self.d, self.d_t = q.shape[3], 1 if q_t is None else q_t.shape[3]
+        teacher = self.q.dtype if self.teacher[0] is None else self.teacher[0].dtype
+        self.dtype = torch.float32 if torch.float32 in (self.q.dtype, teacher) else self.q.dtype
         self.widest = max(padded_width(self.d), padded_width(self.d_t))
 
     @property
@@ -153,11 +163,10 @@ class _Heads:
         return [s for x in (self.q, self.k, self.v, *self.teacher) for s in _strides(x)]
 
     def constants(self, p_drop: float) -> dict[str, Any]:
-        teacher = self.teacher[0]
-        dtype = self.q.dtype if teacher is None or self.q.dtype == torch.float32 else teacher.dtype
         return {
             "D": self.d, "D_T": self.d_t, "BD": padded_width(self.d), "BD_T": padded_width(self.d_t),
-            "LOSS": teacher is not None, "DROPOUT": drop_threshold(p_drop) > 0, "PRECISION": precision(dtype),
+            "LOSS": self.teacher[0] is not None, "DROPOUT": drop_threshold(p_drop) > 0,
+            "PRECISION": precision(self.dtype),
         }  # fmt: skip
 
 

@@ -100,11 +100,8 @@ def score_mse_kernel(
     other_head = head_of(_pick(other, layer, LAYERS), task, heads, other_b, other_h)
     othert_head = head_of(_pick(other_t, layer, LAYERS), task, heads, othert_b, othert_h)
     end = length
-    open_rows = rows < length
     if done is not None:
-        served = tl.load(done + index) != 0
-        end = tl.where(served, 0, length)
-        open_rows = open_rows & (not served)
+        end = tl.where(tl.load(done + index) != 0, 0, length)
     squares = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
     for first in range(0, end, BN):
@@ -122,7 +119,7 @@ def score_mse_kernel(
     if GRADIENT:
         acc = acc * (2.0 * scale_s * tl.load(share))
         target = head_of(_pick(grad, layer, LAYERS), task, heads, grad_b, grad_h)
-        store_tile(target, grad_s, rows, open_rows, acc, D, BD)
+        store_tile(target, grad_s, rows, rows < end, acc, D, BD)
 
 
 @triton.jit
@@ -139,19 +136,26 @@ def _gram(a, a_s, b, b_s, mask_row, length, DA: tl.constexpr, DB: tl.constexpr, 
 
 
 @triton.jit
+def _norm(gram, BD: tl.constexpr):
+    """Frobenius norm of the matrix that `gram` is the Gram matrix of."""
+    diagonal = tl.arange(0, BD)[:, None] == tl.arange(0, BD)[None, :]
+    return tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, gram, 0.0), 1), 0))
+
+
+@triton.jit
 def score_gram_kernel(
-    q, k, q_t, k_t, grad_q, grad_k, mask, share, done, parts,
-    q_b, q_h, q_s, k_b, k_h, k_s, qt_b, qt_h, qt_s, kt_b, kt_h, kt_s, dq_b, dq_h, dq_s, dk_b, dk_h, dk_s,
-    heads, length, scale_s, scale_t, limit,
-    LAYERS: tl.constexpr, D: tl.constexpr, D_T: tl.constexpr, BD: tl.constexpr,
-    GRADIENT: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    q, k, q_t, k_t, mask, done, parts, grams,
+    q_b, q_h, q_s, k_b, k_h, k_s, qt_b, qt_h, qt_s, kt_b, kt_h, kt_s, heads, length, scale_s, scale_t, limit,
+    LAYERS: tl.constexpr, D: tl.constexpr, D_T: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The Gram form (`kernels.losses_reference`) of one head: sum (s - t)² = scale_s² <QsᵀQs, KsᵀKs>
     - 2 scale_s scale_t <QsᵀQt, KsᵀKt> + scale_t² <QtᵀQt, KtᵀKt>, in float64. Grid (heads of samples, layers).
 
     `done` gets 1 and `parts` [layers, heads of samples] the sum where the error, bounded as in `gram_error_bound`, is
-    proven to be at most `limit` of it; else both get 0, no gradient is written, and the tiled kernel serves the head.
-    limit < 0 takes the result as it is.
+    proven to be at most `limit` of it; else both get 0, and the tiled kernel serves the head. limit < 0 takes the result
+    as it is.
+
+    grams: float32 [layers, heads of samples, 4, BD, BD], QsᵀQs, QsᵀQt, KsᵀKs, KsᵀKt for the gradients; or None.
     """
     task = tl.program_id(0)
     layer = tl.program_id(1)
@@ -161,49 +165,61 @@ def score_gram_kernel(
     k_head = head_of(_pick(k, layer, LAYERS), task, heads, k_b, k_h)
     qt_head = head_of(_pick(q_t, layer, LAYERS), task, heads, qt_b, qt_h)
     kt_head = head_of(_pick(k_t, layer, LAYERS), task, heads, kt_b, kt_h)
-    diagonal = tl.arange(0, BD)[:, None] == tl.arange(0, BD)[None, :]
-    # the teacher's pair first, which no gradient needs
+    entries = tl.arange(0, BD)[:, None] * BD + tl.arange(0, BD)[None, :]
     a = _gram(qt_head, qt_s, qt_head, qt_s, mask_row, length, D_T, D_T, BD, BK)
     b = _gram(kt_head, kt_s, kt_head, kt_s, mask_row, length, D_T, D_T, BD, BK)
     total = tl.sum(tl.sum(a * b, 1), 0) * scale_t * scale_t
-    size = tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, a, 0.0), 1), 0))
-    size *= tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, b, 0.0), 1), 0)) * tl.abs(scale_t)
+    size = _norm(a, BD) * _norm(b, BD) * tl.abs(scale_t)
     a = _gram(q_head, q_s, qt_head, qt_s, mask_row, length, D, D_T, BD, BK)
     b = _gram(k_head, k_s, kt_head, kt_s, mask_row, length, D, D_T, BD, BK)
     total -= 2.0 * tl.sum(tl.sum(a * b, 1), 0) * scale_s * scale_t
-    cross_q = a.to(tl.float32)
-    cross_k = b.to(tl.float32)
+    if grams is not None:
+        own = grams + index.to(tl.int64) * (4 * BD * BD) + entries
+        tl.store(own + BD * BD, a.to(tl.float32))
+        tl.store(own + 3 * BD * BD, b.to(tl.float32))
     a = _gram(q_head, q_s, q_head, q_s, mask_row, length, D, D, BD, BK)
     b = _gram(k_head, k_s, k_head, k_s, mask_row, length, D, D, BD, BK)
     total += tl.sum(tl.sum(a * b, 1), 0) * scale_s * scale_s
-    own = tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, a, 0.0), 1), 0))
-    own *= tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, b, 0.0), 1), 0)) * tl.abs(scale_s)
+    if grams is not None:
+        own = grams + index.to(tl.int64) * (4 * BD * BD) + entries
+        tl.store(own, a.to(tl.float32))
+        tl.store(own + 2 * BD * BD, b.to(tl.float32))
+    size += _norm(a, BD) * _norm(b, BD) * tl.abs(scale_s)
     total = tl.maximum(total, 0.0)
     width = D + D_T
-    bound = (2 * length + width * width + 16) * UNIT * (own + size) * (own + size)
+    bound = (2 * length + width * width + 16) * UNIT * size * size
     good = (bound * (1.0 + limit) <= limit * total) | (limit < 0.0)
     tl.store(done + index, good.to(tl.int32))
     tl.store(parts + index, tl.where(good, total, 0.0).to(tl.float32))
-    if GRADIENT:
-        gram_q = a.to(tl.float32)
-        gram_k = b.to(tl.float32)
-        dq_head = head_of(_pick(grad_q, layer, LAYERS), task, heads, dq_b, dq_h)
-        dk_head = head_of(_pick(grad_k, layer, LAYERS), task, heads, dk_b, dk_h)
-        factor = 2.0 * scale_s * tl.load(share)
-        for first in range(0, tl.where(good, length, 0), BM):
-            rows = first + tl.arange(0, BM)
-            real = real_tokens(mask_row, rows, length)
-            inside = rows < length
-            x = tile_of(q_head, q_s, rows, real, D, BD).to(tl.float32)
-            y = tile_of(qt_head, qt_s, rows, real, D_T, BD).to(tl.float32)
-            value = tl.dot(x, gram_k, input_precision="ieee") * scale_s
-            value -= tl.dot(y, tl.trans(cross_k), input_precision="ieee") * scale_t
-            store_tile(dq_head, dq_s, rows, inside, value * factor, D, BD)
-            x = tile_of(k_head, k_s, rows, real, D, BD).to(tl.float32)
-            y = tile_of(kt_head, kt_s, rows, real, D_T, BD).to(tl.float32)
-            value = tl.dot(x, gram_q, input_precision="ieee") * scale_s
-            value -= tl.dot(y, tl.trans(cross_q), input_precision="ieee") * scale_t
-            store_tile(dk_head, dk_s, rows, inside, value * factor, D, BD)
+
+
+@triton.jit
+def score_gram_grad_kernel(
+    own, own_t, grad, grams, mask, share, done,
+    own_b, own_h, own_s, ownt_b, ownt_h, ownt_s, grad_b, grad_h, grad_s, heads, length, scale_s, scale_t, first_gram,
+    LAYERS: tl.constexpr, D: tl.constexpr, D_T: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """2 scale_s share (scale_s own G_ss - scale_t own_t G_stᵀ) of heads that are `done`.
+
+    Grid (blocks of rows, heads of samples, layers). The Grams are those of the other side: 2 as `first_gram` for
+    queries, 0 for keys.
+    """
+    task = tl.program_id(1)
+    layer = tl.program_id(2)
+    index = layer * tl.num_programs(1) + task
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    end = tl.where(tl.load(done + index) != 0, length, 0)
+    mask_row = mask + (task // heads).to(tl.int64) * length
+    real = real_tokens(mask_row, rows, end)
+    entries = tl.arange(0, BD)[:, None] * BD + tl.arange(0, BD)[None, :]
+    first = grams + (index.to(tl.int64) * 4 + first_gram) * (BD * BD)
+    x = tile_of(head_of(_pick(own, layer, LAYERS), task, heads, own_b, own_h), own_s, rows, real, D, BD)
+    y = tile_of(head_of(_pick(own_t, layer, LAYERS), task, heads, ownt_b, ownt_h), ownt_s, rows, real, D_T, BD)
+    value = tl.dot(x.to(tl.float32), tl.load(first + entries), input_precision="ieee") * scale_s
+    cross = tl.load(first + BD * BD + entries)
+    value -= tl.dot(y.to(tl.float32), tl.trans(cross), input_precision="ieee") * scale_t
+    target = head_of(_pick(grad, layer, LAYERS), task, heads, grad_b, grad_h)
+    store_tile(target, grad_s, rows, rows < end, value * (2.0 * scale_s * tl.load(share)), D, BD)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """The KD losses on Triton kernels; functions and results as in `kernels.losses_reference` (`kernels.triton.loss_kernels`).
 
 score_mse: one launch for the loss and the gradients of all layers' queries, one for those of their keys. `auto` takes
-the tiled form, and for long sequences (`_gram_pays`) tries the Gram form first: one launch more, which decides head by
+the tiled form, and for long sequences (`_gram_pays`) tries the Gram form first: launches more, the first of which decides head by
 head on the device whether its error is proven to be at most 1e-3, and leaves the other heads to the tiled kernels. So
 nothing is read by the host.
 
@@ -33,6 +33,9 @@ CHUNK = 8192
 
 LARGEST_GRAM_HEAD = 64
 """Grams of 64 x 64 float64 are what a program's registers hold."""
+
+_PROVEN, _TAKE_IT = GRAM_MAX_RELATIVE_ERROR, -1.0
+"""Limits of the Gram form's error; see `score_gram_kernel`."""
 
 _GROUP = 2048
 """Tokens whose part of the projection's gradient is summed by one program."""
@@ -100,10 +103,11 @@ def _score_layers(
         if max(d_s, d_t) > LARGEST_GRAM_HEAD:
             raise ValueError(f"the Gram form serves heads up to {LARGEST_GRAM_HEAD} wide here, got {d_s} and {d_t}")
         done = torch.empty((layers, batch * heads), dtype=torch.int32, device=mask.device)
-        parts.append(_gram(s, mask, share, done, scale_s, scale_t, -1.0 if method == "gram" else None))
+        parts.append(_gram(s, mask, share, done, scale_s, scale_t, _TAKE_IT if method == "gram" else _PROVEN))
         if method == "gram":
             return parts
-    c = attention.blocks(s.q[0].dtype, max(padded_width(d_s), padded_width(d_t)), backward=False)
+    dtype = torch.float32 if torch.float32 in (s.q[0].dtype, s.q_t[0].dtype) else s.q[0].dtype
+    c = attention.blocks(dtype, max(padded_width(d_s), padded_width(d_t)), "forward")
     grid = (-(-length // c.queries), batch * heads, layers)
     sums = torch.empty(grid[::-1], dtype=torch.float32, device=mask.device)
     parts.append(sums.flatten())
@@ -111,33 +115,42 @@ def _score_layers(
     if s.grad_q:
         directions.append((s.k, s.q, s.k_t, s.q_t, s.grad_k, None))
     for own, other, own_t, other_t, grad, out in directions:
-        strides = [n for x in (own, other, own_t, other_t, grad or own) for n in x[0].stride()[:3]]
         launch(
             loss_kernels.score_mse_kernel, grid,
             tuple(own), tuple(other), tuple(own_t), tuple(other_t), tuple(grad or own), mask.view(torch.uint8), share,
-            done, out, *strides, heads, length, scale_s, scale_t,
+            done, out, *_strides(own, other, own_t, other_t, grad or own), heads, length, scale_s, scale_t,
             LAYERS=layers, D=d_s, D_T=d_t, BD=padded_width(d_s), BD_T=padded_width(d_t), GRADIENT=bool(grad),
-            PRECISION=_common_precision(own[0], own_t[0]), **c.constants(),
+            PRECISION=precision(dtype), **c.constants(),
         )  # fmt: skip
     return parts
 
 
 def _gram(
-    s: _Scores, mask: Tensor, share: Tensor, done: Tensor, scale_s: float, scale_t: float, limit: float | None
+    s: _Scores, mask: Tensor, share: Tensor, done: Tensor, scale_s: float, scale_t: float, limit: float
 ) -> Tensor:
     layers, (batch, heads, length, d_s), d_t = len(s.q), s.q[0].shape, s.q_t[0].shape[3]
-    parts = torch.empty((layers, batch * heads), dtype=torch.float32, device=mask.device)
-    sides = (s.q, s.k, s.q_t, s.k_t, s.grad_q or s.q, s.grad_k or s.k)
+    width, tasks = max(padded_width(d_s), padded_width(d_t)), batch * heads
+    parts = torch.empty((layers, tasks), dtype=torch.float32, device=mask.device)
+    grams = parts.new_empty((layers, tasks, 4, width, width)) if s.grad_q else None
+    sizes = {"LAYERS": layers, "D": d_s, "D_T": d_t, "BD": width, "stages": 1}
     small = interpreted(loss_kernels.score_gram_kernel)
     launch(
-        loss_kernels.score_gram_kernel, (batch * heads, layers),
-        *(tuple(x) for x in sides), mask.view(torch.uint8), share, done, parts,
-        *(n for x in sides for n in x[0].stride()[:3]), heads, length, scale_s, scale_t,
-        GRAM_MAX_RELATIVE_ERROR if limit is None else limit,
-        LAYERS=layers, D=d_s, D_T=d_t, BD=max(padded_width(d_s), padded_width(d_t)), GRADIENT=bool(s.grad_q),
-        BM=32, BK=64 if small else 16, warps=8, stages=1,
+        loss_kernels.score_gram_kernel, (tasks, layers), *(tuple(x) for x in s[:4]), mask.view(torch.uint8), done,
+        parts, grams, *_strides(*s[:4]), heads, length, scale_s, scale_t, limit, BK=64 if small else 16, warps=8,
+        **sizes,
     )  # fmt: skip
+    for own, own_t, grad, first in ((s.q, s.q_t, s.grad_q, 2), (s.k, s.k_t, s.grad_k, 0)) if s.grad_q else ():
+        launch(
+            loss_kernels.score_gram_grad_kernel, (-(-length // 32), tasks, layers),
+            tuple(own), tuple(own_t), tuple(grad), grams, mask.view(torch.uint8), share, done,
+            *_strides(own, own_t, grad), heads, length, scale_s, scale_t, first, BM=32, warps=8, **sizes,
+        )  # fmt: skip
     return parts.flatten()
+
+
+def _strides(*sides: list[Tensor]) -> list[int]:
+    """Of samples, heads and rows, of each side."""
+    return [n for side in sides for n in side[0].stride()[:3]]
 
 
 def hidden_mse(
@@ -294,7 +307,3 @@ def soft_cross_entropy(
     one = torch.ones(1, dtype=torch.float32, device=student.device)
     return total(parts, one, temperature**2 / rows), grads
 
-
-def _common_precision(*tensors: Tensor) -> str:
-    """"ieee" where one of the products is float32 and TF32 is not allowed."""
-    return precision(torch.float32 if any(t.dtype == torch.float32 for t in tensors) else tensors[0].dtype)
