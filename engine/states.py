@@ -10,6 +10,7 @@ two factors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,20 @@ class EncoderStates:
     keys: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
     score_loss: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> EncoderStates:
+        """The same states with `change` applied to each tensor."""
+        return EncoderStates(
+            change(self.embeddings),
+            *(tuple(change(t) for t in group) for group in (self.hidden, self.queries, self.keys)),
+            *(None if t is None else change(t) for t in (self.logits, self.score_loss)),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the attributes."""
+        seen: list[Tensor] = []
+        self.map(lambda t: seen.append(t) or t)  # type: ignore[func-returns-value]
+        return seen
 
 
 class Recorder:

@@ -7,7 +7,7 @@ than the student's forward and backward together, so the steps here take its ans
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.architecture import Architecture
 from engine.data import Batch, TaskSpec
+from engine.distill.graphs import StepGraphs
 from engine.distill.mixed import mixed_states
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
@@ -45,6 +46,9 @@ class Distiller:
         device: where both models run.
         precision: of the student, `"fp32"` or `"bf16"` (autocast; losses in fp32).
         teacher_precision: of the teacher, likewise.
+
+    Attributes:
+        graphs: captured steps of its students, on CUDA.
     """
 
     def __init__(
@@ -64,6 +68,13 @@ class Distiller:
         self.device = device
         self.precision = precision
         self.teacher_precision = teacher_precision
+        self.graphs: StepGraphs | None = None
+        if device.type == "cuda":
+            self.graphs = StepGraphs(device, self.loss_of, (precision, weights, tuple(self.layers)))
+
+    def loss_of(self, part: str) -> Callable[..., KDLoss]:
+        """The loss of a part of training: "text" or "task"."""
+        return self.text_loss if part == "text" else self.task_loss
 
     def targets(self, batch: Batch, *, need_logits: bool) -> EncoderStates:
         """One teacher pass over `batch`: mapped layers only."""

@@ -4,6 +4,9 @@
         ...capture a CUDA graph that calls fused_ffn with that program...
     buffer.copy_(lower("linear(relu(linear(x,wb1)),wb2)"))   # then replay: the graph runs the other program
 
+Or, from any thread (autograd runs backward in threads of its own) and with as many buffers as a model has layers: calls
+with `buffer.bound` as their program read that buffer, whatever it holds.
+
 A copy is made once per program and device, on a stream of its own: no running kernel is waited for. A program must have
 run once, or have a buffer, before a graph that uses it is captured.
 
@@ -12,9 +15,11 @@ Rejected: passing the words as kernel arguments. They would be frozen into a cap
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
@@ -79,6 +84,8 @@ class DeviceProgram:
 _copies: OrderedDict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = OrderedDict()
 _lock = Lock()
 _buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buffers", default=())
+_bound: weakref.WeakValueDictionary[int, ProgramBuffer] = weakref.WeakValueDictionary()
+"""Buffers by the address of their `bound` program's words."""
 
 
 def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgram:
@@ -106,6 +113,14 @@ def _forget_half(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     for _ in range(CACHE_SIZE // 2):
         _copies.popitem(last=False)
+
+
+def bound_buffer(program: Tensor, device: torch.device) -> DeviceProgram | None:
+    """The content of the buffer on `device` that `program`, the tensor of its `bound` program, stands for."""
+    buffer = _bound.get(program.data_ptr())
+    if buffer is None or buffer.device_program.code.device != device:
+        return None
+    return buffer.device_program
 
 
 def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram | None:
@@ -151,6 +166,9 @@ class ProgramBuffer:
         slots: slots that kernels shall have (`kernels.triton.microcode.SLOT_VARIANTS`).
         capacity: words of the buffer.
 
+    Attributes:
+        bound: the first program, with words at an address of its own: calls with it read the buffer.
+
     Raises:
         ValueError: the program does not fit.
     """
@@ -167,6 +185,8 @@ class ProgramBuffer:
         self.device_program = DeviceProgram(program.words, code, tuple(max(v, slots) for v in own))
         self._token: Token[tuple[ProgramBuffer, ...]] | None = None
         self._fill(program)
+        self.bound = replace(program, tensor=program.tensor.clone())
+        _bound[self.bound.tensor.data_ptr()] = self
 
     def copy_(self, program: Program) -> None:
         """Puts another program in; graphs captured with this buffer run it from the next replay on this stream.
