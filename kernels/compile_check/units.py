@@ -91,13 +91,18 @@ def _cost(launch: Any) -> float:
     return slots * (2.0 if "bwd" in launch.kernel.__name__ else 1.0)
 
 
-def _compile(unit: Unit) -> Row:
+def build(unit: Unit) -> Any:
+    """A Triton unit's compiled kernel, by way of Triton's cache on disk."""
     from kernels.triton.launch import target
 
     assert unit.call is not None
-    launch = _launches(unit.call)[unit.launch]
     with target(unit.arch):
-        built = launch.build()
+        return _launches(unit.call)[unit.launch].build()
+
+
+def _compile(unit: Unit) -> Row:
+    assert unit.call is not None
+    built, launch = build(unit), _launches(unit.call)[unit.launch]
     constants = {"warps": launch.warps, **launch.constants}
     return triton_row(launch.kernel.__name__, f"{unit.call.name} {_variant(constants)}", unit.arch, built)
 
