@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import replace
-from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from kernels.program import Flag, Program, Segment
 from kernels.triton import microcode
 from kernels.triton.evaluate import interpret
+from kernels.upload import upload
 
 CACHE_SIZE = 4096
 """Device copies kept; then the less recently used half is dropped. One takes 1 to 4 KB."""
@@ -86,6 +86,8 @@ _lock = Lock()
 _buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buffers", default=())
 _bound: weakref.WeakValueDictionary[int, ProgramBuffer] = weakref.WeakValueDictionary()
 """Buffers by the address of their `bound` program's words."""
+_entered: list[ProgramBuffer] = []
+"""Buffers active in any thread, for backward passes: autograd runs those of CUDA tensors in a thread of its own."""
 
 
 def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgram:
@@ -123,9 +125,14 @@ def bound_buffer(program: Tensor, device: torch.device) -> DeviceProgram | None:
     return buffer.device_program
 
 
-def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram | None:
-    """The content of the innermost active `ProgramBuffer` on `device` that holds this program."""
-    for buffer in reversed(_buffers.get()):
+def active_buffer(words: tuple[int, ...], device: torch.device, *, backward: bool = False) -> DeviceProgram | None:
+    """The content of the innermost active `ProgramBuffer` on `device` that holds this program.
+
+    Args:
+        words, device: the program's, and where it runs.
+        backward: in a backward pass, which may run in another thread than the block: buffers of all threads count.
+    """
+    for buffer in reversed([*_entered, *_buffers.get()] if backward else _buffers.get()):
         if buffer.device_program.words == words and buffer.device_program.code.device == device:
             return buffer.device_program
     return None
@@ -134,24 +141,7 @@ def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram
 def _upload(code: tuple[int, ...], device: torch.device) -> Tensor:
     if device.type == "meta":
         return torch.empty(len(code), dtype=torch.int32, device=device)
-    host = torch.tensor(code, dtype=torch.int32)
-    if device.type == "cpu":
-        return host
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a program was first used while a CUDA graph was captured: call it once before, or use a ProgramBuffer"
-        )
-    # a stream of its own: waiting for it waits for these few bytes, not for the kernels queued before them
-    stream = _upload_stream(device)
-    with torch.cuda.stream(stream):
-        copy = host.pin_memory().to(device, non_blocking=True)
-    stream.synchronize()
-    return copy
-
-
-@lru_cache
-def _upload_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return upload(torch.tensor(code, dtype=torch.int32), device)
 
 
 class ProgramBuffer:
@@ -218,8 +208,10 @@ class ProgramBuffer:
 
     def __enter__(self) -> ProgramBuffer:
         self._token = _buffers.set((*_buffers.get(), self))
+        _entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._token is not None
         _buffers.reset(self._token)
+        _entered.remove(self)

@@ -83,7 +83,7 @@ def program_of(call: FFNCall, save: bool, needs: Sequence[bool] | None = None) -
         needs: of backward; None in forward.
     """
     words, device = checked_words(call.program), call.x.device
-    buffer = bound_buffer(call.program, device) or active_buffer(words, device)
+    buffer = bound_buffer(call.program, device) or active_buffer(words, device, backward=needs is not None)
     if buffer is not None:
         return buffer
     plain = device_program(words, device)
