@@ -29,7 +29,6 @@ from torch import Tensor
 from kernels import losses_library
 from kernels.losses import check_attention
 
-
 LONGEST = {torch.float32: 2.8, torch.bfloat16: 1e9}
 """Longest sequence, in units of d + d_t, up to which one pass is the faster way on a CPU."""
 

@@ -1,21 +1,21 @@
 """The population step of one student as a captured CUDA graph, replayed for every student of its shape family.
 
-A graph reads and writes fixed addresses, so it belongs to a `Slot`: a model whose weights, optimizer state and learning
-rate stay where they are, programs in device buffers (`kernels.triton.device_program`), and, shared by all slots, buffers
-for batch and teacher's answers. A student that is to be trained is seated in a free slot of its family: its weights are
-copied in, and from then on its own parameters are views of the slot's, so that whoever evaluates it sees it train; its
-expressions are written into the program buffers. Leaving, it takes a copy of its weights along.
+A graph reads and writes fixed addresses, so it belongs to a `Slot`: a model whose weights, optimizer state and
+learning rate stay where they are, programs in device buffers (`kernels.triton.device_program`), and, shared by all
+slots, buffers for batch and teacher's answers. A student that is to be trained is seated in a free slot of its family:
+its weights are copied in, and from then on its own parameters are views of the slot's, so that whoever evaluates it
+sees it train; its expressions are written into the program buffers. Leaving, it takes a copy of its weights along.
 
     family   what a graph's kernels depend on: shapes and dtypes of all parameters, per layer the stack, inner width and
              the program's flags and slots, dropout, precision, optimizer constants, backends
     shape    of batch and answers: a slot has one graph per shape, `MAX_GRAPHS` at most; others run eagerly
 
-The first step of a shape runs eagerly, on a side stream: it is a real step, and what kernels compile and allocate at
-their first run is done. The second is captured and replayed. `captures` counts, and a student of a known family and
-shape adds nothing to it. Random numbers come from the member's generator state, set before a replay as before an eager
-step; seeds drawn on the device (`torch.randint`) are part of the graph.
+The first step of a shape runs eagerly, on a side stream: it is a real step, and whatever is compiled and allocated at a
+kernel's first run is done by it. The second is captured and replayed. `captures` counts, and a student of a known
+family and shape adds nothing to it. Random numbers come from the member's generator state, set before a replay as
+before an eager step; seeds drawn on the device (`torch.randint`) are part of the graph.
 
-What cannot be captured runs eagerly, on the same slot, and one line says why. `FFNAS_CUDA_GRAPHS=0` turns capturing off.
+What cannot be captured runs eagerly, on the same slot, and one line says why. `FFNAS_CUDA_GRAPHS=0` turns it off.
 
 Rejected: one graph for all K students of a population. It would have to be captured again whenever one is retired.
 Rejected: the teacher's pass in the graph. Its answers may come from a cache, and its model is the user's.
@@ -371,8 +371,8 @@ class StepGraphs:
         parameters = tuple((n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in model.named_parameters())
         layers = tuple((p.stack, p.inner, p.kron, self._programs.family(p)) for p in plans)
         numbers = (
-            config.hidden_dropout_prob, config.attention_probs_dropout_prob, getattr(config, "classifier_dropout", None),
-            config.layer_norm_eps, config.num_attention_heads, config._attn_implementation,
+            config.hidden_dropout_prob, config.attention_probs_dropout_prob,
+            getattr(config, "classifier_dropout", None), config.layer_norm_eps, config.num_attention_heads, config._attn_implementation,
         )  # fmt: skip
         constants = (self._constants, part, settings.weight_decay, settings.clip, dispatch.fingerprint())
         return type(model), parameters, layers, numbers, constants

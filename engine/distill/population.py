@@ -12,9 +12,9 @@ On CUDA they run one after the other on the same stream, which the device sees a
 captured graph (`engine.distill.graphs`); batches are copied there one ahead (`engine.data.prefetch`).
 
 A student whose loss is not finite is retired and the others go on. On CUDA nobody waits to hear of it: the losses of
-`LOG_EVERY` steps are read when the next ones are (`engine.readout`), so it may train that much longer, for nothing. When memory runs out, the youngest students are
-taken out (`postponed`, to be trained again later) and the step goes on where it was: a student is only changed by its
-optimizer step, which comes after everything that allocates.
+`LOG_EVERY` steps are read when the next ones are (`engine.readout`), so it may train that much longer, for nothing.
+When memory runs out, the youngest students are taken out (`postponed`, to be trained again later) and the step goes on
+where it was: a student is only changed by its optimizer step, which comes after everything that allocates.
 
 Rejected: stacking the students' weights into batched products. They differ in widths, depth and expression; padding
 them to one shape computes up to 16 times what is asked for.

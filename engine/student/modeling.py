@@ -198,16 +198,14 @@ class FFNASModel(FFNASPreTrainedModel):
         return layer(x, mask, plan, **kwargs)
 
     @staticmethod
-    def _score_teachers(
-        record: Sequence[int], targets: Sequence[TeacherHeads] | None
-    ) -> dict[int, TeacherHeads]:
+    def _score_teachers(record: Sequence[int], targets: Sequence[TeacherHeads] | None) -> dict[int, TeacherHeads]:
         """The teacher's queries and keys by layer."""
         if targets is None:
             return {}
         if len(targets) != len(record):
             raise UserError(
-                f"layers: the student records {len(record)} layers, the teacher gave queries and keys of {len(targets)}:"
-                " ask the teacher for layer_map(student layers, teacher layers)"
+                f"layers: the student records {len(record)} layers, the teacher gave queries and keys of"
+                f" {len(targets)}: ask the teacher for layer_map(student layers, teacher layers)"
             )
         return dict(zip(record, targets, strict=True))
 

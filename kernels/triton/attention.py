@@ -1,4 +1,4 @@
-"""Attention with its score loss on Triton kernels: launches and what they are told (`kernels.triton.attention_kernels`).
+"""Attention with its score loss on Triton kernels: the launches of `kernels.triton.attention_kernels`.
 
 The functions have the arguments and results of `kernels.attention_reference`; nothing waits for the device, memory is
 only what PyTorch's allocator hands out, and so a call can be captured in a CUDA graph.

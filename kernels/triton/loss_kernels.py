@@ -1,7 +1,8 @@
 """The Triton kernels of the KD losses (`kernels.triton.losses`); sums are float32 in a program, float64 over programs.
 
-A program leaves its share of the loss in a float32 of its own; one more launch adds all of them, of all layers. Rejected:
-atomic additions, whose order, and so the last bits, change from run to run.
+A program leaves its share of the loss in a float32 of its own; one more launch adds all of them, of all layers.
+
+Rejected: atomic additions, whose order, and so the last bits, change from run to run.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - arguments of Triton functions are tensors, pointers and scalars of any type
@@ -20,7 +21,7 @@ UNIT = tl.constexpr(2.0**-53 * 1.01)
 
 @triton.jit
 def mask_shares_kernel(mask, out, batch, length, heads, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """out: float32 [2] = 1 / (heads * sum over samples of n²), 1 / (sum of n), n real tokens; at most 1. One program."""
+    """out: float32 [2] = 1 / (heads * sum over samples of n²), 1 / (sum of n) for n real tokens. One program."""
     pairs = tl.zeros((ROWS,), tl.int64)
     tokens = tl.zeros((ROWS,), tl.int64)
     for first in range(0, batch, ROWS):
@@ -55,7 +56,7 @@ def scaled_sum_kernel(parts, share, out, size, count, factor, BLOCK: tl.constexp
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     row = parts + at
-    for _ in range(0, count):
+    for _ in range(count):
         total += tl.load(row, mask=at < size, other=0.0)
         row += size
     tl.store(out + at, (total * (tl.load(share) * factor)).to(out.dtype.element_ty), mask=at < size)
@@ -152,8 +153,8 @@ def score_gram_kernel(
     - 2 scale_s scale_t <QsᵀQt, KsᵀKt> + scale_t² <QtᵀQt, KtᵀKt>, in float64. Grid (heads of samples, layers).
 
     `done` gets 1 and `parts` [layers, heads of samples] the sum where the error, bounded as in `gram_error_bound`, is
-    proven to be at most `limit` of it; else both get 0, and the tiled kernel serves the head. limit < 0 takes the result
-    as it is.
+    proven to be at most `limit` of it; else both get 0, and the tiled kernel serves the head. limit < 0 takes the
+    result as it is.
 
     grams: float32 [layers, heads of samples, 4, BD, BD], QsᵀQs, QsᵀQt, KsᵀKs, KsᵀKt for the gradients; or None.
     """
@@ -298,8 +299,12 @@ def soft_cross_entropy_kernel(
     for first in range(0, classes, BLOCK):
         c = first + tl.arange(0, BLOCK)[None, :]
         wanted = inside[:, None] & (c < classes)
-        high_s = tl.maximum(high_s, tl.max(tl.load(student + base + c, mask=wanted, other=float("-inf")).to(tl.float32), 1))
-        high_t = tl.maximum(high_t, tl.max(tl.load(teacher + base + c, mask=wanted, other=float("-inf")).to(tl.float32), 1))
+        high_s = tl.maximum(
+            high_s, tl.max(tl.load(student + base + c, mask=wanted, other=float("-inf")).to(tl.float32), 1)
+        )
+        high_t = tl.maximum(
+            high_t, tl.max(tl.load(teacher + base + c, mask=wanted, other=float("-inf")).to(tl.float32), 1)
+        )
     high_s = tl.where(inside, high_s, 0.0)
     high_t = tl.where(inside, high_t, 0.0)
     total_s = tl.zeros((ROWS,), tl.float32)

@@ -1,9 +1,9 @@
-"""The KD losses on Triton kernels; functions and results as in `kernels.losses_reference` (`kernels.triton.loss_kernels`).
+"""The KD losses on Triton kernels (`kernels.triton.loss_kernels`); functions as in `kernels.losses_reference`.
 
 score_mse: one launch for the loss and the gradients of all layers' queries, one for those of their keys. `auto` takes
-the tiled form, and for long sequences (`_gram_pays`) tries the Gram form first: launches more, the first of which decides head by
-head on the device whether its error is proven to be at most 1e-3, and leaves the other heads to the tiled kernels. So
-nothing is read by the host.
+the tiled form, and for long sequences (`_gram_pays`) tries the Gram form first: three launches more, the first of which
+decides head by head on the device whether its error is proven to be at most 1e-3, and leaves the other heads to the
+tiled kernels. So nothing is read by the host.
 
 hidden_mse: a product with the difference as its epilogue, whose result feeds the products of both gradients. It exists
 for at most `CHUNK` tokens of one layer at a time, never for all. One launch adds all layers' sums.
@@ -93,9 +93,7 @@ def _alike(sides: list[list[Tensor]]) -> list[list[list[Tensor]]]:
     return [[side[k : k + 1] for side in sides] for k in range(len(sides[0]))]
 
 
-def _score_layers(
-    s: _Scores, mask: Tensor, share: Tensor, scale_s: float, scale_t: float, method: str
-) -> list[Tensor]:
+def _score_layers(s: _Scores, mask: Tensor, share: Tensor, scale_s: float, scale_t: float, method: str) -> list[Tensor]:
     """Launches for layers alike; the sums to be added, float32."""
     layers, (batch, heads, length, d_s), d_t = len(s.q), s.q[0].shape, s.q_t[0].shape[3]
     done, parts = None, []
@@ -306,4 +304,3 @@ def soft_cross_entropy(
     )  # fmt: skip
     one = torch.ones(1, dtype=torch.float32, device=student.device)
     return total(parts, one, temperature**2 / rows), grads
-

@@ -166,9 +166,9 @@ def test_where_it_is_left_apart(batch, calls):
     assert distiller(batch).text_loss(model, batch).attention > 0
     model.set_attn_implementation("sdpa")
     assert not any(calls)
+    kd = distiller(batch)
+    kd.teacher = FixedTeacher(batch, heads=2)
     with pytest.raises(UserError, match="the student has 3, the teacher 2"):
-        kd = distiller(batch)
-        kd.teacher = FixedTeacher(batch, heads=2)
         kd.text_loss(model, batch)
     short = [(q, q) for q in FixedTeacher(batch).answer.queries[:2]]
     with pytest.raises(UserError, match="records 3 layers, the teacher gave queries and keys of 2"):

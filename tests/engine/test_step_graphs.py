@@ -63,7 +63,7 @@ class StandIn:
 
 
 class HostPrograms:
-    """Programs where a stand-in finds them: the plans themselves; programs of equal flags may take each other's place."""
+    """Programs where a stand-in finds them: the plans themselves. Those of equal flags may take each other's place."""
 
     def __init__(self, plans, device):
         self.plans = tuple(plans)

@@ -6,8 +6,8 @@ Triton decides when a kernel is defined whether it is interpreted, so the interp
     pytest tests/kernels/test_triton_losses.py                       runs the same in a child process, as one test
     pytest -m gpu tests/kernels/test_triton_losses.py                the same tests on a CUDA device
 
-Accuracy is judged as in `test_attention` and `test_losses_fused`: twice eager's own error and a floor, of a few roundings
-of the dtype. bfloat16 runs on a GPU only: the interpreter computes it wrongly, and the backend refuses it there.
+Accuracy is judged as in `test_attention` and `test_losses_fused`: twice eager's own error and a floor, of a few
+roundings of the dtype. bfloat16 runs on a GPU only: the interpreter computes it wrongly, and the backend refuses it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def test_without_a_teacher_it_is_scaled_dot_product_attention(device, dtype):
     grads = torch.autograd.grad(context, there, upstream.to(device))
     wide = moved(own, "cpu", torch.float64)
     expected = F.scaled_dot_product_attention(*wide, attn_mask=mask[:, None, None, :])
-    for a, b in zip((context, *grads), (expected, *torch.autograd.grad(expected, wide, upstream.double())), strict=True):
+    for a, b in zip(
+        (context, *grads), (expected, *torch.autograd.grad(expected, wide, upstream.double())), strict=True
+    ):
         assert error(a.detach().cpu(), b.detach()) < {torch.float32: 2e-6}.get(dtype, 2 * FLOOR[dtype])
 
 
