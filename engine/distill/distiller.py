@@ -126,7 +126,7 @@ class Distiller:
         if targets is None:
             targets = self.targets(batch, need_logits=task)
         with autocast(self.device, self.precision):
-            states = mixed_states(supernet, batch, architectures, score_targets=self._score_targets(targets, terms))
+            states = mixed_states(supernet, batch, architectures, score_targets=self.score_targets(targets, terms))
         losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
         share = 1 / len(losses) if average else 1.0
         names = ("total", "hidden", "attention", "prediction")
@@ -148,11 +148,11 @@ class Distiller:
                 batch.attention_mask,
                 batch.token_type_ids,
                 architecture=architecture,
-                score_targets=self._score_targets(targets, terms),
+                score_targets=self.score_targets(targets, terms),
             )
         return self._objective(student, states, batch, targets, terms)
 
-    def _score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
+    def score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
         """What a student's attention needs to compute the score loss; None where that is not asked for, or not ours."""
         if "attention" not in terms or self.weights.attention == 0 or self.weights.paper_exact:
             return None

@@ -370,12 +370,11 @@ class StepGraphs:
         config = model.config
         parameters = tuple((n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in model.named_parameters())
         layers = tuple((p.stack, p.inner, p.kron, self._programs.family(p)) for p in plans)
-        numbers = (
-            config.hidden_dropout_prob, config.attention_probs_dropout_prob,
-            getattr(config, "classifier_dropout", None), config.layer_norm_eps, config.num_attention_heads, config._attn_implementation,
-        )  # fmt: skip
+        rates = [getattr(config, f"{n}_dropout_prob") for n in ("hidden", "attention_probs")]
+        numbers = (*rates, getattr(config, "classifier_dropout", None), config.layer_norm_eps)
+        attention = (config.num_attention_heads, config._attn_implementation)
         constants = (self._constants, part, settings.weight_decay, settings.clip, dispatch.fingerprint())
-        return type(model), parameters, layers, numbers, constants
+        return type(model), parameters, layers, numbers, attention, constants
 
     def _say(self, reason: str) -> None:
         if reason not in self._said:
