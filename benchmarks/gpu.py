@@ -1,220 +1,177 @@
 """The FFN op on a CUDA device: both Triton tiers and the CUDA C++ routes against eager and torch.compile.
 
-    python -m benchmarks.gpu [--quick] [--tokens 8192] [--dtypes bf16]
+    python -m benchmarks.gpu [--quick] [--tokens 8192] [--dtypes bf16] [--budget SECONDS]
     python -m benchmarks.gpu --show benchmarks/results/FILE.json        print a result again as Markdown
+    python -m benchmarks.gpu --readme benchmarks/results/FILE.json      put its table into README
+    python -m benchmarks.gpu --rehearse                                 the same code on a CPU, tiny; no measurement
 
-Every side is captured in a CUDA graph and replayed, so that launch overhead counts for none; times are CUDA events,
-medians of interleaved rounds. The floor of a case is the larger of (FLOPs / rate of a large matrix product) and (bytes
-of inputs and results / rate of a copy), both rates measured in the same run. Results go to benchmarks/results/ as
-JSON and as a Markdown table, losing cases included.
+Every side (`benchmarks.gpu_cases`) is captured in a CUDA graph and replayed, so that launch overhead counts for none;
+times are CUDA events, medians of interleaved rounds. The floor of a case is the larger of (FLOPs / rate of a large
+matrix product) and (bytes of inputs and results / rate of a copy), both rates measured in the same run. Then follow
+grouped launches, never-seen expressions and repeated bits (`benchmarks.gpu_checks`). Results go to benchmarks/results/
+as JSON, written anew after every case, and as Markdown, losing cases included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-from benchmarks.compare import RESULTS, geometric_mean
-from benchmarks.ffn_cases import DTYPES, INNER, RELEASED, Case, runner
-from kernels import use_backend
+from benchmarks import gpu_checks, gpu_report, gpu_warm
+from benchmarks.compare import RESULTS
+from benchmarks.ffn_cases import DTYPES, HIDDEN, INNER, RELEASED, Case
+from benchmarks.gpu_cases import BASELINES, OURS, floor, interleaved, rates, sides
 
-OURS = {
-    "triton interpreter": ("triton", {"FFNAS_SPECIALIZE": "0"}),
-    "triton specialized": ("triton", {"FFNAS_SPECIALIZE": "always"}),
-    "cuda rows": ("cuda", {"FFNAS_CUDA_ROUTE": "rows", "FFNAS_SPECIALIZE": "0"}),
-    "cuda stack": ("cuda", {"FFNAS_CUDA_ROUTE": "stack", "FFNAS_SPECIALIZE": "0"}),
-}
-"""Side -> backend and environment. The environment is read per call, so it must hold while a graph is captured."""
-BASELINES = ("eager", "compile", "compile-max")
-Row = dict[str, object]
+README = Path(__file__).resolve().parents[1] / "README.md"
+Result = dict[str, object]
 
 
-def graphed(run: Callable[[], object]) -> Callable[[], None]:
-    """`run` captured in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-def sides(case: Case, names: Sequence[str]) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
-    """(graphs by side, reason by side that cannot serve)."""
-    graphs, refused = {}, {}
-    for name in names:
-        backend, environment = OURS.get(name, (None, {}))
-        before = {k: os.environ.get(k) for k in environment}
-        os.environ.update(environment)
-        try:
-            with use_backend(backend, strict=True) if backend else nullcontext():
-                graphs[name] = graphed(runner(case, "ffnas" if backend else name))
-        except RuntimeError as error:  # a side that cannot run is part of the result
-            refused[name] = str(error).splitlines()[0]
-        finally:
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
-    return graphs, refused
-
-
-def interleaved(graphs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds per replay; every timed stretch lasts about 10 ms."""
-    repeats = {name: max(1, round(0.01 / max(_seconds(g, 3) / 3, 1e-7))) for name, g in graphs.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    order = list(graphs)
-    for _ in range(rounds):
-        for name in order:
-            times[name].append(_seconds(graphs[name], repeats[name]) / repeats[name])
-        order.reverse()
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _seconds(run: Callable[[], None], count: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(count):
-        run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
-def rates(dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOP/s of an 8192^3 product, bytes/s of a 1 GiB copy, read and written)."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
-    product = min(_seconds(lambda: torch.mm(a, a), 5) / 5 for _ in range(3))
-    b = torch.empty(2**28, device="cuda", dtype=torch.float32)
-    c = torch.empty_like(b)
-    copy = min(_seconds(lambda: c.copy_(b), 5) / 5 for _ in range(3))
-    return 2 * 8192**3 / product, 2 * 4 * 2**28 / copy
-
-
-def floor(case: Case, flops: float, bandwidth: float) -> float:
-    """Seconds no implementation can go below: see the module."""
-    t, h, d = case.tokens, case.hidden, case.inner
-    products = 4 * t * h * d * (3 if case.backward else 1)
-    size = torch.empty(0, dtype=DTYPES[case.dtype]).element_size()
-    moved = size * (2 * t * h + 2 * h * d) * (2 if case.backward else 1)
-    return max(products / flops, moved / bandwidth)
-
-
-def run(args: argparse.Namespace) -> dict[str, object]:
-    names = [*BASELINES[: 2 if args.quick else 3], *OURS]
-    expressions = (RELEASED[0], RELEASED[4]) if args.quick else RELEASED
-    rows: list[Row] = []
-    for dtype in args.dtypes:
-        flops, bandwidth = rates(DTYPES[dtype])
-        for backward in (False, True):
-            for inner in INNER:
-                for expression in expressions:
-                    case = Case(expression, dtype, inner, args.tokens, backward, device="cuda")
-                    graphs, refused = sides(case, names)
-                    seconds = interleaved(graphs, 5 if args.quick else 15)
-                    seconds["floor"] = floor(case, flops, bandwidth)
-                    rows.append({**vars(case), "seconds": seconds, "refused": refused})
-                    print(f"{case}: " + ", ".join(f"{k} {v * 1e6:.0f} us" for k, v in seconds.items()), flush=True)
+def environment(rehearsal: bool) -> dict[str, object]:
+    """What the result was measured on."""
     import triton
 
+    versions: dict[str, object] = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if rehearsal:
+        return {"date": date, "device": "STUB, NOT A MEASUREMENT", **versions}
     device = torch.cuda.get_device_properties(0)
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "environment": {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "device": device.name,
-            "capability": [device.major, device.minor],
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cuda": torch.version.cuda,
-            "driver": driver.stdout.strip() or "unknown",
-        },
-        "ffn": rows,
-    }
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        driver = ""
+    own = {"date": date, "device": device.name, "capability": [device.major, device.minor]}
+    return {**own, **versions, "driver, clock": driver or "unknown"}
 
 
-def markdown(result: dict[str, object]) -> str:
-    """Geometric means per dtype and direction, then every losing case."""
-    rows: list[Row] = result["ffn"]  # type: ignore[assignment]
-    environment: dict[str, object] = result["environment"]  # type: ignore[assignment]
-    lines = [
-        "Conditions: " + ", ".join(f"{k} {v}" for k, v in environment.items()) + "; CUDA-graph replay on all sides.",
-        "",
+def cases(args: argparse.Namespace) -> list[tuple[Case, list[str]]]:
+    """(case, sides), the most telling first: expressions come one after the other, the autotuned compiler last."""
+    device, hidden, widths = ("cpu", 24, (24, 12, 8, 7)) if args.rehearse else ("cuda", HIDDEN, INNER)
+    plain = [name for name in BASELINES if name != "compile-max"]
+    found = [
+        (Case(expression, dtype, inner, args.tokens, backward, hidden, device), [*plain, *OURS])
+        for dtype in args.dtypes
+        for expression in ((RELEASED[0], RELEASED[4]) if args.quick else RELEASED)
+        for inner in widths
+        for backward in (False, True)
     ]
-    for dtype, backward in dict.fromkeys((r["dtype"], r["backward"]) for r in rows):
-        members = [r for r in rows if (r["dtype"], r["backward"]) == (dtype, backward)]
-        direction = "forward + backward" if backward else "forward"
-        title = f"{dtype}, {direction}, {members[0]['tokens']} tokens, H = {members[0]['hidden']}"
-        lines += [f"{title}: other side's time / ours (geometric mean, smallest)", ""]
-        lines += ["| ours | " + " | ".join((*BASELINES, "floor")) + " |", "|---" * (len(BASELINES) + 2) + "|"]
-        for own in OURS:
-            cells = [_cell(members, side, own) for side in (*BASELINES, "floor")]
-            lines.append(f"| {own} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines.append("Cases in which ours is slower than eager or torch.compile:")
-    for row in rows:
-        seconds: dict[str, float] = row["seconds"]  # type: ignore[assignment]
-        for own in OURS:
-            for side in BASELINES:
-                if own in seconds and side in seconds and seconds[own] > seconds[side]:
-                    what = (
-                        f"{row['dtype']} {'fwd+bwd' if row['backward'] else 'fwd'} d={row['inner']} {row['expression']}"
-                    )
-                    lines.append(f"- {own} {seconds[side] / seconds[own]:.2f} of {side}: {what}")
-    reasons = sorted({f"- {k}: {v}" for r in rows for k, v in r["refused"].items()})  # type: ignore[union-attr]
-    return "\n".join([*lines, "", "Sides that could not run:", *(reasons or ["- none"])]) + "\n"
+    slow = [(case, ["compile-max", *OURS]) for case, _ in found if not args.quick or case.expression == RELEASED[0]]
+    return found + slow
 
 
-def _cell(rows: Sequence[Row], side: str, own: str) -> str:
-    values = [r["seconds"][side] / r["seconds"][own] for r in rows if {side, own} <= set(r["seconds"])]  # type: ignore[index, call-overload]
-    return f"{geometric_mean(values):.2f} ({min(values):.2f})" if values else "-"
+def run(args: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+    """Measures until all is done or the budget is spent; `save` gets the result so far after every step."""
+    start = time.monotonic()
+    todo = cases(args)
+    device, rounds = todo[0][0].device, 1 if args.rehearse else 5 if args.quick else 15
+    result: Result = {"environment": environment(args.rehearse), "ffn": [], "left_out": 0}
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        count = gpu_warm.compile_ahead([case for case, _ in todo], 10 * major + minor)
+        print(f"compiled {count} kernels ahead, {time.monotonic() - start:.0f} s", flush=True)
+    _checks(args, todo[0][0], rounds, result)
+    save(result)
+    known = {dtype: rates(DTYPES[dtype], device) for dtype in args.dtypes}
+    rows: list[dict[str, object]] = result["ffn"]  # type: ignore[assignment]
+    for done, (case, names) in enumerate(todo):
+        if time.monotonic() - start > args.budget:
+            result["left_out"] = len(todo) - done
+            break
+        graphs, refused = sides(case, names)
+        seconds = interleaved(graphs, rounds, device)
+        seconds["floor"] = floor(case, *known[case.dtype])
+        rows.append({**vars(case), "seconds": seconds, "refused": refused})
+        print(f"{case}: " + ", ".join(f"{k} {v * 1e6:.0f} us" for k, v in seconds.items()), flush=True)
+        save(result)
+    save(result)
+    return result
+
+
+def _checks(args: argparse.Namespace, case: Case, rounds: int, result: Result) -> None:
+    """The checks besides the table; one that fails does not keep the others from running."""
+    device, hidden, dtype = case.device, case.hidden, case.dtype
+    widths = tuple(dict.fromkeys(c.inner for c, _ in cases(args)))
+    tokens, count = (8, 3) if args.rehearse else (gpu_checks.GROUP_TOKENS, 60)
+    both = Case(case.expression, dtype, case.inner, case.tokens, True, hidden, device)
+    problems: dict[str, str] = {}
+    steps: dict[str, Callable[[], object]] = {
+        "grouped": lambda: gpu_checks.grouped(dtype, hidden, widths, tokens, device, rounds),
+        "never_seen": lambda: gpu_checks.never_seen(hidden, widths[1], case.tokens, dtype, device, count),
+        "repeated": lambda: gpu_checks.repeated(both),
+        "agreement": lambda: gpu_checks.agreement(case),
+    }
+    for name, measure in steps.items():
+        try:
+            result[name] = measure()
+        except Exception as error:  # part of the result
+            problems[name] = f"{type(error).__name__}: {error}"[:300]
+    result["problems"] = problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="two expressions, no autotuned torch.compile")
+    parser.add_argument("--quick", action="store_true", help="two expressions, autotuned torch.compile for one")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bf16"])
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case is begun")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results)")
+    parser.add_argument("--rehearse", action="store_true", help="run the code on a CPU; the result is marked a stub")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print a result again as Markdown; measures nothing")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="put a result's table into README")
     args = parser.parse_args(argv)
-    if args.show:
-        print(markdown(json.loads(args.show.read_text())))
-        return 0
-    if not torch.cuda.is_available():
+    if args.show or args.readme:
+        return _printed(args)
+    if not args.rehearse and not torch.cuda.is_available():
         print(
             "benchmarks.gpu: no CUDA device, or a PyTorch without CUDA; --show prints an earlier result",
             file=sys.stderr,
         )
         return 2
-    result = run(args)
-    environment: dict[str, object] = result["environment"]  # type: ignore[assignment]
-    slug = re.sub(r"[^a-z0-9]+", "-", str(environment["device"]).lower()).strip("-")
-    path = (args.out or RESULTS) / f"{slug}-{str(environment['date'])[:10]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
+    if args.rehearse and args.out is None:
+        print("--rehearse: needs --out FOLDER, since its result is no measurement", file=sys.stderr)
+        return 2
+    path: Path | None = None
+
+    def save(result: Result) -> None:
+        nonlocal path
+        own: dict[str, object] = result["environment"]  # type: ignore[assignment]
+        slug = re.sub(r"[^a-z0-9]+", "-", str(own["device"]).lower()).strip("-")
+        path = (args.out or RESULTS) / f"{slug}-{str(own['date'])[:10]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.with_suffix(".md").write_text(gpu_report.markdown(result))
+
+    run(args, save)
+    assert path is not None
     print(f"written: {path} and {path.with_suffix('.md').name}")
+    return 0
+
+
+def _printed(args: argparse.Namespace) -> int:
+    file = args.show or args.readme
+    if not file.is_file():
+        print(f"{'--show' if args.show else '--readme'}: no file {file}; results are in {RESULTS}", file=sys.stderr)
+        return 2
+    result = json.loads(file.read_text())
+    if args.show:
+        print(gpu_report.markdown(result))
+        return 0
+    try:
+        gpu_report.into_readme(result, README)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

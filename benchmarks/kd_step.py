@@ -10,7 +10,8 @@ released architecture and random ones in 15-16 M parameters. Batch 16, all token
                 everywhere, one candidate; fp32, and under bf16 autocast
     ours K      `PopulationStep` with K candidates; fp32, and bf16 (autocast, the teacher's weights rounded once)
 
-Times are per candidate, medians of rounds in which all sides take turns. Shares of our K = 1 step are measured apart.
+Times are per candidate, medians of rounds in which all sides take turns. Shares of our K = 1 step are measured apart;
+the score loss is part of the student's forward pass where its attention computes it.
 Peak memory is the process's highest resident size above the models, each side in a process of its own (`--one`).
 """
 
@@ -26,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ from engine.distill.population import side_by_side
 from engine.objective import KDWeights, layer_map
 from engine.params import ModelShape
 from engine.settings import PhaseSettings
-from engine.student import FFNASModel
+from engine.student import FFNASModel, attention
 from engine.supernet import build_student
 from engine.teacher.capture import CAPTURE, recording
 from kernels import use_backend
@@ -133,8 +135,8 @@ def published(teacher: RandomTeacher, length: int, precision: str) -> Callable[[
     return step
 
 
-def ours(teacher: RandomTeacher, length: int, precision: str, count: int) -> Callable[[], None]:
-    """One step of `count` candidates."""
+def ours(teacher: RandomTeacher, length: int, precision: str, count: int, apart: bool = False) -> Callable[[], None]:
+    """One step of `count` candidates; `apart`: attention, then the score loss, as before they were one pass."""
     distiller = Distiller(teacher, 6, KDWeights(), SPEC, torch.device("cpu"), precision, precision)  # type: ignore[arg-type]
     workers, threads = side_by_side(count, distiller.device)
     population = PopulationStep(
@@ -142,21 +144,28 @@ def ours(teacher: RandomTeacher, length: int, precision: str, count: int) -> Cal
     )
     population.__enter__()
     data = batch(length)
-    return lambda: population(data, 0)
+
+    def step() -> None:
+        with mock.patch.object(attention, "one_pass_pays", (lambda *_: False) if apart else attention.one_pass_pays):
+            population(data, 0)
+
+    return step
 
 
 SIDES: dict[str, tuple[str, str, int]] = {
     "published fp32": ("published", "fp32", 1),
     "published bf16": ("published", "bf16", 1),
     **{f"ours {p} K={k}": ("ours", p, k) for p in ("fp32", "bf16") for k in (1, 2, 4, 8)},
+    **{f"ours apart {p} K={k}": ("apart", p, k) for p in ("fp32", "bf16") for k in (1, 2, 4, 8)},
 }
 
 
 def make(side: str, teacher: RandomTeacher, length: int) -> tuple[Callable[[], None], int]:
     """(step, candidates it trains)."""
     kind, precision, count = SIDES[side]
-    step = published(teacher, length, precision) if kind == "published" else ours(teacher, length, precision, count)
-    return step, count
+    if kind == "published":
+        return published(teacher, length, precision), count
+    return ours(teacher, length, precision, count, apart=kind == "apart"), count
 
 
 def times(sides: list[str], length: int, rounds: int) -> dict[str, float]:
@@ -189,7 +198,12 @@ def shares(length: int, precision: str, rounds: int) -> dict[str, float]:
         targets = distiller.targets(data, need_logits=False)
         stamps.append(time.perf_counter())
         with autocast(distiller.device, precision):
-            states = student.states(data.input_ids, data.attention_mask, data.token_type_ids)
+            states = student.states(
+                data.input_ids,
+                data.attention_mask,
+                data.token_type_ids,
+                score_targets=distiller.score_targets(targets, ("hidden", "attention")),
+            )
         stamps.append(time.perf_counter())
         loss = distiller._objective(student, states, data, targets, ("hidden", "attention"))
         stamps.append(time.perf_counter())
@@ -223,6 +237,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128])
     parser.add_argument("--population", type=int, nargs="+", default=[1, 4, 8], choices=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--apart", action="store_true", help="also ours with the score loss apart from attention")
+    parser.add_argument("--only", nargs="+", choices=list(SIDES), help="these sides, and no shares")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -234,7 +250,9 @@ def main() -> None:
     if args.one:
         print(peak(args.one[0], int(args.one[1])))
         return
-    sides = [s for s, (kind, _, k) in SIDES.items() if kind == "published" or k in args.population]
+    kinds = ("published", "ours", *(["apart"] if args.apart else []))
+    sides = [s for s, (kind, _, k) in SIDES.items() if kind == "published" or (kind in kinds and k in args.population)]
+    sides = args.only or sides
     result: dict[str, object] = {"environment": describe(), "lengths": {}}
     for length in args.lengths:
         seconds = times(sides, length, args.rounds)
@@ -247,10 +265,11 @@ def main() -> None:
         print(f"S={length}, batch {BATCH}: {columns}")
         for side in sides:
             own = seconds[side]
-            ratios = [f"{seconds[f'published {p}'] / own:8.2f}" for p in ("fp32", "bf16")]
+            bases = [seconds.get(f"published {p}") for p in ("fp32", "bf16")]
+            ratios = ["       -" if base is None else f"{base / own:8.2f}" for base in bases]
             room = f"{memory[side] / 2**20:9.0f}" if side in memory else ""
             print(f"  {side:<34} {own * 1e3:12.0f} {BATCH * length / own:10.0f} {' '.join(ratios)} {room}")
-        parts = {p: shares(length, p, args.rounds) for p in ("fp32", "bf16")}
+        parts = {} if args.only else {p: shares(length, p, args.rounds) for p in ("fp32", "bf16")}
         for precision, share in parts.items():
             whole = sum(share.values())
             print(f"  shares of ours {precision} K=1: " + ", ".join(f"{n} {v / whole:.0%}" for n, v in share.items()))

@@ -4,7 +4,8 @@
 
 - hidden: MSE of the embedding output and of every layer output through one shared projection `fit_dense`, summed over
   the L + 1 of them;
-- attention: MSE of the pre-softmax scores, summed over the L layers;
+- attention: MSE of the pre-softmax scores, summed over the L layers (taken as it is from a student that computed it
+  inside its attention, `EncoderStates.score_loss`);
 - prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels; for question answering
   the mean of the soft cross-entropies over the positions an answer may begin and end at.
 
@@ -153,6 +154,10 @@ def _hidden(
 
 
 def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, paper_exact: bool) -> Tensor:
+    if student.score_loss is not None:
+        if paper_exact:
+            raise ValueError("kd_loss: paper_exact needs the student's queries and keys, not its score loss")
+        return student.score_loss
     _same_count("queries", student.queries, teacher.queries)
     if not student.queries:
         raise UserError("attention: the states hold no queries and keys: record at least one layer")

@@ -20,18 +20,20 @@ _FUSED_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bf
 
 def build_optimizer(
     model: nn.Module | Iterable[tuple[str, nn.Parameter]],
-    lr: float,
+    lr: float | Tensor,
     weight_decay: float = 0.01,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    capturable: bool = False,
 ) -> AdamW:
     """AdamW over the trainable parameters; no weight decay on vectors (biases, LayerNorm weights).
 
     Args:
         model: a module, or named parameters (shared ones are taken once).
-        lr: learning rate at the end of the warm-up.
+        lr: learning rate at the end of the warm-up; a scalar tensor is read at every step.
         weight_decay: decoupled decay, applied to matrices only.
+        capturable: whether steps may be part of a CUDA graph.
 
     Raises:
         ValueError: nothing to train.
@@ -46,7 +48,7 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in _FUSED_DEVICES and p.dtype in _FUSED_DTYPES for p in parameters)
-    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
+    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=fused, capturable=capturable)
 
 
 def clipped_step(optimizer: Optimizer, parameters: Iterable[Tensor], clip: float) -> Tensor:

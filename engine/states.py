@@ -10,6 +10,7 @@ two factors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ class EncoderStates:
         hidden: one [B, S, H] per recorded layer, in increasing layer order: the layer's output.
         queries: one [B, heads, S, d] per recorded layer, multiplied by the softmax scale.
         keys: one [B, heads, S, d] per recorded layer.
+        score_loss: sum over the recorded layers of the attention-score loss, where the pass was given a teacher's
+            queries and keys and computed it inside its attention (`engine.student.attention`); queries and keys are
+            then not recorded.
         logits: output of the task head, None where the model has none or it was not asked for: [B, C], start and end
             scores [B, S, 2] of question answering, or [B / choices, choices] of multiple choice.
     """
@@ -35,6 +39,51 @@ class EncoderStates:
     queries: tuple[Tensor, ...] = ()
     keys: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
+    score_loss: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> EncoderStates:
+        """The same states with `change` applied to each tensor."""
+        return EncoderStates(
+            change(self.embeddings),
+            *(tuple(change(t) for t in group) for group in (self.hidden, self.queries, self.keys)),
+            *(None if t is None else change(t) for t in (self.logits, self.score_loss)),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the attributes."""
+        seen: list[Tensor] = []
+        self.map(lambda t: seen.append(t) or t)  # type: ignore[func-returns-value]
+        return seen
+
+
+class Recorder:
+    """Collects `EncoderStates` of a student, layer by layer.
+
+    Args:
+        embeddings: [B, S, H].
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+        self.hidden: list[Tensor] = []
+        self.queries: list[Tensor] = []
+        self.keys: list[Tensor] = []
+        self.losses: list[Tensor] = []
+
+    def add(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float, loss: Tensor | None) -> None:
+        """A layer's output, and its score loss (any shape, summed), or without one its unscaled queries and keys."""
+        self.hidden.append(hidden)
+        if loss is not None:
+            self.losses.append(loss.sum())
+        else:
+            self.queries.append(query * scale)
+            self.keys.append(key)
+
+    def states(self) -> EncoderStates:
+        """What was recorded."""
+        loss = torch.stack(self.losses).sum() if self.losses else None
+        parts = (self.hidden, self.queries, self.keys)
+        return EncoderStates(self.embeddings, *(tuple(p) for p in parts), score_loss=loss)
 
 
 def answers(output: Any) -> Tensor:

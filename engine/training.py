@@ -1,8 +1,9 @@
 """The training loop: one phase of optimizer steps over a deterministic order of batches, resumable at any step.
 
 The data position *is* the step number: batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only
-model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps, so that
-a step never waits for the host.
+model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps; on CUDA
+nobody waits for them (`engine.readout`): they are judged and logged when the next ones are asked for, at a checkpoint,
+or at the end.
 
 A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
 (`engine.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
@@ -33,6 +34,7 @@ from engine.data.prefetch import prefetch
 from engine.objective import KDLoss, KDWeights
 from engine.optim import build_optimizer, clipped_step, linear_schedule
 from engine.parallel import ALONE, Ranks, accumulating
+from engine.readout import Readout
 from engine.sentinel import Sentinel
 from engine.settings import PhaseSettings
 
@@ -135,6 +137,7 @@ def run_phase(
     sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=device)
     skipped = torch.zeros((), device=device)
     since, began = 0, time.monotonic()
+    pending: _Losses | None = None
     stream = prefetch(_parts(batches(start), total_steps - start, settings.accumulate, ranks), device)
     with ranks.data_parallel(_Objective(model, loss, weights)) as objective:
         for step in range(start, total_steps):
@@ -156,25 +159,52 @@ def run_phase(
             since += 1
             done = step + 1
             if done % LOG_EVERY == 0 or done == total_steps:
-                losses = dict(zip(LOSS_TERMS, (ranks.sum(sums) / since).tolist(), strict=True))
-                if not all(map(math.isfinite, losses.values())):
-                    raise Diverged(f"{name}: the loss is not finite at step {done}: {losses}")
-                if left_out := int(skipped.item()):
-                    if left_out == since:
-                        raise Diverged(f"{name}: the gradients are not finite in {since} steps up to step {done}")
-                    _log.warning("%s: gradients not finite in %d of %d steps, left out", name, left_out, since)
+                if pending is not None:
+                    pending.judge(log if ranks.is_first else None)
+                values = Readout(torch.cat([ranks.sum(sums) / since, skipped.double()[None]]))
+                pending = _Losses(name, done, total_steps, since, values, time.monotonic() - began)
                 sums.zero_()
                 skipped.zero_()
                 since = 0
-                if log is not None and ranks.is_first:
-                    log(PhaseLog(name, done, total_steps, losses, time.monotonic() - began))
+            saves = checkpoint is not None and done % checkpoint_every == 0 and done < total_steps
+            if pending is not None and (saves or done == total_steps or device.type != "cuda"):
+                pending.judge(log if ranks.is_first else None)
+                pending = None
             if after_step is not None and ranks.is_first:
                 after_step(done)
-            if checkpoint is not None and done % checkpoint_every == 0 and done < total_steps:
+            if saves:
                 extra = extra_state() if extra_state is not None and ranks.is_first else {}
                 save_training_state(checkpoint, model, optimizer, scheduler, done, extra, ranks=ranks)
     model.eval()
     return start
+
+
+@dataclass
+class _Losses:
+    """Mean losses of the `since` steps up to `step`, and how many were left out; perhaps still on their way."""
+
+    phase: str
+    step: int
+    total_steps: int
+    since: int
+    values: Readout
+    seconds: float
+
+    def judge(self, log: Callable[[PhaseLog], None] | None) -> None:
+        """Logs them. Raises `Diverged` where they, or the gradients of all these steps, are not finite."""
+        *means, left_out = self.values.wait()
+        losses = dict(zip(LOSS_TERMS, means, strict=True))
+        if not all(map(math.isfinite, means)):
+            raise Diverged(f"{self.phase}: the loss is not finite at step {self.step}: {losses}")
+        if left_out:
+            if left_out == self.since:
+                raise Diverged(
+                    f"{self.phase}: the gradients are not finite in {self.since} steps up to step {self.step}"
+                )
+            message = "%s: gradients not finite in %d of %d steps, left out"
+            _log.warning(message, self.phase, left_out, self.since)
+        if log is not None:
+            log(PhaseLog(self.phase, self.step, self.total_steps, losses, self.seconds))
 
 
 def _parts(batches: Iterator[Batch], steps: int, accumulate: int, ranks: Ranks) -> Iterator[Part]:

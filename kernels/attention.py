@@ -29,6 +29,9 @@ from torch import Tensor
 from kernels import losses_library
 from kernels.losses import check_attention
 
+LONGEST = {torch.float32: 2.8, torch.bfloat16: 1e9}
+"""Longest sequence, in units of d + d_t, up to which one pass is the faster way on a CPU."""
+
 
 def fused_attention(
     q: Tensor,
@@ -73,6 +76,24 @@ def fused_attention(
     drawn = _seed_tensor(q, seed) if p_drop else None
     context, _, loss = losses_library.attention_fwd(q, k, v, mask, scale, float(p_drop), drawn, q_t, k_t, scale_t)
     return context.transpose(1, 2), None if teacher is None else loss
+
+
+def one_pass_pays(q: Tensor, q_t: Tensor) -> bool:
+    """Whether attention with the score loss in it beats the two apart, as measured (see the module).
+
+    Depends on devices, dtypes and shapes alone, not on a forced backend, so that a comparison of backends sees the
+    same dropout masks. On CUDA: where a backend with such kernels can be loaded; not measured on a device yet.
+
+    Args:
+        q: [B, heads, S, d].
+        q_t: [B, heads, S, d_t] of the teacher.
+    """
+    if q.device.type == "cuda":
+        return losses_library.has_kernels(q, q_t)
+    if q.device.type != "cpu" or q_t.dtype != q.dtype:
+        return False
+    longest = LONGEST.get(q.dtype)
+    return longest is not None and q.shape[2] <= longest * (q.shape[3] + q_t.shape[3])
 
 
 def _seed_tensor(x: Tensor, seed: int | Tensor | None) -> Tensor:

@@ -157,10 +157,13 @@ def _call(x: Tensor, m: GroupMember, dtype: torch.dtype | None) -> FFNCall:
 
 
 def _in_one_launch(calls: Sequence[FFNCall]) -> bool:
-    """Whether the backend of the first call is the CUDA one, and it serves all of them together."""
-    if calls[0].x.device.type != "cuda" and dispatch.choice_number() == 0:
+    """Whether the CUDA backend serves all of them together, and no other one is forced."""
+    if dispatch.choice_number() != 0:
+        backend: object = dispatch.select(calls[0])
+    elif calls[0].x.device.type == "cuda":
+        backend = dispatch.load_backend("cuda")  # not the first of the order: only this one has a grouped kernel
+    else:
         return False
-    backend = dispatch.select(calls[0])
     return hasattr(backend, "supports_group") and backend.supports_group(calls) is None
 
 

@@ -59,7 +59,7 @@ attention_bwd = torch.ops.ffnas.attention_bwd.default
 
 Tensors = Sequence[Tensor]
 
-_SERVED_BY = {"cpu": ("cpu", "reference")}
+_SERVED_BY = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 """Backends with losses and attention, in order, per device type; `reference` alone elsewhere."""
 
 
@@ -83,6 +83,12 @@ def backend_for(tensors: Tensors, what: str) -> Any:
             raise dispatch.BackendError(f"backend {name!r} cannot serve {what}: {reason}")
         dispatch._warn_once(name, reason)
     return _REFERENCE
+
+
+def has_kernels(*tensors: Tensor) -> bool:
+    """Whether a backend other than the reference can be loaded that serves these tensors, whatever is forced."""
+    names = _SERVED_BY.get(tensors[0].device.type, ())
+    return any(_losses_of(name, tensors)[1] is None for name in names if name != "reference")
 
 
 def _losses_of(name: str, tensors: Tensors) -> tuple[Any, str | None]:
@@ -129,7 +135,7 @@ def _score_mse_fake(q_s: Tensors, k_s: Tensors, q_t: Tensors, k_t: Tensors, mask
 def _hidden_mse(
     h_s: Tensors, fit: Tensors, h_t: Tensors, mask: Tensor, needs: Sequence[bool], dtype: torch.dtype | None
 ) -> Any:
-    if fit and dtype in (None, torch.float32, torch.bfloat16):
+    if fit and (dtype in (None, torch.float32, torch.bfloat16) or h_s[0].device.type == "cuda"):
         backend = backend_for([*h_s, *fit, *h_t], "the hidden-state loss")
     else:
         backend = _REFERENCE

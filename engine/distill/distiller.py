@@ -7,7 +7,7 @@ than the student's forward and backward together, so the steps here take its ans
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +15,11 @@ from torch import nn
 
 from engine.architecture import Architecture
 from engine.data import Batch, TaskSpec
+from engine.distill.graphs import StepGraphs
 from engine.distill.mixed import mixed_states
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
+from engine.student.attention import TeacherHeads
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
@@ -45,6 +47,9 @@ class Distiller:
         precision: of the student, `"fp32"` or `"bf16"` (autocast, for the projection of the hidden-state loss, too;
             differences and sums of losses in fp32).
         teacher_precision: of the teacher, likewise.
+
+    Attributes:
+        graphs: captured steps of its students, on CUDA.
     """
 
     def __init__(
@@ -64,6 +69,13 @@ class Distiller:
         self.device = device
         self.precision = precision
         self.teacher_precision = teacher_precision
+        self.graphs: StepGraphs | None = None
+        if device.type == "cuda":
+            self.graphs = StepGraphs(device, self.loss_of, (precision, weights, tuple(self.layers)))
+
+    def loss_of(self, part: str) -> Callable[..., KDLoss]:
+        """The loss of a part of training: "text" or "task"."""
+        return self.text_loss if part == "text" else self.task_loss
 
     def targets(self, batch: Batch, *, need_logits: bool) -> EncoderStates:
         """One teacher pass over `batch`: mapped layers only."""
@@ -115,7 +127,7 @@ class Distiller:
         if targets is None:
             targets = self.targets(batch, need_logits=task)
         with autocast(self.device, self.precision):
-            states = mixed_states(supernet, batch, architectures)
+            states = mixed_states(supernet, batch, architectures, score_targets=self.score_targets(targets, terms))
         losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
         share = 1 / len(losses) if average else 1.0
         names = ("total", "hidden", "attention", "prediction")
@@ -133,9 +145,19 @@ class Distiller:
             targets = self.targets(batch, need_logits="prediction" in terms)
         with autocast(self.device, self.precision):
             states = student.states(
-                batch.input_ids, batch.attention_mask, batch.token_type_ids, architecture=architecture
+                batch.input_ids,
+                batch.attention_mask,
+                batch.token_type_ids,
+                architecture=architecture,
+                score_targets=self.score_targets(targets, terms),
             )
         return self._objective(student, states, batch, targets, terms)
+
+    def score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
+        """What a student's attention needs to compute the score loss; None where that is not asked for, or not ours."""
+        if "attention" not in terms or self.weights.attention == 0 or self.weights.paper_exact:
+            return None
+        return list(zip(targets.queries, targets.keys, strict=True))
 
     def _objective(
         self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]

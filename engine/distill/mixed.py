@@ -23,15 +23,19 @@ from torch import Tensor
 
 from engine.architecture import Architecture
 from engine.data import Batch
-from engine.states import EncoderStates
-from engine.student.attention import extended_mask
+from engine.states import EncoderStates, Recorder
+from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.grouped import GroupMember, fused_ffn_grouped
 
 
 def mixed_states(
-    model: FFNASPreTrainedModel, batch: Batch, architectures: Sequence[Architecture]
+    model: FFNASPreTrainedModel,
+    batch: Batch,
+    architectures: Sequence[Architecture],
+    *,
+    score_targets: Sequence[TeacherHeads] | None = None,
 ) -> list[EncoderStates]:
     """What distillation compares, for every subnet, in the order given; gradients flow.
 
@@ -39,6 +43,7 @@ def mixed_states(
         model: the supernet, with or without a classification head.
         batch: on the model's device.
         architectures: subnets; the same one may be given twice.
+        score_targets: the teacher's queries and keys of every layer, as of `FFNASModel.forward`.
 
     Raises:
         UserError: an architecture does not fit the model.
@@ -48,30 +53,33 @@ def mixed_states(
     embedded = base.embeddings(batch.input_ids.flatten(0, -2), batch.token_type_ids.flatten(0, -2))
     mask = extended_mask(base.config, embedded, batch.mask)
     inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input
-    kept: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = [([], [], []) for _ in plans]
-    for index, layer in enumerate(base.encoder):
-        attended = _attend(layer.attention, inputs, mask)
+    kept = [Recorder(embedded) for _ in plans]
+    teachers = score_targets or [None] * len(base.encoder)
+    for index, (layer, teacher) in enumerate(zip(base.encoder, teachers, strict=True)):
+        attended = _attend(layer.attention, inputs, mask, teacher)
         wanted = list(dict.fromkeys(plan[: index + 1] for plan in plans))
         outputs = _run_stacks(layer.all_ffn, [attended[p[:-1]][0] for p in wanted], [p[-1] for p in wanted])
         inputs = dict(zip(wanted, outputs, strict=True))
-        for (hidden, queries, keys), plan in zip(kept, plans, strict=True):
-            _, query, key = attended[plan[:index]]
-            hidden.append(inputs[plan[: index + 1]])
-            queries.append(query)
-            keys.append(key)
-    states = [EncoderStates(embedded, tuple(h), tuple(q), tuple(k)) for h, q, k in kept]
+        for recorder, plan in zip(kept, plans, strict=True):
+            _, query, key, loss = attended[plan[:index]]
+            recorder.add(inputs[plan[: index + 1]], query, key, layer.attention.scaling, loss)
+    states = [recorder.states() for recorder in kept]
     return [replace(s, logits=_logits(model, s.hidden[-1], batch)) for s in states]
 
 
 def _attend(
-    attention: torch.nn.Module, inputs: dict[tuple[FFNPlan, ...], Tensor], mask: Tensor | None
-) -> dict[tuple[FFNPlan, ...], tuple[Tensor, Tensor, Tensor]]:
-    """Per prefix the attention block's output, scaled queries and keys; one call for all prefixes."""
+    attention: torch.nn.Module,
+    inputs: dict[tuple[FFNPlan, ...], Tensor],
+    mask: Tensor | None,
+    teacher: TeacherHeads | None,
+) -> dict[tuple[FFNPlan, ...], tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Per prefix the attention block's output, queries, keys, score loss; one call for all prefixes."""
     count = len(inputs)
     x = torch.cat(list(inputs.values())) if count > 1 else next(iter(inputs.values()))
     repeated = mask if mask is None or count == 1 else mask.repeat(count, *[1] * (mask.dim() - 1))
-    out, query, key, _ = attention(x, repeated)
-    parts = zip(out.chunk(count), (query * attention.scaling).chunk(count), key.chunk(count), strict=True)
+    options = {} if teacher is None else {"teacher": teacher, "parts": count}
+    *outputs, _, losses = attention(x, repeated, **options)
+    parts = zip(*(t.chunk(count) for t in outputs), [None] * count if losses is None else losses, strict=True)
     return dict(zip(inputs, parts, strict=True))
 
 

@@ -8,11 +8,13 @@ its own random numbers, so its weights and score do not depend on who else is in
 On the CPU students run side by side, one thread group each (`workers`): a step of a small student keeps two threads
 busy half of the time, two students keep them busy. The threads per student depend on the settings alone, never on how
 many students happen to be left, because the order in which a gradient is summed does.
-On CUDA they run one after the other on the same stream, which the device sees as one long queue of work.
+On CUDA they run one after the other on the same stream, which the device sees as one long queue of work, each as a
+captured graph (`engine.distill.graphs`); batches are copied there one ahead (`engine.data.prefetch`).
 
-A student whose loss is not finite is retired and the others go on. When memory runs out, the youngest students are
-taken out (`postponed`, to be trained again later) and the step goes on where it was: a student is only changed by its
-optimizer step, which comes after everything that allocates.
+A student whose loss is not finite is retired and the others go on. On CUDA nobody waits to hear of it: the losses of
+`LOG_EVERY` steps are read when the next ones are (`engine.readout`), so it may train that much longer, for nothing.
+When memory runs out, the youngest students are taken out (`postponed`, to be trained again later) and the step goes on
+where it was: a student is only changed by its optimizer step, which comes after everything that allocates.
 
 Rejected: stacking the students' weights into batched products. They differ in widths, depth and expression; padding
 them to one shape computes up to 16 times what is asked for.
@@ -31,9 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import Batch
+from engine.data.parts import Part as BatchPart
+from engine.data.prefetch import prefetch
 from engine.distill.distiller import Distiller
+from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.optim import build_optimizer, clipped_step, linear_schedule
+from engine.readout import Readout
 from engine.settings import PhaseSettings
 from engine.states import EncoderStates
 from engine.training import LOG_EVERY
@@ -130,6 +136,8 @@ class PopulationStep:
             if member.rng is None:
                 member.rng = generator_state(self.device)
         self._pool: ThreadPoolExecutor | None = None
+        self.graphs: StepGraphs | None = distiller.graphs
+        self._reading: tuple[list[Member], Readout, int, int] | None = None
 
     def __enter__(self) -> PopulationStep:
         if self.workers > 1:
@@ -137,6 +145,8 @@ class PopulationStep:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for state in self._states:
+            state.leave(self.graphs)
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -173,31 +183,61 @@ class PopulationStep:
             raise error
         return error is None
 
-    def retire_diverged(self, name: str, done: int) -> None:
-        """Retires members whose loss, or the gradients of every step, since the last call were not finite; reads the
-        device once for all."""
+    def retire_diverged(self, name: str, done: int, *, last: bool = True) -> None:
+        """Retires members whose loss, or the gradients of every step, since the call before were not finite.
+
+        The device is read once for all and not waited for: what is not there yet is judged at the next call, or now if
+        this is the last.
+        """
+        self._judge(name)
         living = [m for m in self.members if m.alive and m._loss is not None]
-        if not living:
+        if living:
+            values = torch.stack([torch.stack([m._loss, m._skipped.double()]) for m in living])
+            self._reading = (living, Readout(values), done, (done - 1) % LOG_EVERY + 1)
+            for member in living:
+                member._loss = member._skipped = None
+        if self._reading is not None and (last or self._reading[1].ready()):
+            self._judge(name)
+
+    def _judge(self, name: str) -> None:
+        """Retires by the losses that were asked for last."""
+        if self._reading is None:
             return
-        since = (done - 1) % LOG_EVERY + 1
-        values = torch.stack([torch.stack([m._loss, m._skipped.double()]) for m in living]).tolist()
-        for member, (loss, skipped) in zip(living, values, strict=True):
-            member._loss = member._skipped = None
+        members, values, done, since = self._reading
+        self._reading = None
+        for member, (loss, skipped) in zip(members, values.wait(), strict=True):
             what = "loss is" if not math.isfinite(loss) else "gradients are" if skipped >= since else None
-            if what is not None:
+            if what is not None and member.alive:
                 member.reason = f"{name}: the {what} not finite at step {done}"
                 self._release(member)
 
     def _update(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> None:
-        loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
-        model = member.model
-        fresh = not state.optimizer.state
         own_generator = self._pool is None  # threads share the generator, and then nobody uses it
         if own_generator:
             outside = generator_state(self.device)
             _set_generator_state(self.device, member.rng)
         try:
-            model.train()
+            member.model.train()
+            if self.graphs is not None and state.seat(self.graphs, self.part):
+                total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.rate())
+            else:
+                total, skipped = self._eager_update(member.model, state, batch, targets)
+            if own_generator:
+                member.rng = generator_state(self.device)
+        finally:
+            if own_generator:
+                _set_generator_state(self.device, outside)
+        state.done += 1
+        member._loss = total if member._loss is None else member._loss + total
+        member._skipped = skipped if member._skipped is None else member._skipped + skipped
+
+    def _eager_update(
+        self, model: nn.Module, state: _Optimized, batch: Batch, targets: EncoderStates
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, float64; 1 where the step was left out)."""
+        loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
+        fresh = not state.optimizer.state
+        try:
             terms = loss(model, batch, targets=targets)
             terms.total.backward()
             skipped = clipped_step(state.optimizer, state.parameters, self.settings.clip)
@@ -206,17 +246,9 @@ class PopulationStep:
             if fresh:  # its moments are made at the first step: some of them may be
                 state.optimizer.state.clear()
             raise
-        else:
-            if own_generator:
-                member.rng = generator_state(self.device)
-        finally:
-            if own_generator:
-                _set_generator_state(self.device, outside)
         state.scheduler.step()
         state.optimizer.zero_grad(set_to_none=True)
-        total = terms.total.detach().double()
-        member._loss = total if member._loss is None else member._loss + total
-        member._skipped = skipped if member._skipped is None else member._skipped + skipped
+        return terms.total.detach().double(), skipped
 
     def _with_room(self, run: Callable[[], EncoderStates | None], keep: Member | None = None) -> EncoderStates:
         """Runs, postponing the youngest living member and trying again as long as memory runs out.
@@ -243,18 +275,21 @@ class PopulationStep:
     def _release(self, member: Member) -> None:
         """Frees a member's optimizer state and gradients; its model is the caller's."""
         state = self._states[self.members.index(member)]
+        state.leave(self.graphs)
         state.optimizer.zero_grad(set_to_none=True)
         state.optimizer.state.clear()
 
 
 @dataclass
 class _Optimized:
-    """Optimizer and schedule of one member, as `run_phase` makes them."""
+    """Optimizer and schedule of one member, as `run_phase` makes them, or its seat among captured steps."""
 
     member: Member
     settings: PhaseSettings
     total_steps: int
     parameters: list[nn.Parameter] = field(init=False)
+    done: int = 0
+    slot: Slot | None = None
 
     def __post_init__(self) -> None:
         model, settings = self.member.model, self.settings
@@ -262,6 +297,22 @@ class _Optimized:
         self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
         warmup = round(settings.warmup_ratio * self.total_steps)
         self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps)
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.settings.lr * self.scheduler.lr_lambdas[0](self.done)
+
+    def seat(self, graphs: StepGraphs, part: str) -> bool:
+        """Whether the member has a slot, taken before its first step."""
+        if self.slot is None and self.done == 0:
+            self.slot = graphs.seat(self.member.model, self.settings, part)
+        return self.slot is not None
+
+    def leave(self, graphs: StepGraphs | None) -> None:
+        """Gives the slot back."""
+        if self.slot is not None and graphs is not None:
+            graphs.leave(self.slot)
+            self.slot = None
 
 
 def side_by_side(population: int, device: torch.device) -> tuple[int, int]:
@@ -310,14 +361,15 @@ def train_population(
         step = PopulationStep(
             distiller, members, settings, total_steps, part, targets=targets, workers=workers, threads=threads
         )
+        ahead = prefetch((BatchPart(batch) for batch in batches), step.device)
         with step:
             for number in range(total_steps):
                 if not any(m.alive for m in members):
                     break
-                step(next(batches), number)
+                step(next(ahead).batch, number)
                 done = number + 1
                 if done % LOG_EVERY == 0 or done == total_steps:
-                    step.retire_diverged(name, done)
+                    step.retire_diverged(name, done, last=done == total_steps)
                 if after_step is not None:
                     after_step(done)
     outcomes = []

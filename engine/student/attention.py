@@ -6,6 +6,9 @@ split. Head sizes may be odd (540 / 12 = 45). In place of sdpa, bfloat16 on a CP
 forward and backward at 16 x 12 heads, S = 128, d = 45 take it a sixth of sdpa's time on one core of a Sapphire Rapids;
 in float32 both take the same, and sdpa stays.
 
+Distilling, a layer is handed its teacher's queries and keys, and `fused_attention` gives context and score loss from
+the same tiles (`fuses_score_loss`): q and k are read once, scaled queries are not written, and no S x S tensor exists.
+
 Queries and keys are returned to the caller rather than caught by hooks, so that recording them also works under
 activation checkpointing, `torch.func.functional_call` and `torch.compile`.
 """
@@ -20,8 +23,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidi
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.student.configuration import FFNASConfig
-from kernels.attention import fused_attention
+from kernels.attention import fused_attention, one_pass_pays
 from kernels.linear import fused_linear_norm, fused_linears
+
+TeacherHeads = tuple[Tensor, Tensor]
+"""Queries [B, heads, S, d_t], multiplied by the softmax scale, and keys of the teacher's layer."""
 
 
 def eager_attention(
@@ -71,6 +77,21 @@ def is_fused(config: FFNASConfig, query: Tensor, mask: Any) -> bool:
     """Whether `kernels.fused_attention` takes sdpa's place: bfloat16 on a CPU, with a mask over keys alone."""
     if config._attn_implementation != "sdpa" or query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return False
+    return _is_over_keys(mask)
+
+
+def fuses_score_loss(config: FFNASConfig, query: Tensor, mask: Any, teacher: TeacherHeads) -> bool:
+    """Whether `kernels.fused_attention` computes context and score loss together.
+
+    It does in place of sdpa, with a mask over keys alone, where that is the faster way (`kernels.attention`). Heads
+    that cannot be compared are left to the objective, which names the reason.
+    """
+    if config._attn_implementation != "sdpa" or teacher[0].shape[:3] != query.shape[:3]:
+        return False
+    return _is_over_keys(mask) and one_pass_pays(query, teacher[0])
+
+
+def _is_over_keys(mask: Any) -> bool:
     return mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
 
 
@@ -79,7 +100,7 @@ _FEWEST_TOKENS = 64
 
 
 def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether `kernels.linear` takes the place of these linear layers: plain ones, without gradients, on a CPU, eagerly."""
+    """Whether `kernels.linear` takes the place of these layers: plain ones, without gradients, on a CPU, eagerly."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
@@ -108,12 +129,18 @@ class FFNASAttention(nn.Module):
         self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, attention_mask: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Output [B, S, H], queries and keys [B, heads, S, d] (unscaled), probabilities or None.
+    def forward(
+        self, x: Tensor, attention_mask: Any, teacher: TeacherHeads | None = None, parts: int = 1, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Output [B, S, H]; queries and keys [B, heads, S, d] (unscaled); probabilities or None; score losses or None.
 
         Args:
             x: [B, S, H].
             attention_mask: as `extended_mask` gives it.
+            teacher: what to compare scores with; the losses are None where it was left alone (`fuses_score_loss`).
+            parts: how many batches x is made of, one after the other; `teacher` is that of each. The score losses
+                are [parts].
+            **kwargs: for the attention function.
         """
         split = (*x.shape[:-1], -1, self.head_size)
         layers = (self.query, self.key, self.value)
@@ -123,11 +150,19 @@ class FFNASAttention(nn.Module):
             projected = [m(x) for m in layers]
         query, key, value = (t.view(split).transpose(1, 2) for t in projected)
         p_drop = self.p_drop if self.training else 0.0
+        if teacher is not None and fuses_score_loss(self.config, query[: len(x) // parts], attention_mask, teacher):
+            each = zip(*(t.chunk(parts) for t in (query, key, value, _keys(attention_mask, x))), strict=True)
+            done = [
+                fused_attention(*qkv, mask, scale=self.scaling, p_drop=p_drop, teacher=teacher, scale_t=1.0)
+                for *qkv, mask in each
+            ]
+            contexts = [context.transpose(1, 2) for context, _ in done]
+            context = contexts[0] if parts == 1 else torch.cat(contexts)
+            return self._project(x, context), query, key, None, torch.stack([loss for _, loss in done])
         if is_fused(self.config, query, attention_mask):
-            mask = x.new_ones(x.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask[:, 0, 0]
-            mask = mask.expand(x.shape[:2])
+            mask = _keys(attention_mask, x)
             context, _ = fused_attention(query, key, value, mask, scale=self.scaling, p_drop=p_drop)
-            return self._project(x, context.transpose(1, 2)), query, key, None
+            return self._project(x, context.transpose(1, 2)), query, key, None, None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         context, probabilities = attend(
             self,
@@ -139,7 +174,7 @@ class FFNASAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self._project(x, context), query, key, probabilities
+        return self._project(x, context), query, key, probabilities, None
 
     def _project(self, x: Tensor, context: Tensor) -> Tensor:
         """LayerNorm(x + dropout(dense(context))), context [B, S, heads, d]."""
@@ -148,3 +183,9 @@ class FFNASAttention(nn.Module):
             dense = self.dense
             return fused_linear_norm(context, dense.weight, dense.bias, x, norm.weight, norm.bias, eps=norm.eps)
         return norm(x + self.dropout(self.dense(context)))
+
+
+def _keys(mask: Tensor | None, x: Tensor) -> Tensor:
+    """bool [B, S], True at real tokens, from [B or 1, 1, 1, S] or nothing."""
+    shape = x.shape[:2]
+    return x.new_ones(shape, dtype=torch.bool) if mask is None else mask[:, 0, 0].expand(shape)

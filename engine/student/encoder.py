@@ -35,10 +35,10 @@ class FFNASLayer(nn.Module):
 
     def forward(
         self, x: Tensor, attention_mask: Any, plan: FFNPlan, **kwargs: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Output [B, S, H], queries and keys [B, heads, S, d] (unscaled), attention probabilities or None."""
-        x, query, key, probabilities = self.attention(x, attention_mask, **kwargs)
-        return self.all_ffn(x, plan), query, key, probabilities
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Output [B, S, H], and what `FFNASAttention` returns beside it: queries, keys, probabilities, score loss."""
+        x, *rest = self.attention(x, attention_mask, **kwargs)
+        return self.all_ffn(x, plan), *rest
 
 
 class Planner:

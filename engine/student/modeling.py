@@ -21,8 +21,8 @@ from transformers.utils.generic import can_return_tuple
 
 from engine.architecture import Architecture
 from engine.errors import UserError
-from engine.states import EncoderStates
-from engine.student.attention import extended_mask
+from engine.states import EncoderStates, Recorder
+from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.configuration import FFNASConfig
 from engine.student.embeddings import FFNASEmbeddings
 from engine.student.encoder import FFNASLayer, Planner
@@ -58,6 +58,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         architecture: Architecture | None = None,
         layers: Sequence[int] | None = None,
+        score_targets: Sequence[TeacherHeads] | None = None,
     ) -> EncoderStates:
         """What distillation compares, with gradients; logits where the model has a classification head.
 
@@ -65,6 +66,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
             input_ids, attention_mask, token_type_ids: [B, S]; the mask is true at real tokens.
             architecture: the subnet to run, None for everything stored.
             layers: 0-based layers to record, None for all; no other layer's output is kept.
+            score_targets: as of `FFNASModel.forward`.
 
         Raises:
             UserError: a layer does not exist, or the architecture does not fit (see `Planner`).
@@ -75,6 +77,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
             token_type_ids=token_type_ids,
             architecture=architecture,
             states_layers=ALL_LAYERS if layers is None else tuple(layers),
+            score_targets=score_targets,
             return_dict=True,
         )
         return out.states
@@ -134,6 +137,7 @@ class FFNASModel(FFNASPreTrainedModel):
         states_layers: Sequence[int] | str | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        score_targets: Sequence[TeacherHeads] | None = None,
         **kwargs: Any,
     ) -> FFNASModelOutput:
         """Runs the encoder.
@@ -146,6 +150,8 @@ class FFNASModel(FFNASPreTrainedModel):
             states_layers: 0-based layers to record into `states`, `"all"`, or None for no recording.
             output_hidden_states: return embeddings and every layer's output.
             output_attentions: return attention probabilities (attention implementation `eager` only).
+            score_targets: the teacher's queries and keys of the recorded layers, for the score loss; where attention
+                computes it (`engine.student.attention`), `states` hold it in place of queries and keys.
             **kwargs: passed on to the attention function.
 
         Raises:
@@ -164,19 +170,18 @@ class FFNASModel(FFNASPreTrainedModel):
         mask = extended_mask(self.config, x, attention_mask)
         hidden_states: list[Tensor] = [x]
         attentions: list[Tensor | None] = []
-        recorded: list[tuple[Tensor, Tensor, Tensor]] = []
+        recorder = Recorder(embedded)
+        teachers = self._score_teachers(record, score_targets)
         for index, (layer, plan) in enumerate(zip(self.encoder, plans, strict=True)):
-            x, query, key, probabilities = self._run_layer(layer, x, mask, plan, kwargs)
+            own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
+            x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:
-                recorded.append((x, query * layer.attention.scaling, key))
+                recorder.add(x, query, key, layer.attention.scaling, losses)
             if keep_hidden:
                 hidden_states.append(x)
             if keep_attention:
                 attentions.append(probabilities)
-        states = None
-        if states_layers is not None:
-            hidden, queries, keys = zip(*recorded, strict=True) if recorded else ((), (), ())
-            states = EncoderStates(embedded, hidden, queries, keys)
+        states = None if states_layers is None else recorder.states()
         return FFNASModelOutput(
             last_hidden_state=x,
             pooler_output=None if self.cls_pooler is None else self.cls_pooler(x),
@@ -187,10 +192,22 @@ class FFNASModel(FFNASPreTrainedModel):
 
     def _run_layer(
         self, layer: FFNASLayer, x: Tensor, mask: Any, plan: FFNPlan, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(partial(layer, **kwargs), x, mask, plan)
         return layer(x, mask, plan, **kwargs)
+
+    @staticmethod
+    def _score_teachers(record: Sequence[int], targets: Sequence[TeacherHeads] | None) -> dict[int, TeacherHeads]:
+        """The teacher's queries and keys by layer."""
+        if targets is None:
+            return {}
+        if len(targets) != len(record):
+            raise UserError(
+                f"layers: the student records {len(record)} layers, the teacher gave queries and keys of"
+                f" {len(targets)}: ask the teacher for layer_map(student layers, teacher layers)"
+            )
+        return dict(zip(record, targets, strict=True))
 
     def _recorded_layers(self, layers: Sequence[int] | str | None) -> Sequence[int]:
         count = len(self.encoder)

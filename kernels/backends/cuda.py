@@ -51,10 +51,14 @@ def load() -> CudaBackend:
         if not torch.cuda.is_available():
             raise BackendUnavailable("there is no CUDA device")
         library(torch.device("cuda"))
-    wanted = os.environ.get(ENVIRONMENT, ROUTES[0])
-    if wanted not in ROUTES:
-        raise BackendUnavailable(f"{ENVIRONMENT}={wanted!r} is none of {', '.join(ROUTES)}")
-    return CudaBackend(wanted)
+    if wanted_route() not in ROUTES:
+        raise BackendUnavailable(f"{ENVIRONMENT}={wanted_route()!r} is none of {', '.join(ROUTES)}")
+    return CudaBackend()
+
+
+def wanted_route() -> str:
+    """The value of FFNAS_CUDA_ROUTE, read at every call: it must not change between forward and backward."""
+    return os.environ.get(ENVIRONMENT, ROUTES[0])
 
 
 class CudaBackend:
@@ -62,15 +66,14 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, route: str = ROUTES[0]) -> None:
-        self._order = (route, *(r for r in ROUTES if r != route))
+    def __init__(self) -> None:
         self._device_reasons: dict[torch.device, str | None] = {}
         self._answers: Bounded[tuple[object, ...], str] = Bounded(4096)
 
     @property
     def saved_layout(self) -> int:
         """The routes save different tensors: graphs compiled for one must not be reused by the other."""
-        return 1 + ROUTES.index(self._order[0]) + (2 if self._triton is None else 0)
+        return 1 + (wanted_route() == ROUTES[1]) + (2 if self._triton is None else 0)
 
     @cached_property
     def _triton(self) -> ModuleType | None:
@@ -111,11 +114,12 @@ class CudaBackend:
 
     def _route(self, call: FFNCall) -> str:
         """The first route that can serve the call, or why none can; remembered by all that it depends on."""
-        parallel = call.flags & Flag.PARALLEL
-        key = (call.x.device, call.x.dtype, call.compute_dtype, call.hidden, call.inner, parallel)
+        parallel, wanted = call.flags & Flag.PARALLEL, wanted_route()
+        key = (wanted, call.x.device, call.x.dtype, call.compute_dtype, call.hidden, call.inner, parallel)
         answer = self._answers.get(key)
         if answer is None:
-            reasons = {route: self._route_reason(route, call) for route in self._order}
+            order = sorted(ROUTES, key=lambda route: route != wanted)
+            reasons = {route: self._route_reason(route, call) for route in order}
             served = next((route for route, reason in reasons.items() if reason is None), None)
             answer = served or "; ".join(f"{route}: {why}" for route, why in reasons.items())
             self._answers[key] = answer
@@ -151,7 +155,7 @@ class _Rows:
         device_program: DeviceProgram,
         save_stats: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        return _implementation(call).forward(call, layer, x, y, y2, device_program, save_stats)
+        return _implementation(call, backward=False).forward(call, layer, x, y, y2, device_program, save_stats)
 
     def backward(
         self,
@@ -165,14 +169,15 @@ class _Rows:
         device_program: DeviceProgram,
         needs: Needs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        return _implementation(call).backward(call, layer, grad_out, x, y, y2, stats, device_program, needs)
+        own = _implementation(call, backward=True)
+        return own.backward(call, layer, grad_out, x, y, y2, stats, device_program, needs)
 
 
-def _implementation(call: FFNCall) -> Any:
+def _implementation(call: FFNCall, *, backward: bool) -> Any:
     """`kernels.cuda.rows`, or Triton's where the program sits in a buffer that only those can read."""
     from kernels.triton.device_program import active_buffer
 
-    if active_buffer(checked_words(call.program), call.x.device) is None:
+    if active_buffer(checked_words(call.program), call.x.device, backward=backward) is None:
         return rows
     from kernels.triton.rows import TritonRows
 

@@ -35,7 +35,8 @@ def load() -> TritonBackend:
     interpreter = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreter and not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
-    return TritonBackend(importlib.import_module("kernels.triton.ffn"), interpreter)
+    modules = (importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "losses", "attention"))
+    return TritonBackend(*modules, interpreter=interpreter)
 
 
 class TritonBackend:
@@ -45,24 +46,16 @@ class TritonBackend:
     saved_layout = 1
     """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
 
-    def __init__(self, ffn: ModuleType, interpreter: bool) -> None:
+    def __init__(self, ffn: ModuleType, losses: ModuleType, attention: ModuleType, *, interpreter: bool) -> None:
         self._ffn: Any = ffn
         self._interpreter = interpreter
         self._capable: dict[torch.device, str | None] = {}
+        self.losses = TritonLosses(self, losses, attention)
 
     def supports(self, call: FFNCall) -> str | None:
-        device = call.x.device
-        if self._interpreter:
-            if device.type != "cpu":
-                return f"Triton's interpreter serves CPU tensors, x is on {device}"
-            if torch.bfloat16 in (call.x.dtype, call.compute_dtype):
-                return "Triton's interpreter does not compute bfloat16 correctly"
-        elif device.type != "cuda":
-            return f"it serves CUDA tensors, x is on {device}"
-        else:
-            reason = self._device_reason(device)
-            if reason is not None:
-                return reason
+        reason = self.refuses(call.x.device, (call.x.dtype, call.compute_dtype))
+        if reason is not None:
+            return reason
         if call.x.dtype not in _DTYPES or call.compute_dtype not in _DTYPES:
             return f"it serves float32, float16 and bfloat16, not {call.x.dtype} with {call.compute_dtype} products"
         return None
@@ -78,6 +71,16 @@ class TritonBackend:
         with _on(call.x.device):
             return self._ffn.backward(call, grad_out, saved, needs)
 
+    def refuses(self, device: torch.device, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why tensors on this device cannot be served, or of these dtypes under the interpreter; None: they can."""
+        if not self._interpreter:
+            return self._device_reason(device) if device.type == "cuda" else f"it serves CUDA tensors, x is on {device}"
+        if device.type != "cpu":
+            return f"Triton's interpreter serves CPU tensors, x is on {device}"
+        if torch.bfloat16 in dtypes:
+            return "Triton's interpreter does not compute bfloat16 correctly"
+        return None
+
     def _device_reason(self, device: torch.device) -> str | None:
         if device not in self._capable:
             capability = torch.cuda.get_device_capability(device)
@@ -85,6 +88,51 @@ class TritonBackend:
                 None if capability >= _OLDEST else f"it needs compute capability 8.0, {device} has {capability}"
             )
         return self._capable[device]
+
+
+class TritonLosses:
+    """The losses and attention of this backend; arguments and results as in `kernels.losses_reference`.
+
+    Args:
+        backend: whose devices these are.
+        losses, attention: `kernels.triton.losses` and `kernels.triton.attention`.
+    """
+
+    def __init__(self, backend: TritonBackend, losses: ModuleType, attention: ModuleType) -> None:
+        self._backend, self._losses, self._attention = backend, losses, attention
+
+    def supports(self, tensors: Sequence[Tensor]) -> str | None:
+        """None where calls with these tensors can be served, else one line saying why not."""
+        dtypes = [t.dtype for t in tensors]
+        for t in tensors:
+            reason = self._backend.refuses(t.device, dtypes)
+            if reason is not None:
+                return reason
+            if t.dtype not in _DTYPES:
+                return f"its losses and attention serve float32, float16 and bfloat16, got {t.dtype}"
+            if t.ndim == 4 and t.shape[-1] > self._attention.LARGEST_HEAD:
+                return f"its attention serves heads up to {self._attention.LARGEST_HEAD} wide, got {t.shape[-1]}"
+        return None
+
+    def score_mse(self, q_s: Sequence[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
+        with _on(q_s[0].device):
+            return self._losses.score_mse(q_s, *rest)
+
+    def hidden_mse(self, h_s: Sequence[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
+        with _on(h_s[0].device):
+            return self._losses.hidden_mse(h_s, *rest)
+
+    def soft_cross_entropy(self, student: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+        with _on(student.device):
+            return self._losses.soft_cross_entropy(student, *rest)
+
+    def attention_forward(self, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with _on(q.device):
+            return self._attention.forward(q, *rest)
+
+    def attention_backward(self, grad_context: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with _on(grad_context.device):
+            return self._attention.backward(grad_context, *rest)
 
 
 def _on(device: torch.device) -> torch.cuda.device:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.cuda.library import is_capturing
+from kernels.upload import upload
 from kernels.validation import checked_words
 
 _ATTRIBUTE = "_ffnas_cuda_copies"
@@ -39,9 +39,5 @@ def device_program(program: Tensor, device: torch.device) -> DeviceProgram:
         setattr(program, _ATTRIBUTE, (program._version, copies))
     found = copies.get(device)
     if found is None:
-        if is_capturing(device):
-            raise RuntimeError("a program was first used while a CUDA graph was captured: call it once before")
-        temporaries = checked_words(program)[_TEMPORARIES]
-        words = program if device.type == "cpu" else program.to(device)
-        found = copies[device] = DeviceProgram(words, temporaries)
+        found = copies[device] = DeviceProgram(upload(program, device), checked_words(program)[_TEMPORARIES])
     return found

@@ -4,6 +4,9 @@
         ...capture a CUDA graph that calls fused_ffn with that program...
     buffer.copy_(lower("linear(relu(linear(x,wb1)),wb2)"))   # then replay: the graph runs the other program
 
+Or, from any thread (autograd runs backward in threads of its own) and with as many buffers as a model has layers: calls
+with `buffer.bound` as their program read that buffer, whatever it holds.
+
 A copy is made once per program and device, on a stream of its own: no running kernel is waited for. A program must have
 run once, or have a buffer, before a graph that uses it is captured.
 
@@ -12,10 +15,11 @@ Rejected: passing the words as kernel arguments. They would be frozen into a cap
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from functools import lru_cache
+from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
@@ -25,6 +29,7 @@ from torch import Tensor
 from kernels.program import Flag, Program, Segment
 from kernels.triton import microcode
 from kernels.triton.evaluate import interpret
+from kernels.upload import upload
 
 CACHE_SIZE = 4096
 """Device copies kept; then the less recently used half is dropped. One takes 1 to 4 KB."""
@@ -79,6 +84,10 @@ class DeviceProgram:
 _copies: OrderedDict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = OrderedDict()
 _lock = Lock()
 _buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buffers", default=())
+_bound: weakref.WeakValueDictionary[int, ProgramBuffer] = weakref.WeakValueDictionary()
+"""Buffers by the address of their `bound` program's words."""
+_entered: list[ProgramBuffer] = []
+"""Buffers active in any thread, for backward passes: autograd runs those of CUDA tensors in a thread of its own."""
 
 
 def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgram:
@@ -108,9 +117,22 @@ def _forget_half(device: torch.device) -> None:
         _copies.popitem(last=False)
 
 
-def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram | None:
-    """The content of the innermost active `ProgramBuffer` on `device` that holds this program."""
-    for buffer in reversed(_buffers.get()):
+def bound_buffer(program: Tensor, device: torch.device) -> DeviceProgram | None:
+    """The content of the buffer on `device` that `program`, the tensor of its `bound` program, stands for."""
+    buffer = _bound.get(program.data_ptr())
+    if buffer is None or buffer.device_program.code.device != device:
+        return None
+    return buffer.device_program
+
+
+def active_buffer(words: tuple[int, ...], device: torch.device, *, backward: bool = False) -> DeviceProgram | None:
+    """The content of the innermost active `ProgramBuffer` on `device` that holds this program.
+
+    Args:
+        words, device: the program's, and where it runs.
+        backward: in a backward pass, which may run in another thread than the block: buffers of all threads count.
+    """
+    for buffer in reversed([*_entered, *_buffers.get()] if backward else _buffers.get()):
         if buffer.device_program.words == words and buffer.device_program.code.device == device:
             return buffer.device_program
     return None
@@ -119,24 +141,7 @@ def active_buffer(words: tuple[int, ...], device: torch.device) -> DeviceProgram
 def _upload(code: tuple[int, ...], device: torch.device) -> Tensor:
     if device.type == "meta":
         return torch.empty(len(code), dtype=torch.int32, device=device)
-    host = torch.tensor(code, dtype=torch.int32)
-    if device.type == "cpu":
-        return host
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a program was first used while a CUDA graph was captured: call it once before, or use a ProgramBuffer"
-        )
-    # a stream of its own: waiting for it waits for these few bytes, not for the kernels queued before them
-    stream = _upload_stream(device)
-    with torch.cuda.stream(stream):
-        copy = host.pin_memory().to(device, non_blocking=True)
-    stream.synchronize()
-    return copy
-
-
-@lru_cache
-def _upload_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return upload(torch.tensor(code, dtype=torch.int32), device)
 
 
 class ProgramBuffer:
@@ -150,6 +155,9 @@ class ProgramBuffer:
         device: a CUDA device.
         slots: slots that kernels shall have (`kernels.triton.microcode.SLOT_VARIANTS`).
         capacity: words of the buffer.
+
+    Attributes:
+        bound: the first program, with words at an address of its own: calls with it read the buffer.
 
     Raises:
         ValueError: the program does not fit.
@@ -167,6 +175,8 @@ class ProgramBuffer:
         self.device_program = DeviceProgram(program.words, code, tuple(max(v, slots) for v in own))
         self._token: Token[tuple[ProgramBuffer, ...]] | None = None
         self._fill(program)
+        self.bound = replace(program, tensor=program.tensor.clone())
+        _bound[self.bound.tensor.data_ptr()] = self
 
     def copy_(self, program: Program) -> None:
         """Puts another program in; graphs captured with this buffer run it from the next replay on this stream.
@@ -198,8 +208,10 @@ class ProgramBuffer:
 
     def __enter__(self) -> ProgramBuffer:
         self._token = _buffers.set((*_buffers.get(), self))
+        _entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._token is not None
         _buffers.reset(self._token)
+        _entered.remove(self)

@@ -2,7 +2,8 @@
 
 `launch` is the one place that calls Triton. In a `compile_only` block it compiles what it would have launched and runs
 nothing, so that the driver of `kernels.triton.ffn` itself, run over meta tensors, says which kernels a call needs:
-compile checks and background compilation use that, for any architecture and without a GPU.
+compile checks and background compilation use that, for any architecture and without a GPU. `recorded` only lists the
+launches, to be compiled later, each once.
 
 `statistics` counts what was launched and compiled in this process.
 
@@ -13,11 +14,12 @@ a kernel gets another argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -61,24 +63,86 @@ class Statistics:
 statistics = Statistics()
 
 Compiled = Callable[[Any, Any, dict[str, Any]], None]
-_compile_only: ContextVar[Compiled | None] = ContextVar("ffnas_compile_only", default=None)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that did not happen.
+
+    Attributes:
+        kernel: the Triton function.
+        grid, args, warps, stages, constants: as given to `launch`.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    warps: int
+    stages: int
+    constants: dict[str, Any]
+
+    def build(self) -> Any:
+        """The compiled kernel for the current target (`target`, or the current device)."""
+        sizes = {"num_warps": self.warps, "num_stages": self.stages}
+        return self.kernel.warmup(*self.args, grid=self.grid, **sizes, **OPTIONS, **self.constants)
+
+    def key(self) -> str:
+        """Text that is the same for launches of one compiled kernel.
+
+        Integers count by what Triton may specialize on: 1, multiples of 16, width; tensors by dtype and alignment.
+        """
+        parts = [f"{self.kernel.__module__}:{self.kernel.__name__}", f"{self.warps} {self.stages}"]
+        parts += [_kind(p, a) for p, a in zip(self.kernel.params, self.args, strict=False)]
+        return " ".join([*parts, *(f"{k}={_constant(v)}" for k, v in sorted(self.constants.items()))])
+
+
+def _kind(parameter: Any, value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{'' if value.data_ptr() % 16 == 0 else '?'}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        width = 32 if -(2**31) <= value < 2**31 else 64
+        return f"i{width}" if parameter.do_not_specialize else f"i{width}/{value == 1}/{value % 16 == 0}"
+    return "float" if isinstance(value, float) else repr(value)
+
+
+def _constant(value: Any) -> str:
+    return f"{value.__module__}:{value.__name__}" if hasattr(value, "__name__") else repr(value)
+
+
+_instead: ContextVar[Callable[[Launch], None] | None] = ContextVar("ffnas_launch_instead", default=None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int, stages: int, **constants: Any) -> None:
-    """kernel[grid](*args, **constants) on the current device and stream; only compiled in a `compile_only` block."""
-    statistics.hook()
-    seen = _compile_only.get()
-    if seen is not None:
-        built = kernel.warmup(*args, grid=grid, num_warps=warps, num_stages=stages, **OPTIONS, **constants)
-        seen(kernel, built, {"warps": warps, "stages": stages, **constants})
+    """kernel[grid](*args, **constants) on the current device and stream; see `compile_only` and `recorded`."""
+    instead = _instead.get()
+    if instead is not None:
+        instead(Launch(kernel, grid, args, warps, stages, constants))
         return
+    statistics.hook()
     statistics.launches += 1
     kernel[grid](*args, num_warps=warps, num_stages=stages, **OPTIONS, **constants)
 
 
 def compiling() -> bool:
-    """Whether kernels are only compiled here."""
-    return _compile_only.get() is not None
+    """Whether kernels are only compiled, or listed, here."""
+    return _instead.get() is not None
+
+
+def recorded(run: Callable[[], object]) -> list[Launch]:
+    """What `run` would launch, in order; nothing is launched or compiled."""
+    launches: list[Launch] = []
+    with _launching(launches.append):
+        run()
+    return launches
+
+
+@contextmanager
+def _launching(instead: Callable[[Launch], None]) -> Iterator[None]:
+    token = _instead.set(instead)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
 
 
 def interpreted(kernel: Any) -> bool:
@@ -103,20 +167,32 @@ class _TargetOnly:
 
 
 @contextmanager
+def target(arch: int) -> Iterator[None]:
+    """Triton compiles for this compute capability times ten (80 or 90) in the block, without a device.
+
+    Replaces Triton's driver for the whole process meanwhile: for command-line tools and worker processes.
+    """
+    earlier = driver._active
+    driver.set_active(_TargetOnly(arch))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        driver._active = earlier
+
+
+@contextmanager
 def compile_only(seen: Compiled, arch: int | None = None) -> Iterator[None]:
     """Kernels launched in this block are compiled, not run.
 
     Args:
         seen: called with (kernel, compiled kernel, constants) for each.
-        arch: compile for this compute capability times ten (80 or 90) without a device, and replace Triton's driver
-            for the whole process meanwhile: for command-line tools and worker processes. None: for the current device.
+        arch: compile for it (`target`); None: for the current device.
     """
-    token = _compile_only.set(seen)
-    earlier = driver._active
-    if arch is not None:
-        driver.set_active(_TargetOnly(arch))  # type: ignore[arg-type]
-    try:
+
+    def build(asked: Launch) -> None:
+        built = asked.build()
+        seen(asked.kernel, built, {"warps": asked.warps, "stages": asked.stages, **asked.constants})
+
+    statistics.hook()
+    with _launching(build), nullcontext() if arch is None else target(arch):
         yield
-    finally:
-        driver._active = earlier
-        _compile_only.reset(token)

@@ -66,10 +66,22 @@ def compile_recipe(
     Args:
         words: the program, validated here.
         seen: called with each kernel (`kernels.triton.launch.compile_only`).
-        generated: the specialized tier's kernels instead of the interpreting ones.
-        slots: slots that interpreting kernels have at least.
+        generated, slots: as of `run_recipe`.
 
     Given an architecture, replaces Triton's driver while it runs: for worker processes and command-line tools.
+    """
+    with compile_only(seen, arch):
+        run_recipe(words, made, generated=generated, slots=slots)
+
+
+def run_recipe(words: Sequence[int], made: dict[str, Any], *, generated: bool, slots: int = 0) -> None:
+    """Runs the recipe's call over meta tensors, where launches are compiled or recorded (`kernels.triton.launch`).
+
+    Args:
+        words: the program, validated here.
+        made: the recipe.
+        generated: the specialized tier's kernels instead of the interpreting ones.
+        slots: slots that interpreting kernels have at least.
     """
     call = meta_call(words, made)
     program = device_program(tuple(words), call.x.device)
@@ -80,8 +92,7 @@ def compile_recipe(
     earlier = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32" if made["tf32"] else "ieee"
     try:
-        with compile_only(seen, arch):
-            run(call, program, made["save"], made["needs"])
+        run(call, program, made["save"], made["needs"])
     finally:
         torch.backends.cuda.matmul.fp32_precision = earlier
 

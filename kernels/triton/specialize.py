@@ -29,7 +29,7 @@ from kernels.backends.base import FFNCall
 from kernels.bounded import Bounded
 from kernels.triton import codegen
 from kernels.triton.compile_pool import CompilePool
-from kernels.triton.device_program import DeviceProgram, active_buffer, device_program
+from kernels.triton.device_program import DeviceProgram, active_buffer, bound_buffer, device_program
 from kernels.triton.evaluate import interpret
 from kernels.triton.launch import interpreted
 from kernels.triton.layout import allows_tf32
@@ -83,7 +83,7 @@ def program_of(call: FFNCall, save: bool, needs: Sequence[bool] | None = None) -
         needs: of backward; None in forward.
     """
     words, device = checked_words(call.program), call.x.device
-    buffer = active_buffer(words, device)
+    buffer = bound_buffer(call.program, device) or active_buffer(words, device, backward=needs is not None)
     if buffer is not None:
         return buffer
     plain = device_program(words, device)

@@ -43,6 +43,7 @@ class CountingDistiller:
     """A teacher whose answer is a function of the batch; counts its passes."""
 
     device = torch.device("cpu")
+    graphs = None
 
     def __init__(self) -> None:
         self.passes = 0

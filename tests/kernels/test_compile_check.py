@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
-from types import MappingProxyType
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
 
-from kernels import compile_check
-from kernels.compile_check import Job, Row, find_nvcc, main, run_job, sampled_programs, table
+from kernels.compile_check import __main__ as command
+from kernels.compile_check import machine_code, sources, units
+from kernels.compile_check.calls import calls, ffn_call, ffn_recipe, sampled_programs
+from kernels.compile_check.table import Row, named, summary, table
+from kernels.cuda.build import find_nvcc
 from kernels.lowering import lower
 from kernels.triton.compile_pool import CompilePool
-from kernels.triton.launch import interpreted, statistics
+from kernels.triton.launch import interpreted, recorded, statistics
 from kernels.triton.primitives import reciprocal
 from kernels.triton.recipe import compile_recipe
 
@@ -34,20 +38,56 @@ def forward(recipe):
 
 
 def test_a_call_is_compiled_read_and_remembered(cache):
-    recipe = json.loads(compile_check._recipe("torch.bfloat16", 180, norm=False))
+    recipe = json.loads(ffn_recipe("torch.bfloat16", 180, norm=False))
     recipe["needs"] = [False, False, False, True, False]
-    job = Job("generated bfloat16", 90, lower(TEXT).words, json.dumps(recipe), generated=True)
-    rows = run_job(job)
+    todo = units.triton_units([ffn_call("generated bfloat16", lower(TEXT).words, json.dumps(recipe))], [90])
+    found = [row for unit in todo for row in units.run_unit(unit)]
+    rows = named(found)
     assert {r.kernel for r in rows} >= {"ffn_linear_kernel", "ffn_linear_bwd_kernel", "ffn_weight_grad_kernel"}
     assert all(r.registers > 0 and r.problem == "" and r.spills == 0 for r in rows)
-    assert all(r.tensor_core == "HGMMA" for r in rows if r.kernel == "ffn_linear_kernel")
-    assert len(list((cache / "compile-check").glob("*.json"))) == 1
-    assert run_job(job) == rows
+    assert {r.kernel for r in rows if r.multiplies} == {r.kernel for r in rows if r.tensor_core == "HGMMA"}
+    assert len(list((cache / "compile-check").glob("*.json"))) == len(todo)
+    assert [row for unit in todo for row in units.run_unit(unit)] == found
+    assert named([row for unit in todo for row in units.run_unit(unit)]) == rows
+
+
+def test_kernels_that_calls_share_are_compiled_once(cache):
+    """Two programs of one kind differ in data alone; other dtypes, widths of alignment, or slots make other kernels."""
+    recipe = ffn_recipe("torch.bfloat16", 180)
+    once = units.triton_units([ffn_call("one", lower(TEXT).words, recipe, slots=2)], [90])
+    both = [ffn_call(name, lower(TEXT.replace("gelu", name)).words, recipe, slots=2) for name in ("elu", "tanh")]
+    assert {u.key for u in units.triton_units(both, [90])} == {u.key for u in once}
+    assert len(units.triton_units(both, [80, 90])) == 2 * len(once)
+    for other in (ffn_recipe("torch.float16", 180), ffn_recipe("torch.bfloat16", 135)):
+        assert len(units.triton_units([*both, ffn_call("other", lower(TEXT).words, other, slots=2)], [90])) > len(once)
+
+
+def test_the_key_of_a_launch_is_as_fine_as_tritons(cache):
+    """Launches with one key find one compiled kernel: a second compilation of any would be a new variant."""
+    recipe = forward(ffn_recipe("torch.bfloat16", 180))
+    keys = {launch.key() for name in ("gelu", "elu") for launch in recorded(run(name, recipe))}
+    before = statistics.variants
+    for name in ("gelu", "elu"):
+        compile_recipe(lower(TEXT.replace("gelu", name)).words, recipe, 80, lambda *_: None, generated=False)
+    assert statistics.variants - before == len(keys)
+
+
+def run(name, recipe):
+    from kernels.triton.recipe import run_recipe
+
+    return lambda: run_recipe(lower(TEXT.replace("gelu", name)).words, recipe, generated=False)
+
+
+def test_every_family_has_calls_and_the_full_check_contains_the_quick_one():
+    quick, full = calls(True), calls(False)
+    assert set(quick) <= set(full)
+    names = " ".join(call.name for call in full)
+    assert all(word in names for word in ("bfloat16", "float16", "float32", "tf32", "odd supernet view", "generated"))
 
 
 def test_a_never_seen_expression_compiles_nothing(cache):
     """Programs are data: a second program of the same kind finds every kernel made for the first."""
-    recipe = forward(compile_check._recipe("torch.bfloat16", 180))
+    recipe = forward(ffn_recipe("torch.bfloat16", 180))
     launched = []
     compile_recipe(lower(TEXT).words, recipe, 90, lambda kernel, *_: launched.append(kernel.__name__), generated=False)
     before = statistics.variants
@@ -58,19 +98,21 @@ def test_a_never_seen_expression_compiles_nothing(cache):
 
 
 def test_problems_are_named(monkeypatch):
-    class Built:
-        asm = MappingProxyType({"cubin": b""})
-        metadata = type("", (), {"shared": 0})
-        hash = "x"
+    ttir = "%c = tt.dot %a, %b, %acc, inputPrecision = {} : tensor<64x64x{}> * tensor<64x64x{}> -> tensor<64x64xf32>"
 
-    answers = {"cuobjdump": "Function f:\n REG:255 STACK:64 SHARED:0", "nvdisasm": "FFMA R0, R1, R2, R3"}
-    monkeypatch.setattr(compile_check, "_tool", lambda name, *_: answers[name])
-    job = Job("interpreted bfloat16", 90)
-    assert compile_check._row(job, "ffn_rows_kernel", Built, {"warps": 4}).problem == "spills 64 bytes"
-    assert compile_check._row(job, "ffn_linear_kernel", Built, {"warps": 4}).problem == "no tensor-core instruction"
-    exact = {"warps": 4, "PRECISION": "ieee"}
-    answers["cuobjdump"] = "REG:255 STACK:0"
-    assert compile_check._row(Job("interpreted float32", 90), "ffn_linear_kernel", Built, exact).problem == ""
+    def row(usage, precision, dtype):
+        monkeypatch.setattr(machine_code, "tool", lambda *_: usage)
+        asm = {"cubin": b"", "ttir": ttir.format(precision, dtype, dtype)}
+        built = SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=0))
+        return named([units.triton_row("kernel", "interpreted", 90, built)])[0].problem
+
+    assert row("Function f:\n REG:255 STACK:64 SHARED:0", "ieee", "f32") == "spills 64 bytes"
+    assert row("REG:255 STACK:0", "tf32", "bf16") == "no tensor-core instruction"
+    assert row("REG:255 STACK:0", "ieee", "f16") == "no tensor-core instruction"
+    assert row("REG:255 STACK:0", "tf32", "f32") == "no tensor-core instruction"
+    assert row("REG:255 STACK:0", "ieee", "f32") == ""
+    with pytest.raises(RuntimeError, match="says nothing"):
+        row("", "ieee", "f32")
 
 
 def test_messages_of_ptxas_become_rows():
@@ -82,21 +124,43 @@ ptxas info    : Compiling entry function '_Z3twoPf' for 'sm_80'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 12 registers
 """
-    one, two = compile_check._ptxas_rows(Job("x.cu", 80, source="x.cu"), log, ".text._Z3twoPf:\n HMMA.16816 R0\n")
+    code = bytes.fromhex("04c8c23c" + "00" * 12)
+    one, two = sources.ptxas_rows("x.cu", 80, log, {"_Z3twoPf": code})
     assert (one.registers, one.spills, one.shared, one.problem) == (40, 12, 512, "spills 12 bytes")
-    assert (two.registers, two.spills, two.tensor_core, two.problem) == (12, 0, "HMMA", "")
+    assert (two.registers, two.spills, two.problem) == (12, 0, "")
+    assert list(two.samples.values()) == [code.hex()]
+    (three,) = sources.ptxas_rows("x.cu", 80, log.split("_Z3onePf")[0] + "_Z1kI8BFloat16EvT_' for 'sm_80'\n", {})
+    assert three.multiplies
+    assert named([three])[0].problem == "no tensor-core instruction"
+
+
+def test_one_instruction_of_a_kind_tells_what_a_whole_disassembly_does(cache, tmp_path):
+    recipe = forward(ffn_recipe("torch.float16", 180, norm=False))
+    cubins = []
+    compile_recipe(
+        lower(TEXT).words, recipe, 80, lambda _k, built, _c: cubins.append(built.asm["cubin"]), generated=True
+    )
+    for k, cubin in enumerate(cubins):
+        ((_, code),) = machine_code.kernel_code(cubin)
+        found = machine_code.samples(code)
+        names = {name.split(".")[0] for name in machine_code.mnemonics(found, 80).values()}
+        path = tmp_path / f"{k}.cubin"
+        path.write_bytes(cubin)
+        text = machine_code.tool("nvdisasm", "-c", str(path))
+        whole = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text)
+        assert names == set(whole)
 
 
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
 def test_a_source_that_does_not_compile_fails_the_check(cache, tmp_path, monkeypatch, capsys):
     source = tmp_path / "broken.cu"
     source.write_text("__global__ void f() { nonsense; }")
-    (row,) = run_job(Job("broken.cu", 80, source=str(source)))
+    todo = units.file_units([source], [80])
+    (row,) = units.run_unit(todo[0])
     assert "nonsense" in row.problem
     assert not list(cache.glob("compile-check/*"))
-    monkeypatch.setattr(compile_check, "triton_jobs", lambda *_: [])
-    monkeypatch.setattr(compile_check, "cuda_jobs", lambda *_: [Job("broken.cu", 80, source=str(source))])
-    assert main(["--jobs", "1"]) == 1
+    monkeypatch.setattr(command, "work", lambda *_: todo)
+    assert command.main(["--jobs", "1"]) == 1
     assert "FAILED" in capsys.readouterr().out
 
 
@@ -105,6 +169,15 @@ def test_the_table_is_sorted_and_aligned():
     assert [line.split()[0] for line in lines] == ["kernel", "a", "b"]
     assert lines[1].endswith("FAILED: spills 8 bytes")
     assert lines[0].index("arch") == lines[1].index("sm_80") == lines[2].index("sm_90")
+
+
+def test_the_summary_has_the_worst_of_every_kind():
+    kernels = [
+        Row("k", "interpreted a", 80, 100, 0, 64),
+        Row("k", "interpreted b", 80, 90, 8, 128, problem="spills 8 bytes"),
+    ]
+    _, line = summary(kernels).splitlines()
+    assert line.split() == ["k", "interpreted", "sm_80", "2", "100", "8", "128", "-", "1", "FAILED"]
 
 
 def test_sampled_programs_are_valid_and_always_the_same():
@@ -127,7 +200,7 @@ def ask(pool, job, timeout=120):
 
 def test_a_background_process_compiles_and_survives_a_bad_job(cache):
     pool = CompilePool(processes=1)
-    recipe = forward(compile_check._recipe("torch.bfloat16", 180))
+    recipe = forward(ffn_recipe("torch.bfloat16", 180))
     bad = ask(pool, {"words": [1, 2, 3], "recipe": recipe, "arch": 90})
     assert bad.startswith("compiling a program failed")
     assert "\n" not in bad

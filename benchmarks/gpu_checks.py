@@ -1,0 +1,144 @@
+"""What a GPU run measures besides the FFN table: grouped launches, never-seen expressions, repeated bits."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from random import Random
+
+import torch
+from torch import Tensor
+
+from benchmarks.cold import random_text
+from benchmarks.ffn_cases import DTYPES, RELEASED, Case, inputs, runner
+from benchmarks.gpu_cases import OURS, graphed, interleaved, setting
+from kernels import ExpressionError, fused_ffn
+from kernels.grouped import GroupMember, fused_ffn_grouped
+from kernels.ops import fused_ffn_stack
+
+MEMBERS = 8
+GROUP_TOKENS = 1024
+
+
+def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: str) -> list[GroupMember]:
+    """Eight stacks that differ in width, depth and expression."""
+    g = torch.Generator().manual_seed(0)
+
+    def parameter(scale: float, *shape: int, offset: float = 0.0) -> Tensor:
+        return (torch.randn(shape, generator=g) * scale + offset).to(device, dtype).requires_grad_()
+
+    members = []
+    for k in range(MEMBERS):
+        n, d = 1 + k % 4, widths[k // 2 % len(widths)]
+        groups = [
+            [parameter(hidden**-0.5, d, hidden) for _ in range(n)],
+            [parameter(0.02, d) for _ in range(n)],
+            [parameter(d**-0.5, hidden, d) for _ in range(n)],
+            [parameter(0.02, hidden) for _ in range(n)],
+        ]
+        norm = [[parameter(0.1, hidden, offset=1.0) for _ in range(n)], [parameter(0.02, hidden) for _ in range(n)]]
+        members.append(GroupMember(*groups, RELEASED[k % len(RELEASED)], *norm))
+    return members
+
+
+def grouped(
+    dtype: str, hidden: int, widths: tuple[int, ...], tokens: int, device: str, rounds: int
+) -> dict[str, object]:
+    """Seconds of K = 8 mixed stacks in one call and in eight, forward and forward + backward."""
+    members = _members(hidden, widths, DTYPES[dtype], device)
+    xs = [torch.randn(tokens, hidden, device=device).to(DTYPES[dtype]) for _ in members]
+    weights = [torch.ones_like(x) for x in xs]
+    leaves = [t for m in members for t in m.parameters]
+
+    def alone() -> list[Tensor]:
+        return [
+            fused_ffn_stack(x, m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias, m.program)
+            for x, m in zip(xs, members, strict=True)
+        ]
+
+    def trained(forward: Callable[[], list[Tensor]]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(forward(), leaves, weights)
+
+    result: dict[str, object] = {"dtype": dtype, "tokens": tokens, "members": len(members)}
+    for direction, wrap in (("forward", torch.no_grad()), ("forward + backward", trained)):
+        graphs, refused = {}, {}
+        runs = {"one launch": ("cuda stack", lambda: fused_ffn_grouped(xs, members))}
+        runs |= {f"eight calls, {name}": (name, alone) for name in OURS}
+        for name, (own, run) in runs.items():
+            try:
+                with setting(own):
+                    graphs[name] = graphed(wrap(run), device)
+            except Exception as error:  # part of the result
+                refused[name] = f"{type(error).__name__}: {error}"[:300]
+        result[direction] = {"seconds": interleaved(graphs, rounds, device), "refused": refused}
+    return result
+
+
+def never_seen(hidden: int, inner: int, tokens: int, dtype: str, device: str, count: int) -> dict[str, object]:
+    """Milliseconds from an expression's text to its result, and what was compiled meanwhile, after a warm start."""
+    from kernels.triton.launch import statistics as launches
+    from kernels.triton.prepare import prepare
+
+    case = Case(RELEASED[0], dtype, inner, tokens, False, hidden, device)
+    x, w1, b1, w2, b2, *norm = inputs(case)
+    rng, seen = Random(1), set()
+    if device == "cuda":
+        prepare(x, [w1], [b1], [w2], [b2], [norm[0]], [norm[1]], training=False)
+
+    def first_result() -> float | None:
+        text = random_text(rng)
+        if text in seen:
+            return None
+        seen.add(text)
+        start = time.perf_counter()
+        try:
+            fused_ffn(x, w1, b1, w2, b2, *norm, text)
+        except ExpressionError:
+            return None  # not valid at these widths: the space would not propose it
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    with setting("triton interpreter"), torch.no_grad():
+        for _ in range(count):  # kernels are loaded onto the device at their first launch
+            first_result()
+        before = launches.compilations
+        times = [t for t in (first_result() for _ in range(3 * count)) if t is not None]
+    times.sort()
+    return {
+        "expressions": len(times), "median_ms": 1e3 * statistics.median(times), "worst_ms": 1e3 * times[-1],
+        "p95_ms": 1e3 * times[int(0.95 * len(times))], "compilations": launches.compilations - before,
+    }  # fmt: skip
+
+
+def repeated(case: Case) -> dict[str, str]:
+    """Per side of ours "same bits", "different bits", or why it could not run: two runs of forward and backward."""
+    found = {}
+    for name in OURS:
+        try:
+            with setting(name):
+                results = []
+                for _ in range(2):
+                    tensors = inputs(case)
+                    out = fused_ffn(*tensors, case.expression)
+                    results.append([out, *torch.autograd.grad(out, tensors, torch.ones_like(out))])
+            same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+            found[name] = "same bits" if same else "different bits"
+        except Exception as error:  # part of the result
+            found[name] = f"{type(error).__name__}: {error}"[:300]
+    return found
+
+
+def agreement(case: Case) -> dict[str, float]:
+    """Per side of ours the largest difference from eager PyTorch's forward result, relative to its largest value."""
+    expected = runner(case, "eager")()
+    found = {}
+    for name in OURS:
+        try:
+            with setting(name):
+                out = runner(case, "ffnas")()
+        except Exception:  # named in the table already
+            continue
+        found[name] = float((out - expected).abs().max() / expected.abs().max())  # type: ignore[operator, union-attr]
+    return found
