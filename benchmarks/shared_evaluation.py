@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.demo_supernet import SPLIT, Supernet
+from benchmarks.demo_supernet import SPLITS, Supernet
 from benchmarks.environment import describe
 from engine.architecture import Architecture
 from engine.evaluation import predict_batches
@@ -79,7 +79,7 @@ def timed(function: Callable[[], object], rounds: int = 1) -> tuple[float, objec
 
 
 def measure(net: Supernet, count: int, rounds: int) -> dict[str, object]:
-    model, data, spec = net.model, getattr(net.ctx.data, SPLIT), net.ctx.spec
+    model, data, spec = net.model, getattr(net.ctx.data, SPLITS[0]), net.ctx.spec
     candidates = random_candidates(net, count)
     batches = SharedEvaluator(model, data).batches
     labels = np.concatenate([b.labels.numpy() for b in batches])
