@@ -10,6 +10,8 @@ The table holds the accuracy of every choice with shared weights (`benchmarks.de
 The first table's supernet has the first three expressions of EfficientBERT's released architecture, the second one's
 the last three; settings of samplers were tried on the first only. Regret is the table's best score minus the best found
 so far; reported are its mean over seeds and a 95 % band (t).
+Replays already done are kept in the cache folder, under a name made of the table and the sources of samplers and
+spaces, so that an interrupted comparison goes on where it stopped.
 Every sampler has its defaults, except that `partition` and `partition_greedy` start learning after as many random
 candidates as the others (20; the paper's 80 are listed beside).
 """
@@ -17,11 +19,12 @@ candidates as the others (20; the paper's 80 are listed beside).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +37,7 @@ from benchmarks.environment import describe
 from engine.architecture import Architecture, LayerSpec
 from engine.files import write_json_atomic
 from engine.params import ModelShape
+from kernels.cache import cache_dir
 from kernels.expression import parse_expression
 from search.ledger import Trial
 from search.samplers import make_sampler
@@ -54,6 +58,8 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "gaussian": ("gaussian", {}),
 }
 EVALUATIONS = 250
+Job = tuple[str, str, int, int]
+"""Table, side, seed, evaluations."""
 MARKS = (0.01, 0.02, 0.05, 0.06)
 """Shares of the table at which regret is listed; the third is what the default sampler is chosen by."""
 CHOSEN_BY = 0.05
@@ -148,11 +154,9 @@ def replay(name: str, side: str, seed: int, evaluations: int) -> list[float]:
 def compare(name: str, sides: Sequence[str], seeds: int, evaluations: int, workers: int) -> dict[str, Any]:
     table = read_table(name)
     sampled: dict[str, Any] = {}
-    jobs = [(side, seed) for side in sides for seed in range(seeds)]
-    with ProcessPoolExecutor(workers) as pool:
-        curves = list(pool.map(_replay_job, [(name, side, seed, evaluations) for side, seed in jobs], chunksize=1))
+    curves = replay_all([(name, side, seed, evaluations) for seed in range(seeds) for side in sides], workers)
     for side in sides:
-        regret = table.best - np.array([c for (s, _), c in zip(jobs, curves, strict=True) if s == side])
+        regret = table.best - np.array([curves[name, side, seed, evaluations] for seed in range(seeds)])
         half = student_t.ppf(0.975, seeds - 1) * regret.std(axis=0, ddof=1) / np.sqrt(seeds)
         sampled[side] = {
             "regret": np.round(regret.mean(axis=0), 6).tolist(),
@@ -173,8 +177,35 @@ def compare(name: str, sides: Sequence[str], seeds: int, evaluations: int, worke
     }
 
 
-def _replay_job(job: tuple[str, str, int, int]) -> list[float]:
-    return replay(*job)
+def replay_all(jobs: Sequence[Job], workers: int) -> dict[Job, list[float]]:
+    """Every job's curve, from the file of finished ones where it is there."""
+    finished, kept = {}, _kept_curves(jobs[0][0])
+    if kept.exists():
+        text = kept.read_text()
+        kept.write_text(text[: text.rfind("\n") + 1])  # without what a kill left of the last line
+        for line in kept.read_text().splitlines():
+            job, curve = json.loads(line)
+            finished[tuple(job)] = curve
+    left = [job for job in jobs if job not in finished]
+    with ProcessPoolExecutor(workers) as pool, kept.open("a") as file:
+        running = {pool.submit(replay, *job): job for job in left}
+        for number, future in enumerate(as_completed(running), 1):
+            job = running[future]
+            finished[job] = future.result()
+            file.write(json.dumps([job, finished[job]]) + "\n")
+            file.flush()
+            print(f"\r{number}/{len(left)} replays", end="", file=sys.stderr, flush=True)
+    return finished
+
+
+def _kept_curves(name: str) -> Path:
+    """File of finished replays; another one for another table or other sources."""
+    root = Path(__file__).parents[1]
+    sources = sorted([*(root / "search" / "samplers").glob("*.py"), *(root / "search" / "space").glob("*.py")])
+    content = json.dumps(SIDES).encode() + b"".join(path.read_bytes() for path in [table_file(name), *sources])
+    folder: Path = cache_dir() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"samplers-{name}-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
 
 
 def show(result: dict[str, Any]) -> str:

@@ -5,14 +5,14 @@
 
 The supernet is `benchmarks.demo_supernet`'s (H = 192, 3 layers, 596 sentences). Sides:
 
-    eager        one by one, FFNAS_BACKEND=reference, batches of 256 sorted by length (measured on every 10th candidate)
+    eager        one by one, FFNAS_BACKEND=reference, batches of 256 sorted by length (measured on every 20th candidate)
     one by one   the same on the fast kernels
     shared       `engine.shared_evaluation`, same batches, an empty store
-    racing       the same with `engine.racing` over 8 random slices, batches of 32
+    racing       the same with `engine.racing` over 8 random slices, batches of 64, as stage 3 has them
 
 Checked: shared logits equal one-by-one logits bit for bit; survivors' scores equal one-by-one scores over the same
-batches; every side has the same winner. Further rows: without the last layer's shortcut, candidates given one at a
-time, and candidates from mutations instead of random ones.
+batches; every side has the same winner. Further rows: candidates given one at a time, and
+candidates from mutations instead of random ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.demo_supernet import SPLIT, Supernet
+from benchmarks.demo_supernet import SPLITS, Supernet
 from benchmarks.environment import describe
 from engine.architecture import Architecture
 from engine.evaluation import predict_batches
@@ -38,9 +38,10 @@ from engine.racing import Finish
 from engine.shared_evaluation import SharedEvaluator
 from engine.trie import build_trie, work_apart, work_shared
 from kernels import use_backend
+from search.shared_scores import RACE_BATCH
 
 RESULTS = Path(__file__).parent / "results"
-SLICES, RACE_BATCH = 8, 32
+SLICES = 8
 
 
 def random_candidates(net: Supernet, count: int, seed: int = 0) -> list[Architecture]:
@@ -79,7 +80,7 @@ def timed(function: Callable[[], object], rounds: int = 1) -> tuple[float, objec
 
 
 def measure(net: Supernet, count: int, rounds: int) -> dict[str, object]:
-    model, data, spec = net.model, getattr(net.ctx.data, SPLIT), net.ctx.spec
+    model, data, spec = net.model, getattr(net.ctx.data, SPLITS[0]), net.ctx.spec
     candidates = random_candidates(net, count)
     batches = SharedEvaluator(model, data).batches
     labels = np.concatenate([b.labels.numpy() for b in batches])
@@ -92,12 +93,11 @@ def measure(net: Supernet, count: int, rounds: int) -> dict[str, object]:
 
     apart(candidates[:2])
     SharedEvaluator(model, data).logits(candidates[:2])
-    few = candidates[::10]
+    few = candidates[::20]
     with use_backend("reference"):
         eager, _ = timed(lambda: apart(few), rounds)
     one, logits = timed(lambda: apart(candidates))
     shared, together = timed(lambda: SharedEvaluator(model, data).logits(candidates), rounds)
-    longer, _ = timed(lambda: SharedEvaluator(model, data, shortcuts=False).logits(candidates))
 
     def raced() -> tuple[SharedEvaluator, list[Finish]]:
         evaluator = SharedEvaluator(model, data, slices=SLICES, batch_size=RACE_BATCH)
@@ -108,7 +108,7 @@ def measure(net: Supernet, count: int, rounds: int) -> dict[str, object]:
     apart_shared, _ = timed(lambda: [single.logits([a]) for a in candidates])
     mutated = mutated_candidates(net, count)
     mutated_shared, _ = timed(lambda: SharedEvaluator(model, data).logits(mutated), rounds)
-    mutated_one, _ = timed(lambda: apart(mutated[::10]))
+    mutated_one, _ = timed(lambda: apart(mutated[::20]))
 
     scores = accuracy(logits)  # type: ignore[arg-type]
     survivors = [i for i, f in enumerate(finishes) if f.survived]
@@ -128,9 +128,8 @@ def measure(net: Supernet, count: int, rounds: int) -> dict[str, object]:
             "one by one": one / count,
             "shared": shared / count,
             "racing": racing / count,
-            "shared, whole last layer": longer / count,
             "shared, one at a time": apart_shared / count,
-            "mutations, one by one": mutated_one / len(mutated[::10]),
+            "mutations, one by one": mutated_one / len(mutated[::20]),
             "mutations, shared": mutated_shared / count,
         },
         "work": {"one by one": work_apart(plans)._asdict(), "shared": work_shared(build_trie(plans))._asdict()},

@@ -39,7 +39,8 @@ from engine.training import PhaseLog
 from kernels.cache import cache_dir
 from kernels.operators import KRON
 from search.board import Board, LocalBoard, RankBoard
-from search.config import SearchConfig, check_heads, parse_ratios
+from search.checks import check_heads, parse_ratios
+from search.config import SearchConfig
 from search.costs import Costs
 from search.environment import unused_gpu
 from search.identity import facts

@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> tuple[SearchConfig, Path]:
     from engine.errors import UserError
-    from search.config import validate
+    from search.checks import validate
     from search.options import parse
 
     parser = _Parser(prog="ffnas join", description="Help a search that shares its ledger with its candidates.")

@@ -19,7 +19,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from engine.errors import UserError
 from engine.files import copy_atomic, write_text_atomic
-from search.config import BudgetConfig, SearchConfig, validate
+from search.checks import validate
+from search.config import BudgetConfig, SearchConfig
 from search.ledger_url import without_password
 
 EXAMPLES = """

@@ -30,21 +30,20 @@ from engine.errors import UserError
 from engine.params import (
     ModelShape,
     count_parameters,
-    ffn_parameters,
-    fixed_parameters,
     inner_width,
 )
 from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
 from kernels.fingerprint import fingerprint
 from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 from search.space import options
-from search.space.choices import Choice, Group, Shape, draw, join, kron_choices, make_groups
+from search.space.choices import Choice, Shape, join, kron_choices, make_groups
 from search.space.encode import counted_operators, encode, feature_names
 from search.space.features import features
 from search.space.generate import ExpressionGenerator
-from search.space.limits import LimitedTable, Limits, describe, draw_limited, unreachable
+from search.space.limits import Limits
 from search.space.mutate import mutate_expression
 from search.space.rules import Rules, check
+from search.space.window import Window
 
 _OPTIONS = (
     "budget", "stacks", "ratios", "activations", "binaries", "linears", "heights", "policy", "layer_expressions",
@@ -104,7 +103,6 @@ class SearchSpace:
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits
-        self._last_limited: tuple[tuple[Expression, ...], list[tuple[LimitedTable, list[str]]]] | None = None
         self.policy = options.policy(policy)
         self.stacks = options.stacks(stacks)
         self.ratios = options.ratios(ratios)
@@ -124,7 +122,8 @@ class SearchSpace:
         self.counted = counted_operators(self.activations, self.binaries, self.linears)
         self.fixed_shapes = options.fixed_shapes(fixed_shapes, shape.num_layers, self.shapes)
         self.fixed_expressions = options.fixed_expressions(fixed_expressions, shape.num_layers, self.rules)
-        self.budget = self._default_budget() if budget is None else options.budget(budget)
+        self._window = Window(self.shape, self._options(), budget, limits)
+        self.budget = self._window.budget
         if self.fixed_expressions is None:
             self.generator  # noqa: B018 -- raises now if no expression obeys the rules
         self.feasible()
@@ -157,31 +156,24 @@ class SearchSpace:
         """
         low, high = self.budget
         if self.count_shapes():
-            if self._limited:
+            if self._window.limited:
                 self._check_limits()
             return True
         smallest, largest = self.reachable()
         if self.fixed_shapes is not None and smallest == largest:
             raise UserError(f"budget.params: the fixed shapes have {smallest} parameters, outside {low}..{high}")
-        sums = [group.table.nearest_sums() for group in self._groups]
-        below = max((s for s, _ in sums if s is not None), default=None)
-        above = min((s for _, s in sums if s is not None), default=None)
-        fixed = fixed_parameters(self.shape)
-        nearest = " and ".join(str(s + fixed) for s in (below, above) if s is not None)
         raise UserError(
             f"budget.params: no architecture has {low}..{high} parameters; this space reaches"
-            f" {smallest}..{largest}, nearest to the window {nearest}"
+            f" {smallest}..{largest}, nearest to the window {' and '.join(map(str, self._window.nearest()))}"
         )
 
     def reachable(self) -> tuple[int, int]:
         """Smallest and largest parameter count of the space, whatever the budget."""
-        fixed = fixed_parameters(self.shape)
-        sums = [(sum(map(min, costs)), sum(map(max, costs))) for costs in map(self._costs, self._options)]
-        return fixed + min(low for low, _ in sums), fixed + max(high for _, high in sums)
+        return self._window.reachable()
 
     def count_shapes(self) -> int:
         """Exact number of (stack, ratio) assignments in the budget window, Kronecker weights included."""
-        return sum(group.table.count() for group in self._groups)
+        return self._window.count()
 
     def count_expressions(self) -> dict[int, int]:
         """Exact number of valid expressions per height."""
@@ -205,12 +197,12 @@ class SearchSpace:
         """
         for _ in range(_EXPRESSION_DRAWS):
             trees = self._draw_trees(rng)
-            choices = self._draw_choices(trees, rng)
+            choices = self._window.draw(trees, rng)
             if choices is not None:
                 return join(trees, choices)
             if self.fixed_expressions is not None:
                 break
-        raise UserError(f"budget: found no architecture within {self._limit_text()}: raise a limit")
+        raise UserError(f"budget: found no architecture within {self._window.describe()}: raise a limit")
 
     def mutate(self, arch: Architecture, rng: np.random.Generator) -> Architecture:
         """An architecture of the space near `arch`, with another canonical key.
@@ -287,12 +279,11 @@ class SearchSpace:
         """The GELU variants a search starts from: one for every (stack, ratio) and every choice of Kronecker weights,
         all layers alike where the budget allows, otherwise with as few layers changed as bring it into the window;
         duplicates left out. Empty where the GELU expression is not in the space."""
-        candidates = [choices for group in self._groups for choices in group.uniform()]
-        seeds = [join([GELU_FFN] * self.shape.num_layers, choices) for choices in candidates]
+        seeds = [join([GELU_FFN] * self.shape.num_layers, choices) for choices in self._window.uniform()]
         found = [seed for seed in dict.fromkeys(seeds) if self.contains(seed)]
-        if not found and self._limited:  # none is nearly uniform and within the limits
+        if not found and self._window.limited:  # none is nearly uniform and within the limits
             trees = [GELU_FFN] * self.shape.num_layers
-            choices = self._draw_choices(trees, np.random.default_rng(0))
+            choices = self._window.draw(trees, np.random.default_rng(0))
             seed = join(trees, choices) if choices is not None else None
             found = [seed] if seed is not None and self.contains(seed) else []
         return found
@@ -307,7 +298,6 @@ class SearchSpace:
         """Whether all layers of an architecture have one (stack, ratio)."""
         return self.layer_shapes == "shared"
 
-    @cached_property
     def _options(self) -> list[tuple[tuple[Choice, ...], ...]]:
         """Choices per layer of every group."""
         layers = range(self.shape.num_layers)
@@ -320,28 +310,6 @@ class SearchSpace:
             share_shape=self.shares_shapes and shapes is None,
         )
 
-    @cached_property
-    def _groups(self) -> list[Group]:
-        return self._groups_of(*self.budget)
-
-    def _groups_of(self, low: int, high: int) -> list[Group]:
-        fixed = fixed_parameters(self.shape)
-        return [Group(options, self._costs(options), low - fixed, high - fixed) for options in self._options]
-
-    def _costs(self, options: tuple[tuple[Choice, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(self._cost(choice) for choice in row) for row in options)
-
-    def _cost(self, choice: Choice) -> int:
-        inner = self.inner_width(choice.ratio)
-        return ffn_parameters(self.shape.hidden_size, inner, choice.stack, choice.kron, self.kron_block)
-
-    @property
-    def _limited(self) -> bool:
-        return self.limits is not None and bool(self.limits.active)
-
-    def _limit_text(self) -> str:
-        return describe(self.limits, self.budget)
-
     def _draw_trees(self, rng: np.random.Generator) -> Sequence[Expression]:
         """One expression per layer; which weights are Kronecker products is left to the choices."""
         if self.fixed_expressions is not None:
@@ -350,40 +318,13 @@ class SearchSpace:
             return [self.generator.sample(rng)] * self.shape.num_layers
         return [self.generator.sample(rng) for _ in range(self.shape.num_layers)]
 
-    def _draw_choices(self, trees: Sequence[Expression], rng: np.random.Generator) -> list[Choice] | None:
-        """One choice per layer inside budget and limits; None where none was found."""
-        if not self._limited:
-            return draw(self._groups, rng)
-        tables = [table for table, _ in self._limited_tables(trees)]
-        return draw_limited(self._groups, tables, rng)
-
-    def _limited_tables(self, trees: Sequence[Expression]) -> list[tuple[LimitedTable, list[str]]]:
-        """Per group the table of choices for these expressions, and the names of its sums."""
-        assert self.limits is not None
-        key = tuple(trees)
-        if self._last_limited is None or self._last_limited[0] != key:
-            tables = []
-            for group in self._groups:
-                rows = [
-                    [join([t], [c]).layers[0] for c in options] for t, options in zip(key, group.options, strict=True)
-                ]
-                allowed, costs, bounds, names = self.limits.of_layers(rows)
-                tables.append((LimitedTable(group.table, allowed, costs, bounds), names))
-            self._last_limited = key, tables
-        return self._last_limited[1]
-
     def _check_limits(self) -> None:
         """Raises `UserError` unless something within the limits is found, naming what is out of reach."""
         rng = np.random.default_rng(0)
         drawn = [self.fixed_expressions] if self.fixed_expressions is not None else []
         if not drawn:
             drawn = [(GELU_FFN,) * self.shape.num_layers, *(self._draw_trees(rng) for _ in range(32))]
-        if any(self._draw_choices(trees, rng) is not None for trees in drawn):
-            return
-        if self.fixed_shapes is not None:
-            raise UserError(f"budget: the fixed shapes are not within {self._limit_text()}: raise a limit")
-        tried = [table for trees in drawn for table in self._limited_tables(trees)]
-        raise UserError(unreachable(self.limits, tried, self.budget))
+        self._window.check_limits(drawn, self.fixed_shapes is not None)
 
     def _variant(self, **changes: Any) -> SearchSpace:
         return SearchSpace(self.shape, **{**{name: getattr(self, name) for name in _OPTIONS}, **changes})
@@ -394,7 +335,7 @@ class SearchSpace:
             count += 1
         picked = [int(i) for i in rng.permutation(len(arch.layers))]
         both = rng.random() < 0.2
-        free = any(not group.is_single for group in self._groups) or len(self._groups) > 1
+        free = not self._window.is_single
         change_expression = self.fixed_expressions is None and (not free or both or rng.random() < 0.6)
         change_choice = free and (not change_expression or both)
         trees = list(self.fixed_expressions or (s.expression for s in arch.layers))
@@ -411,27 +352,8 @@ class SearchSpace:
                 else:
                     trees[index] = child
         if change_choice:
-            choices = self._redraw(trees, choices, picked, count, rng)
+            choices = self._window.redraw(trees, choices, picked, count, rng)
         return join(trees, choices)
-
-    def _redraw(
-        self,
-        trees: Sequence[Expression],
-        choices: list[Choice],
-        picked: list[int],
-        count: int,
-        rng: np.random.Generator,
-    ) -> list[Choice]:
-        """Other choices for some layers; where layers share theirs, half of the time for all."""
-
-        def within(drawn: Sequence[Choice]) -> bool:
-            return self.limits is None or self.limits.violation(join(trees, drawn)) is None
-
-        keep = within if self._limited else None
-        own = next((group for group in self._groups if group.holds(choices)), None)
-        if len(self._groups) > 1 and (own is None or own.is_single or rng.random() < 0.5):
-            return self._draw_choices(trees, rng) or choices
-        return (own or self._groups[0]).redraw(choices, picked, count, rng, keep)
 
     def _layer_violation(self, index: int, layer: LayerSpec) -> str | None:
         if (layer.stack, layer.ratio) not in self.shapes:
@@ -446,12 +368,3 @@ class SearchSpace:
     def _check_layers(self, arch: Architecture) -> None:
         if len(arch.layers) != self.shape.num_layers:
             raise UserError(f"layers: the architecture has {len(arch.layers)}, the space {self.shape.num_layers}")
-
-    def _default_budget(self) -> tuple[int, int]:
-        """The middle third of what can be reached, or all of it where nothing lies in the middle or limits are set."""
-        low, high = self.reachable()
-        if self._limited:
-            return low, high
-        third = (high - low) // 3
-        window = low + third, high - third
-        return window if any(group.table.count() for group in self._groups_of(*window)) else (low, high)

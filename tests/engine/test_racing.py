@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.racing import hopeless, level_probability, race
+from engine.racing import final_scores, hopeless, on_front, race, undecided
 
 
 def run(right, slices=8, seed=0, **options):
@@ -43,18 +43,18 @@ def test_survivors_have_exact_scores_and_losers_stop_early():
 
 
 def test_the_best_is_dropped_at_most_as_often_as_stated():
-    """2,000 races of 12 nearly equal candidates at confidence 0.8; measured: 1.2 % lose the best.
+    """200 races of 12 nearly equal candidates at confidence 0.8; measured: 7.5 % lose the best.
 
     Asserted is the statement itself, 20 %, which leaves room for other random numbers.
     """
     rng = np.random.default_rng(1)
     lost = 0
-    for seed in range(2000):
+    for seed in range(200):
         right = answers(rng, rng.normal(scale=0.05, size=12), 200)
         scores = right.mean(axis=1)
         finishes, _ = run(right, seed=seed, confidence=0.8)
         lost += not all(f.survived for f, s in zip(finishes, scores, strict=True) if s == scores.max())
-    assert lost <= 0.2 * 2000
+    assert lost <= 0.2 * 200
 
 
 def test_ties_with_the_best_survive():
@@ -82,35 +82,63 @@ def test_a_candidate_is_dropped_only_by_one_that_costs_no_more():
     assert [f.survived for f in finishes] == [True, True, False]
 
 
+def disagreeing(wins, losses, answered):
+    """Answers of a leader and a candidate that differ on these numbers of examples."""
+    right = np.ones((2, answered), dtype=bool)
+    right[1, :wins] = False
+    right[0, wins : wins + losses] = False
+    return right
+
+
+def level_probability(wins, losses, answered, total, draws=20_000):
+    noise = np.random.default_rng(1).standard_normal((total + 2, draws))
+    scores = final_scores(disagreeing(wins, losses, answered), total, noise)
+    return np.mean(scores[1] >= scores[0])
+
+
 def test_a_lead_larger_than_what_is_left_is_certain():
-    wins, losses = np.array([31, 30, 30]), np.array([0, 0, 1])
-    chance = level_probability(wins, losses, 31, 61)
-    assert chance[0] == 0
-    assert (chance[1:] > 0).all()
+    assert level_probability(31, 0, 31, 61) == 0
+    assert level_probability(30, 0, 31, 61) == pytest.approx(0, abs=1e-3)
+    assert level_probability(30, 25, 61, 100) > 0
 
 
 def test_the_probability_is_that_of_drawing_without_replacement():
     """Against simulation: rates from Jeffreys' posterior, then the examples to come.
 
-    20,000 draws: standard error at most 0.0035; the normal approximation is asked to be within 0.02.
+    20,000 draws on both sides: standard errors of at most 0.0035 each; the normal approximation is asked to be within
+    0.02.
     """
     rng = np.random.default_rng(0)
     for wins, losses, answered, total in ((20, 10, 200, 600), (9, 3, 300, 400), (40, 30, 100, 1000), (6, 1, 50, 60)):
         rates = rng.dirichlet([wins + 0.5, losses + 0.5, answered - wins - losses], size=20_000)
         future = np.array([rng.multinomial(total - answered, r) for r in rates])
         share = np.mean(wins - losses + future[:, 0] - future[:, 1] <= 0)
-        found = level_probability(np.array([wins]), np.array([losses]), answered, total)[0]
-        assert found == pytest.approx(share, abs=0.02)
+        assert level_probability(wins, losses, answered, total) == pytest.approx(share, abs=0.02)
+
+
+def test_the_front_is_who_no_cheaper_one_beats():
+    """Against its definition, with ties in scores and costs."""
+    rng = np.random.default_rng(2)
+    scores, costs = rng.integers(0, 5, size=(9, 50)), rng.integers(0, 4, size=9).astype(float)
+    expected = [
+        [all(scores[i, r] >= scores[j, r] for j in range(9) if costs[j] <= costs[i]) for r in range(50)]
+        for i in range(9)
+    ]
+    assert np.array_equal(on_front(scores, costs), expected)
+    assert np.array_equal(on_front(scores, np.zeros(9)), scores == scores.max(axis=0))
 
 
 def test_too_few_disagreements_say_nothing():
-    assert level_probability(np.array([4]), np.array([0]), 500, 600)[0] == 1.0
+    assert undecided(disagreeing(4, 0, 500), np.zeros(2)).tolist() == [True, True]
+    assert undecided(disagreeing(5, 0, 500), np.zeros(2)).tolist() == [True, False]
 
 
 def test_the_allowance_goes_to_the_least_likely_first():
-    chance = np.array([0.004, 1.0, 0.0, 0.003, 0.0045])
-    assert hopeless(chance, 0.01).tolist() == [True, False, True, True, False]
-    assert hopeless(chance, 0.002).tolist() == [False, False, True, False, False]
+    front = np.zeros((4, 1000), dtype=bool)
+    front[0, :4] = front[1, :996] = front[3, 2:5] = True  # the third is never on it, the last shares two draws
+    assert hopeless(front, 0.005).tolist() == [True, False, True, True]
+    assert hopeless(front, 0.004).tolist() == [False, False, True, True]
+    assert hopeless(front, 0.0).tolist() == [False, False, True, False]
 
 
 def test_a_confidence_outside_its_range_is_refused():

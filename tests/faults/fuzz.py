@@ -226,7 +226,7 @@ def config_target(folder: Path) -> Target:
         *("student: {hidden_size: 99999999999999999999}\n", "seed: " + "9" * 5000 + "\n", "data: {train: 3}\n"),
     ]
     words = [w.encode() for w in ("\n", ": ", "- ", "{", "}", "[", "]", "&a", "*a", "!!", "null", ".inf", "<<")]
-    return Target(run, (UserError,), [c.encode() for c in corpus], words, ("options.py", "config.py"))
+    return Target(run, (UserError,), [c.encode() for c in corpus], words, ("options.py", "config.py", "checks.py"))
 
 
 def data_target(folder: Path) -> Target:
