@@ -26,6 +26,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.params import MAX_SIZE, ModelShape, count_parameters
+from kernels.bounded import EXPRESSIONS
 from kernels.canonical import canonicalize
 from kernels.expression import Expression, ExpressionError, parse_expression, parse_layers
 from kernels.widths import check_policy, check_weights
@@ -174,7 +175,7 @@ def uniform(expression: Expression, stack: int, ratio: Fraction, num_layers: int
     return Architecture((LayerSpec(expression, stack, ratio),) * num_layers)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _layer_key(expression: Expression, stack: int, divisor: int) -> str:
     return canonicalize(expression).text(stack, Fraction(1, divisor))
 

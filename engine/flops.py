@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.params import ModelShape, check_block, inner_width
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression, kron_weights
 from kernels.kron_shape import Block, weight_products
 from kernels.operators import OPERATORS, WEIGHTS
@@ -95,7 +96,7 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
     )
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def elementwise_flops(expr: Expression, hidden: int, inner: int, policy: str = "truncate") -> int:
     """Elements that the operators of an expression write, per token, whatever an operator costs on a device.
 

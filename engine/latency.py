@@ -37,6 +37,7 @@ from engine.architecture import Architecture, LayerSpec
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.params import ModelShape, inner_width
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.lowering import lower
 from kernels.operators import OPERATORS
@@ -70,7 +71,7 @@ class ProgramClass:
         return tuple(s for s in SEGMENTS if s in used)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def program_class(expr: Expression, policy: str = "truncate") -> ProgramClass:
     """The program class of a valid expression under a width policy."""
     program = lower(expr, policy)

@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.params import ModelShape, inner_width
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import LEAF
 from kernels.widths import infer_width
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def expression_live(expr: Expression, hidden: int, inner: int, policy: str = "truncate") -> int:
     """Most elements alive per token while an expression is evaluated, its value included, `x` not."""
     return _live(expr, hidden, inner, policy)[0]

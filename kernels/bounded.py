@@ -1,12 +1,17 @@
-"""A dictionary that forgets what was used longest ago, for caches whose keys are programs: a search makes thousands.
+"""Bounds of caches whose keys are expressions or programs: a search makes thousands of them, each seen once or twice.
 
-Rejected: `functools.lru_cache`. It keys on all arguments of a function, tensors included, and fills an entry at once.
+`Bounded` is a dictionary that forgets what was used longest ago. Rejected for it: `functools.lru_cache`. It keys on all
+arguments of a function, tensors included, and fills an entry at once.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TypeVar
+
+EXPRESSIONS = 2048
+"""Entries of a cache keyed by expressions. An entry holds its expression's tree, 1 to 2 KB; what is asked again soon is
+asked within one proposal, whose pool has some hundred expressions."""
 
 K = TypeVar("K")
 V = TypeVar("V")

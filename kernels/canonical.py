@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import LEAF, OPERATORS
 
@@ -37,7 +38,7 @@ _UNDER_RELU = frozenset({"leaky_relu", "elu"})
 _VANISHING_UNDER = {"relu": _UNDER_RELU, "relu2": _UNDER_RELU | {"relu"}}
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def canonicalize(expr: Expression) -> Expression:
     """Canonical form of `expr`: same value at every width and policy, equal for expressions the rules identify.
 

@@ -36,6 +36,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kernels.bounded import EXPRESSIONS
 from kernels.canonical import canonicalize
 from kernels.expression import Expression, kron_weights
 from kernels.philox import random_words
@@ -64,7 +65,7 @@ def fingerprint(expr: Expression, hidden: int, inner: int, policy: str = "trunca
     return _fingerprint(canonicalize(expr), hidden, inner, policy)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _fingerprint(expr: Expression, hidden: int, inner: int, policy: str) -> str:
     cells = [_token(v) for v in statistics(expr, hidden, inner, policy).flatten().tolist()]
     cells += sorted(kron_weights(expr))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression, ExpressionError
 from kernels.operators import LEAF, OPERATORS, WEIGHTS
 
@@ -52,7 +53,7 @@ def weight_order(expr: Expression) -> list[str]:
     return [*order, expr.weight] if expr.weight is not None else order
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def check_weights(expr: Expression) -> None:
     """Raises `ExpressionError` unless wb1 and wb2 occur once each in `expr`, wb1 first in the text."""
     order = weight_order(expr)

@@ -18,18 +18,20 @@ stay in the study as running.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
 from search import ledger_url
-from search.records import STATES, Candidate, Trial, from_optuna, is_finished, to_optuna
+from search.entries import Entries, Entry
+from search.records import STATES, Candidate, Trial, from_optuna, to_optuna
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -89,6 +91,7 @@ class Ledger:
         self._studies: dict[str, Study] = {}
         self._categories: dict[str, dict[str, list[Any]]] = {}
         self._keys: dict[str, dict[int, str]] = {}
+        self._entries: dict[str, Entries] = {}
         if path is not None:
             _check_file(path, timeout)
             text = "sqlite:///study.db"  # a name only: the connection is made from the path, no character is special
@@ -115,7 +118,7 @@ class Ledger:
         self.storage.remove_session()
         self.storage.scoped_session.configure(autoflush=False)
 
-    def _open(self, url: str, options: dict[str, Any], beats: dict[str, int]) -> RDBStorage:
+    def _open(self, url: str, options: dict[str, Any], beats: dict[str, Any]) -> RDBStorage:
         """The storage, its tables made if missing; made again where another process is making them just now."""
         import sqlalchemy.exc
         from optuna.exceptions import ExperimentalWarning
@@ -150,8 +153,9 @@ class Ledger:
         study, choices = self.study(trial.stage)
         frozen = to_optuna(trial, choices)
         with self.errors():
-            study.add_trial(frozen)
+            entry = self.storage.create_new_trial(study._study_id, frozen)  # not through a study, which keeps it all
         keys[trial.number] = trial.key
+        self._reader(trial.stage, study).add(entry, trial, alone=self._one_process)
         self._recorded()
 
     def trials(self, stage: str) -> list[Trial]:
@@ -160,8 +164,7 @@ class Ledger:
         Raises:
             UserError: the database cannot be read, or holds what ffnas did not write.
         """
-        trials = [self.from_optuna(stage, frozen) for frozen in self._frozen(stage)]
-        return sorted(trials, key=lambda t: t.number)
+        return sorted((e.trial for e in self.entries(stage) if e.trial is not None), key=lambda t: t.number)
 
     def stages(self) -> list[str]:
         """Names of the stages that have begun, in alphabetical order."""
@@ -210,12 +213,25 @@ class Ledger:
                 self._studies[stage], self._categories[stage] = study, study.user_attrs["choices"]
         return self._studies[stage], self._categories[stage]
 
-    def _frozen(self, stage: str) -> list[FrozenTrial]:
+    def entries(self, stage: str) -> Iterable[Entry]:
+        """Entries of a stage that are not abandoned, in the order of their creation.
+
+        Raises:
+            UserError: the database cannot be read, or holds what ffnas did not write.
+        """
         study = self._load(stage)
         if study is None:
-            return []
+            return ()
+        reader = self._reader(stage, study)
         with self.errors():
-            return [t for t in study.get_trials(deepcopy=False) if is_finished(t)]
+            reader.refresh()
+        return reader
+
+    def _reader(self, stage: str, study: Study) -> Entries:
+        if stage not in self._entries:
+            trial_of = functools.partial(self.from_optuna, stage)
+            self._entries[stage] = Entries(self.storage, study._study_id, trial_of)
+        return self._entries[stage]
 
     def _known(self, stage: str) -> dict[int, str]:
         """Keys by number. The ledger of one process is read once, others every time."""

@@ -27,15 +27,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from engine.architecture import Architecture
 from engine.errors import UserError
+from search.entries import Entry
 from search.ledger import HEARTBEAT, Ledger
-from search.records import RUN, Candidate, Trial, is_finished, optuna_state, outcome, to_optuna
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+from search.records import RUN, Candidate, Trial, optuna_state, outcome, to_optuna
 
 T = TypeVar("T")
 
@@ -88,8 +86,9 @@ class LedgerBoard:
         return [self._settled(c, entries[c.number]) for c in candidates]
 
     def finished(self) -> Mapping[int, Trial]:
-        entries = self._entries()
-        return {n: self.ledger.from_optuna(self.stage, e) for n, e in entries.items() if is_finished(e)}
+        finished = {n: e.trial for n, e in self._entries().items() if e.trial is not None}
+        self._candidates = {n: c for n, c in self._candidates.items() if n not in finished}
+        return finished
 
     def claim(self, numbers: Sequence[int], limit: int, *, whole: bool) -> list[int]:
         self._sweep()
@@ -160,27 +159,24 @@ class LedgerBoard:
             " ffnas join and the first one's run directory"
         )
 
-    def _entries(self) -> dict[int, FrozenTrial]:
+    def _entries(self) -> dict[int, Entry]:
         """The entry that counts of every number that has one."""
-        chosen: dict[int, FrozenTrial] = {}
-        for entry in self._retrying(lambda: self._study.get_trials(deepcopy=False)):  # ordered by time of creation
-            if entry.state.is_finished() and not is_finished(entry):
-                continue
-            number = entry.user_attrs.get("number")
-            if entry.user_attrs.get(RUN) != self._tag:
+        chosen: dict[int, Entry] = {}
+        for entry in self._retrying(lambda: self.ledger.entries(self.stage)):
+            if entry.run != self._tag:
                 self._refuse(self._noted() or {})
-            if number not in chosen or (is_finished(entry) and not is_finished(chosen[number])):
-                chosen[number] = entry
+            if entry.number not in chosen or (entry.trial is not None and chosen[entry.number].trial is None):
+                chosen[entry.number] = entry
         return chosen
 
-    def _offered(self, candidates: Sequence[Candidate]) -> dict[int, FrozenTrial]:
+    def _offered(self, candidates: Sequence[Candidate]) -> dict[int, Entry]:
         """The entries that count, with one of every candidate; any may be abandoned while others are added."""
         entries = self._entries()
         while missing := [c for c in candidates if c.number not in entries]:
             entries = self._offer(missing)
         return entries
 
-    def _offer(self, candidates: Sequence[Candidate]) -> dict[int, FrozenTrial]:
+    def _offer(self, candidates: Sequence[Candidate]) -> dict[int, Entry]:
         """Adds waiting entries, and takes back those that somebody else was faster with."""
         storage, study = self.ledger.storage, self._study
         added = [
@@ -190,28 +186,26 @@ class LedgerBoard:
             for c in candidates
         ]
         entries = self._entries()
-        counting = {e._trial_id for e in entries.values()}
+        counting = {e.id for e in entries.values()}
         for entry in added:
             if entry not in counting:
                 self._give_up(entry)
         return entries
 
-    def _settled(self, candidate: Candidate, entry: FrozenTrial) -> Architecture:
-        if entry.user_attrs["key"] == candidate.key:
+    def _settled(self, candidate: Candidate, entry: Entry) -> Architecture:
+        known = entry.trial or entry.candidate()
+        if known.key == candidate.key:
             return candidate.architecture
-        architecture = Architecture.parse(entry.user_attrs["architecture"])
-        self._candidates[candidate.number] = Candidate(
-            candidate.number, architecture, entry.user_attrs["key"], int(entry.user_attrs["params"])
-        )
-        return architecture
+        self._candidates[candidate.number] = Candidate(candidate.number, known.architecture, known.key, known.params)
+        return known.architecture
 
-    def _take(self, entry: FrozenTrial) -> bool:
+    def _take(self, entry: Entry) -> bool:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        if entry.state != TrialState.WAITING:
+        if not entry.waiting:
             return False
-        storage, number = self.ledger.storage, entry._trial_id
+        storage, number = self.ledger.storage, entry.id
 
         def take() -> bool:
             # a sign of life first: an entry without any never counts as abandoned
@@ -223,7 +217,7 @@ class LedgerBoard:
 
         if not self._retrying(take):
             return False
-        self._mine[entry.user_attrs["number"]] = number
+        self._mine[entry.number] = number
         self._retrying(lambda: storage.set_trial_user_attr(number, "worker", self.worker))
         return True
 

@@ -14,6 +14,7 @@ kill between the two writes loses or repeats a trial.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from search.board import Board, LocalBoard
 from search.failures import by_reason
 from search.ledger import Candidate, Ledger, Trial
 from search.progress import Reporter
+from search.records import digest
 from search.samplers import Sampler, SpaceExhausted
 from search.space import SearchSpace
 
@@ -66,19 +68,24 @@ class TrialLog:
         trials: finished trials in order.
         duplicates: candidates drawn that were the same as an earlier one, by canonical form (dropped by the sampler)
             or by numeric fingerprint, and were not evaluated.
+        failures: how many trials failed, by reason.
     """
 
     trials: list[Trial] = field(default_factory=list)
     duplicates: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    _highest: float = -math.inf
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Takes in the next finished trials."""
+        self.trials += trials
+        self.failures += by_reason(t.reason for t in trials if t.state == "failed")
+        scores = [t.score for t in trials if t.score is not None and t.state == "complete"]
+        self._highest = max([self._highest, *scores])
 
     def note(self) -> str:
         """The best score so far, for a progress line."""
-        scores = [t.score for t in self.trials if t.score is not None and t.state == "complete"]
-        return f"best {max(scores):.4f}" if scores else ""
-
-    def failures(self) -> Counter[str]:
-        """How many trials failed, by reason."""
-        return by_reason(t.reason for t in self.trials if t.state == "failed")
+        return f"best {self._highest:.4f}" if self._highest > -math.inf else ""
 
     def best(self) -> Trial:
         """The best complete trial; ties go to fewer parameters, then to the earlier trial.
@@ -167,11 +174,12 @@ def run_trials(
             finished = board.finished()
             if all(n in finished for n in window[0].numbers()):
                 trials = [_matching(finished[c.number], c, stage) for c in window.popleft().candidates]
-                log.trials += trials
+                log.add(trials)
                 sampler.observe(trials)
-                for trial in trials if on_trial is not None else ():
-                    on_trial(trial)
-                bar.update(len(log.trials), log.note(), failures=log.failures())
+                if on_trial is not None:
+                    for trial in trials:
+                        on_trial(trial)
+                bar.update(len(log.trials), log.note(), failures=log.failures)
                 continue
             group, numbers = _work(board, window, finished, limit, whole=as_group or compared)
             if not numbers:
@@ -179,10 +187,10 @@ def run_trials(
                 continue
             if as_group:
                 numbers = group.numbers()
-            chosen = [c for c in group.candidates if c.number in numbers]
+            taken = [c for c in group.candidates if c.number in numbers]
             peers = log.trials[: group.known] + [finished[n] for n in group.numbers() if n in finished]
-            results = evaluate([c.architecture for c in chosen], peers)
-            for candidate, result in zip(chosen, results, strict=True):
+            results = evaluate([c.architecture for c in taken], peers)
+            for candidate, result in zip(taken, results, strict=True):
                 if candidate.number not in finished:
                     board.finish(_trial(stage, candidate, space, result))
     log.duplicates += sampler.duplicates
@@ -226,7 +234,7 @@ class _Proposals:
 
     def __init__(self, sampler: Sampler, space: SearchSpace, log: TrialLog) -> None:
         self.sampler, self.space, self.log = sampler, space, log
-        self.seen: set[str] = set()
+        self.seen: set[bytes] = set()
 
     def draw(self, count: int) -> list[Architecture]:
         """At most `count` new candidates; fewer only where the space (or patience with duplicates) is exhausted."""
@@ -237,7 +245,7 @@ class _Proposals:
                 architecture = self.sampler.propose(1)[0]
             except SpaceExhausted:
                 break
-            function = self.space.function_key(architecture)
+            function = digest(self.space.function_key(architecture))
             if function in self.seen:
                 self.log.duplicates += 1
                 in_a_row += 1

@@ -23,6 +23,7 @@ from engine.architecture import Architecture
 from engine.errors import UserError
 from kernels.expression import Expression
 from search.ledger import Trial
+from search.records import PackedArchitecture, digest
 from search.space import NoNeighbour
 
 FORMAT = 2
@@ -89,8 +90,7 @@ class SpaceExhausted(RuntimeError):
 class Observation:
     """A finished trial as a sampler sees it; `score` is None where it failed."""
 
-    architecture: Architecture
-    key: str
+    architecture: PackedArchitecture = PackedArchitecture()  # noqa: RUF009  a descriptor
     score: float | None
 
 
@@ -116,7 +116,7 @@ class Sampler(ABC):
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._initial = list(initial)
         self._pending: dict[str, Architecture] = {}
-        self._seen: dict[str, None] = {}
+        self._seen: set[bytes] = set()  # digests of keys
 
     def propose(self, n: int = 1) -> list[Architecture]:
         """1 to `n` new candidates; fewer than `n` only where the space has no more.
@@ -140,11 +140,11 @@ class Sampler(ABC):
         """Takes in finished trials, of own proposals or not. A candidate observed before keeps its first score."""
         for trial in trials:
             key = self.space.key(trial.architecture)
-            if key in self._seen and key not in self._pending:
+            if key not in self._pending and digest(key) in self._seen:
                 continue
             self._pending.pop(key, None)
-            self._seen[key] = None
-            self.observed.append(Observation(trial.architecture, key, trial.score))
+            self._seen.add(digest(key))
+            self.observed.append(Observation(trial.architecture, trial.score))
             self._learn(self.observed[-1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,8 +183,8 @@ class Sampler(ABC):
             raise UserError(f"sampler state: is damaged ({type(error).__name__}: {error}): start a new run") from error
         self._initial = initial
         self._pending = {self.space.key(a): a for a in pending}
-        self.observed = [Observation(a, self.space.key(a), score) for a, score in observed]
-        self._seen = dict.fromkeys([*self._pending, *(o.key for o in self.observed)])
+        self.observed = [Observation(a, score) for a, score in observed]
+        self._seen = {digest(self.space.key(a)) for a in (*pending, *(a for a, _ in observed))}
         self._forget()
         for observation in self.observed:
             self._learn(observation)
@@ -232,13 +232,13 @@ class Sampler(ABC):
         key = self.space.key(architecture)
         if self._is_known(key):
             return None
-        self._seen[key] = None
+        self._seen.add(digest(key))
         self._pending[key] = architecture
         return architecture
 
     def _is_known(self, key: str) -> bool:
         """Whether a drawn candidate was proposed or observed before; counts it if so."""
-        known = key in self._seen
+        known = digest(key) in self._seen
         self.duplicates += known
         return known
 

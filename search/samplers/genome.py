@@ -26,6 +26,7 @@ import numpy as np
 
 from engine.architecture import Architecture, LayerSpec
 from engine.architecture import parse_ratio as ratio_of
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression, with_kron
 from kernels.operators import KRON, LEAF, WEIGHTS
 from search.samplers.base import Space
@@ -100,6 +101,6 @@ def _agreement(expression: Expression, wanted: tuple[str | int, ...]) -> int:
     return sum(a == b for a, b in zip(_tree_genes(expression), wanted, strict=True))
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _tree_genes(expression: Expression) -> tuple[str | int, ...]:
     return (*places(expression), expression.height)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.architecture import Architecture
+from search.records import digest
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.neighbours import neighbours
 
@@ -42,7 +43,7 @@ class LocalSampler(Sampler):
             return self._first_new(self._sample)
         here = self._current()
         if here is not None:
-            new = [a for a in neighbours(self.space, here) if self.space.key(a) not in self._seen]
+            new = [a for a in neighbours(self.space, here) if digest(self.space.key(a)) not in self._seen]
             while new:
                 found = self._accept(new.pop(int(self._rng.integers(len(new)))))
                 if found is not None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from engine.architecture import Architecture, LayerSpec
 from engine.params import ModelShape, count_parameters, layer_parameters
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import KRON, LEAF, OPERATORS
 from kernels.widths import weight_order
@@ -89,7 +90,7 @@ def _layer(spec: LayerSpec, shape: ModelShape, total: int, counted: tuple[str, .
     return np.concatenate([_tree(spec.expression, counted), [spec.stack, float(spec.ratio), params / total]])
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _tree(expr: Expression, counted: tuple[str, ...]) -> np.ndarray:
     ids = tokens(expr)
     padded = (ids + [0] * MAX_TOKENS)[:MAX_TOKENS]

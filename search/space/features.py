@@ -33,6 +33,7 @@ import numpy as np
 
 from engine.architecture import Architecture, LayerSpec
 from engine.params import ModelShape, layer_parameters
+from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import LEAF, LINEAR
 from search.space.encode import ALWAYS_COUNTED, has_residual
@@ -78,7 +79,7 @@ def places(expr: Expression) -> tuple[str, str, str]:
     return expr.op, under["wb2"], under["wb1"]
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _layer(
     expr: Expression,
     stack: int,
@@ -95,7 +96,7 @@ def _layer(
     return row
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=EXPRESSIONS)
 def _tree(expr: Expression, counted: tuple[str, ...]) -> tuple[float, ...]:
     ops, operators = [node.op for node in expr.walk()], _operators(counted)
     hot = [float(found == name) for found in places(expr) for name in operators]

@@ -34,9 +34,10 @@ def jumping_clock() -> None:
 
 
 def out_of_memory_in(where: str) -> None:
-    """The third call of a step, `module:attribute`, finds no memory; those after it do."""
+    """The n-th call of a step, `module/attribute@n`, finds no memory; those after it do. Says so on standard output."""
     import importlib
 
+    where, _, which = where.partition("@")
     module_name, _, path = where.partition("/")
     owner = importlib.import_module(module_name)
     *parents, name = path.split(".")
@@ -45,7 +46,8 @@ def out_of_memory_in(where: str) -> None:
     inner, number = getattr(owner, name), itertools.count(1)
 
     def failing(*args: object, **kwargs: object) -> object:
-        if next(number) == 3:
+        if next(number) == int(which):
+            print(f"fault: no memory for {where}", flush=True)
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
         return inner(*args, **kwargs)
 

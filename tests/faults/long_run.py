@@ -1,4 +1,4 @@
-"""Thousands of trials in one process: memory, file handles, threads and processes must stay where they were.
+"""Thousands of trials in one process: memory, file handles, threads, processes and time per trial must stay the same.
 
     python tests/faults/long_run.py --trials 5000
 
@@ -33,6 +33,8 @@ from search.space import SearchSpace
 from search.trials import Result, run_trials
 
 HIDDEN = 24
+TIMED = 200
+"""Trials before a reading whose time is taken."""
 
 
 def resident() -> int:
@@ -66,15 +68,21 @@ def evaluate(architectures: Sequence[Architecture], peers: Sequence[Trial] = ())
     return results
 
 
-def run(trials: int, first: int, sampler: str = "random") -> tuple[dict[str, int], dict[str, int]]:
-    """Usage after `first` and after `trials` trials."""
+def run(trials: int, first: int, sampler: str = "random") -> tuple[dict[str, float], dict[str, float]]:
+    """Usage after `first` and after `trials` trials; `milliseconds` is the CPU time of one of the `TIMED` before."""
     shape = ModelShape(HIDDEN, 3, HIDDEN, vocab_size=50, embedding_size=8, teacher_hidden_size=16)
     space = SearchSpace.from_config(shape)
-    seen: list[dict[str, int]] = []
+    seen: list[dict[str, float]] = []
+
+    began = 0.0
 
     def on_trial(trial: Trial) -> None:
+        nonlocal began
+        if trial.number + 1 in (first - TIMED, trials - TIMED):
+            began = time.process_time()
         if trial.number + 1 in (first, trials):
-            seen.append(usage())
+            milliseconds = (time.process_time() - began) / TIMED * 1000
+            seen.append({**usage(), "milliseconds": milliseconds})
 
     with tempfile.TemporaryDirectory(prefix="ffnas-long-") as folder, ExitStack() as stack:
         ledger = open_ledger(Path(folder) / "study.db", stack, print)
