@@ -8,8 +8,8 @@ costliest first. CUDA C++ files (csrc/cuda/*.cu, `sources`) are compiled with nv
 
 One line per kernel and architecture: registers, bytes spilled, shared memory, the tensor-core instruction found
 (`machine_code`); `--summary` gives one line per kind of kernel instead. Exit code 1 on a failed compilation, on spills,
-and on a product of 16-bit or TF32 operands without tensor-core instruction; 0 else. Results are kept by hash of the
-sources and versions, so that a second run only prints them.
+on more shared memory than a block can have, and on a product of 16-bit or TF32 operands without tensor-core
+instruction; 0 else. Results are kept by hash of the sources and versions, so that a second run only prints them.
 
 Rejected: reading register counts from PTX. They are decided by ptxas, after it.
 """

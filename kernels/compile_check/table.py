@@ -48,6 +48,16 @@ def named(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
+_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory a block can have, by architecture."""
+
+
+def too_much_shared(arch: int, shared: int) -> str:
+    """What is wrong with a block of `shared` bytes, which would fail at its launch; empty where nothing is."""
+    most = _SHARED.get(arch, shared)
+    return f"needs {shared} bytes of shared memory, sm_{arch} has {most}" if shared > most else ""
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
     cells = [["kernel", "variant", "arch", "regs", "spills", "smem", "tensor core", ""]]

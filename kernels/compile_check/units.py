@@ -23,7 +23,7 @@ from typing import Any
 from kernels.cache import cache_dir
 from kernels.compile_check import machine_code, sources
 from kernels.compile_check.calls import Call
-from kernels.compile_check.table import Row
+from kernels.compile_check.table import Row, too_much_shared
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -121,9 +121,10 @@ def triton_row(kernel: str, variant: str, arch: int, built: Any) -> Row:
     registers, spills = machine_code.registers(cubin)
     multiplies = wants_tensor_core(built.asm["ttir"])
     kinds = machine_code.samples(b"".join(code for _, code in machine_code.kernel_code(cubin))) if multiplies else {}
+    problem = f"spills {spills} bytes" if spills else too_much_shared(arch, built.metadata.shared)
     return Row(
         kernel, variant, arch, registers, spills, built.metadata.shared, multiplies=multiplies, samples=kinds,
-        problem=f"spills {spills} bytes" if spills else "",
+        problem=problem,
     )  # fmt: skip
 
 

@@ -100,10 +100,10 @@ def test_a_never_seen_expression_compiles_nothing(cache):
 def test_problems_are_named(monkeypatch):
     ttir = "%c = tt.dot %a, %b, %acc, inputPrecision = {} : tensor<64x64x{}> * tensor<64x64x{}> -> tensor<64x64xf32>"
 
-    def row(usage, precision, dtype):
+    def row(usage, precision, dtype, shared=0):
         monkeypatch.setattr(machine_code, "tool", lambda *_: usage)
         asm = {"cubin": b"", "ttir": ttir.format(precision, dtype, dtype)}
-        built = SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=0))
+        built = SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=shared))
         return named([units.triton_row("kernel", "interpreted", 90, built)])[0].problem
 
     assert row("Function f:\n REG:255 STACK:64 SHARED:0", "ieee", "f32") == "spills 64 bytes"
@@ -111,6 +111,7 @@ def test_problems_are_named(monkeypatch):
     assert row("REG:255 STACK:0", "ieee", "f16") == "no tensor-core instruction"
     assert row("REG:255 STACK:0", "tf32", "f32") == "no tensor-core instruction"
     assert row("REG:255 STACK:0", "ieee", "f32") == ""
+    assert row("REG:9 STACK:0", "ieee", "f32", 2**18) == "needs 262144 bytes of shared memory, sm_90 has 232448"
     with pytest.raises(RuntimeError, match="says nothing"):
         row("", "ieee", "f32")
 
