@@ -79,7 +79,8 @@ def _check(name: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Ten
     for w, b in zip(weights, biases, strict=True):
         if w.ndim != 2 or w.shape[1] != x.shape[-1] or b.shape != w.shape[:1] or w.dtype != x.dtype:
             raise ValueError(
-                f"{name}: weight {tuple(w.shape)} {w.dtype} and bias {tuple(b.shape)} do not fit x {tuple(x.shape)} {x.dtype}"
+                f"{name}: weight {tuple(w.shape)} {w.dtype} and bias {tuple(b.shape)} do not fit x {tuple(x.shape)}"
+                f" {x.dtype}"
             )
 
 
