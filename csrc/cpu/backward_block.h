@@ -212,8 +212,10 @@ struct BackwardLayer {
   void inner() {
     if (!needs.first && !needs.w2) return;
     const SegmentCode& s = segment(!needs.first ? kMid : needs.w2 ? kMidBwdv : kMidBwd);
-    for_tiles(rows, w.out1, [&](int64_t r, int n, int64_t c) {
-      if (needs.first) multiply_second(r, n, c, reg(kRegisterG));
+    const auto multiply = [&](int n, int64_t c, float* to) {
+      if (needs.first) multiply_second(0, n, c, to);
+    };
+    for_products(rows, w.out1, block.reg, kRegisterG, multiply, [&](int64_t r, int n, int64_t c) {
       if (reads(s, kRegisterX)) load_x(r, n, c);
       if (reads(s, kRegisterA)) restore(saved.h, r, n, c, kRegisterA);
       block.reg.run(s, n, c, call.hidden);
@@ -227,8 +229,10 @@ struct BackwardLayer {
   void input() {
     if (!needs.dx && !needs.w1) return;
     const SegmentCode& s = segment(!needs.dx ? kPre : needs.w1 ? kPreBwdv : kPreBwd);
-    for_tiles(rows, w.in1, [&](int64_t r, int n, int64_t c) {
-      if (needs.dx) multiply_first(r, n, c, reg(kRegisterG));
+    const auto multiply = [&](int n, int64_t c, float* to) {
+      if (needs.dx) multiply_first(0, n, c, to);
+    };
+    for_products(rows, w.in1, block.reg, kRegisterG, multiply, [&](int64_t r, int n, int64_t c) {
       of_input(s, r, n, c, needs.w1, w.in1, chunk.right1);
       if (needs.dx) store_dx(reg(s.dx), r, n, c);
     });

@@ -67,8 +67,8 @@ struct ForwardLayer {
   void first_product(const Widths& w) {
     const SegmentCode& mid = call.program.segment[kMid];
     Registers& reg = block.reg;
-    for_tiles(rows, w.out1, [&](int64_t r, int n, int64_t c) {
-      multiply_first(w, r, n, c, reg[kRegisterA]);
+    const auto multiply = [&](int n, int64_t c, float* to) { multiply_first(w, 0, n, c, to); };
+    for_products(rows, w.out1, reg, kRegisterA, multiply, [&](int64_t r, int n, int64_t c) {
       if (layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
       if (reads(mid, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);
       reg.run(mid, n, c, call.hidden);
@@ -81,9 +81,9 @@ struct ForwardLayer {
     const bool parallel = call.program.parallel;
     Registers& reg = block.reg;
     const int32_t last = parallel ? kRegisterB : kRegisterA;
-    for_tiles(rows, w.out2, [&](int64_t r, int n, int64_t c) {
+    const auto multiply = [&](int n, int64_t c, float* to) { multiply_second(w, 0, n, c, to); };
+    for_products(rows, w.out2, reg, last, multiply, [&](int64_t r, int n, int64_t c) {
       if (parallel) multiply_first(w, r, n, c, reg[kRegisterA]);
-      multiply_second(w, r, n, c, reg[last]);
       if (parallel && layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
       if (layer.y.data != nullptr) save_tile(layer.y, row + r, c, n, call.tokens, reg[last]);
       if (call.has_ln || reads(post, kRegisterX)) load_tile(x, r, c, n, call.hidden, reg[kRegisterX]);

@@ -9,8 +9,7 @@
 // Measured on one core of a Sapphire Rapids at 540 x 540, 96 rows, everything warm: 12 x 2 with prefetch 174 GFLOP/s,
 // oneDNN brgemm with 64-wide blocks 173, 6 x 4 165, 8 x 3 165, MKL 120 (its packing included).
 // Rejected: `at::native::cpublas::brgemm`, as fast, but private to a PyTorch version and blind to the edges of a tile.
-// Rejected: six bfloat16 products on AMX tiles of operands split in three (x = x0 + x1 + x2, exact). Half the error, but
-// loads of tiles do not overlap with products: 105 GFLOP/s where 12 x 2 had 118, a whole FFN 0.77 to 1.27 times as fast.
+// Where there is AMX, its six bfloat16 products of cut operands take the place of these (gemm_bf16.h, three planes).
 
 using Element = float;
 // Tokens per round of backward, at least: more amortize the updates of weight gradients, fewer stay in cache.

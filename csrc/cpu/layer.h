@@ -101,12 +101,14 @@ inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, 
   parallel_tasks(per_layer * call.layers, task);
 }
 
-// The interpreter's registers: one tile each.
+// The interpreter's registers: one tile each; and room for one panel of a product over a block's rows.
 struct Registers {
   float* tile[kNumRegisters];
+  float* products;
 
   void carve(Carver& c) {
     for (float*& t : tile) t = c.take<float>(kTileFloats);
+    products = c.take<float>((kBlockRows + kTileRows) * kTileColumns);
   }
   float* operator[](int32_t r) const { return tile[r]; }
   void run(const SegmentCode& s, int rows, int64_t column, int64_t hidden) {
@@ -123,10 +125,26 @@ inline void for_row_groups(int64_t rows, Fn&& fn) {
 }
 
 // Calls fn(row, rows, column) for every tile of a block, columns outermost: a panel of the weight stays in cache while the
-// rows go by. (Letting each product run one tile ahead of the element-wise work on the one before it gained nothing.)
+// rows go by.
 template <class Fn>
 inline void for_tiles(int64_t rows, int64_t width, Fn&& fn) {
   for (int64_t c = 0; c < width; c += kTileColumns) for_row_groups(rows, [&](int64_t r, int n) { fn(r, n, c); });
+}
+
+// The same where each tile begins with a product: multiply(rows, column, to) does those of all rows of a panel, fn then
+// finds its tile in register `reg`. Element-wise work between the products would push their operands out of the L1
+// cache: on AMX a tile then took 2800 cycles instead of 1750 (bfloat16, 32 x 540 x 32), 6500 instead of 5700 (float32).
+template <class Multiply, class Fn>
+inline void for_products(int64_t rows, int64_t width, Registers& registers, int32_t reg, Multiply&& multiply, Fn&& fn) {
+  float* own = registers.tile[reg];
+  for (int64_t c = 0; c < width; c += kTileColumns) {
+    multiply(static_cast<int>(rows), c, registers.products);
+    for_row_groups(rows, [&](int64_t r, int n) {
+      registers.tile[reg] = registers.products + r * kTileColumns;
+      fn(r, n, c);
+    });
+  }
+  registers.tile[reg] = own;
 }
 
 // The same, rows outermost: what is read from memory for the first time is read in streams.

@@ -100,7 +100,7 @@ _FEWEST_TOKENS = 64
 
 
 def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether `kernels.linear` takes the place of these layers: plain ones, without gradients, on a CPU, eagerly."""
+    """Whether `kernels.linear` takes the place of these layers: plain `nn.Linear`, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():

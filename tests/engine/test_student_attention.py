@@ -45,6 +45,37 @@ def test_bfloat16_takes_the_fused_kernels_and_agrees_with_float32(block, masked,
     assert (grad - expected_grad).norm() < 3e-2 * expected_grad.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_inference_takes_the_fused_linear_layers_and_agrees(block, dtype, monkeypatch):
+    calls = []
+    for name in ("fused_linears", "fused_linear_norm"):
+        fused = getattr(attention, name)
+        record = lambda *a, fused=fused, name=name, **k: calls.append(name) or fused(*a, **k)  # noqa: E731
+        monkeypatch.setattr(attention, name, record)
+    block = block.to(dtype)
+    x = torch.randn(3, 33, 90, dtype=dtype)
+    expected = block(x, None)[0]
+    assert not calls
+    with torch.inference_mode():
+        out = block(x, None)[0]
+    assert calls == ["fused_linears", "fused_linear_norm"]
+    # outputs of LayerNorm, around 1: a few roundings
+    close = 1e-5 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(out, expected.detach(), rtol=0, atol=close)
+
+
+def test_replaced_hooked_and_few_are_left_to_their_layers(block):
+    x = torch.randn(3, 33, 90)
+    with torch.no_grad():
+        assert attention.runs_fused(x, block.query, block.dense)
+        assert not attention.runs_fused(x[:, :4], block.query)
+        assert not attention.runs_fused(x.double(), block.query)
+        assert not attention.runs_fused(x, torch.nn.Sequential(block.query))
+        block.key.register_forward_hook(lambda *_: None)
+        assert not attention.runs_fused(x, block.query, block.key)
+    assert not attention.runs_fused(x, block.query)
+
+
 def test_other_attention_functions_and_masks_are_left_alone(block):
     query = torch.zeros(1, 2, 4, 45, dtype=torch.bfloat16)
     assert attention.is_fused(block.config, query, None)
