@@ -2,7 +2,7 @@
 
     eager       softmax attention and the published code's losses, everything S×S materialized, one call a layer
     apart       PyTorch's scaled_dot_product_attention, and our losses, one call for all layers
-    step        as apart, but `fused_attention` without the loss in bf16, and queries scaled first: a step before one pass
+    step        as apart, but queries are scaled first, and in bf16 attention is ours: a step without one pass
     together    `fused_attention` with the score loss in it, and our hidden-state loss
 
 Each side runs forward and backward: attention and score loss of `LAYERS` layers, hidden-state loss of `LAYERS` + 1.
