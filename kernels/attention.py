@@ -16,10 +16,10 @@ ms; `python -m benchmarks.losses` measures the same on other machines):
 
 So in float32 without a teacher this gains nothing over sdpa. It wins in bfloat16, and with the loss.
 
-Measured on two cores of a Xeon (AVX-512, AMX), as a step of distillation runs it (six layers, 2048 tokens, d = 45, teacher 64, torch
-2.13.0+cpu; forward and backward, medians of 11 to 49 interleaved rounds, ms): apart is sdpa (float32) or this attention
-(bfloat16), queries scaled, and one `attention_score_mse_layers`, as a step does it without one pass (sides `step` and
-`together` of `python -m benchmarks.losses --parts attention`).
+Measured on two cores of a Xeon (AVX-512, AMX), as a step of distillation runs it (six layers, 2048 tokens, d = 45,
+teacher 64, torch 2.13.0+cpu; forward and backward, medians of 11 to 49 interleaved rounds, ms): apart is sdpa (float32)
+or this attention (bfloat16), queries scaled, and one `attention_score_mse_layers`, as a step does it without one pass
+(sides `step` and `together` of `python -m benchmarks.losses --parts attention`).
 
                         S = 128               384               512
                     apart  one pass   apart  one pass   apart  one pass
