@@ -168,7 +168,8 @@ def hidden_mse(
     work = _Hidden(weight, bias, dtype, share, (states_needed, weight_needed, bias_needed))
     for k, (h, t) in enumerate(zip(h_s, h_t, strict=True)):
         work.layer(h, t, mask, grads[k] if states_needed else None)
-    shared = [work.weight_gradient()] * weight_needed + [work.bias_gradient()] * bias_needed
+    shared = [work.weight_gradient()] if weight_needed else []
+    shared += [work.bias_gradient()] if bias_needed else []
     return total(torch.cat(work.parts), share, 1.0 / weight.shape[0]), [*grads, *shared]
 
 
