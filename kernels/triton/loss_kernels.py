@@ -132,7 +132,7 @@ def _gram(a, a_s, b, b_s, mask_row, length, DA: tl.constexpr, DB: tl.constexpr, 
         real = real_tokens(mask_row, rows, length)
         left = tile_of(a, a_s, rows, real, DA, BD).to(tl.float64)
         right = tile_of(b, b_s, rows, real, DB, BD).to(tl.float64)
-        total = tl.dot(tl.trans(left), right, total, out_dtype=tl.float64)
+        total = tl.dot(tl.trans(left), right, total, input_precision="ieee", out_dtype=tl.float64)
     return total
 
 

@@ -139,9 +139,9 @@ def _gram(
     )  # fmt: skip
     for own, own_t, grad, first in ((s.q, s.q_t, s.grad_q, 2), (s.k, s.k_t, s.grad_k, 0)) if s.grad_q else ():
         launch(
-            loss_kernels.score_gram_grad_kernel, (-(-length // 32), tasks, layers),
+            loss_kernels.score_gram_grad_kernel, (-(-length // 16), tasks, layers),
             tuple(own), tuple(own_t), tuple(grad), grams, mask.view(torch.uint8), share, done,
-            *_strides(own, own_t, grad), heads, length, scale_s, scale_t, first, BM=32, warps=8, **sizes,
+            *_strides(own, own_t, grad), heads, length, scale_s, scale_t, first, BM=16, warps=4, **sizes,
         )  # fmt: skip
     return parts.flatten()
 
