@@ -50,7 +50,7 @@ _BLOCKS = {
     ("queries", 16): (Blocks(64, 64, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 1)),
     ("keys", 16): (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 1)),
     # left alone, ptxas aims at the next lower occupancy step (128 registers) and spills a few to get there
-    ("forward", 32): (Blocks(32, 32, 8, 1, 255), Blocks(16, 32, 8, 1, 255), Blocks(16, 16, 8, 1, 255)),
+    ("forward", 32): (Blocks(16, 32, 8, 1, 255), Blocks(16, 32, 8, 1, 255), Blocks(16, 16, 8, 1, 255)),
     ("queries", 32): (Blocks(32, 32, 8, 1, 255), Blocks(16, 16, 8, 1, 255), Blocks(16, 16, 8, 1, 255)),
     ("keys", 32): (Blocks(16, 32, 8, 1, 255), Blocks(16, 16, 8, 1, 255), Blocks(16, 16, 8, 1, 255)),
 }
