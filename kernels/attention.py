@@ -27,8 +27,9 @@ or this attention (bfloat16), queries scaled, and one `attention_score_mse_layer
     bfloat16          136       105     188       167     207       171
 
 On the same machine two layers of 1024 tokens took 689 apart and 361 in one pass in float32 at S = 1024, and 1888 and
-1817 at S = 2048, where the Gram form catches up; hence `LONGEST`. Of a whole step that is 2 to 3 %, below the noise of
-`python -m benchmarks.kd_step --apart`, which compares both.
+1817 at S = 2048, where the Gram form catches up; hence `LONGEST`. A whole step of one candidate (S = 128, batch 16;
+medians of 9 interleaved rounds) takes 3147 ms in one pass and 3293 apart in float32, 1483 and 1533 in bfloat16
+(`python -m benchmarks.kd_step --apart`).
 
 Rejected: the loss's gradients at once in forward, as the other losses have them: attention's backward needs the scores
 again anyway, and can add the loss's part to them before it multiplies.
