@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     environment = describe()
     print(json.dumps(environment))
     print(f"{'forward + backward, ms':28}" + "".join(f"{s:>10}" for s in SIDES), end="")
-    print("  e/apart  e/toget." + "".join(f"  MiB:{s:>5.5}" for s in SIDES))
+    print("".join(f"{'e/' + s[:6]:>9}" for s in SIDES[1:]) + "".join(f"  MiB:{s:>5.5}" for s in SIDES))
     rows = []
     for dtype in args.dtypes:
         for part in args.parts:

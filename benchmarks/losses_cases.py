@@ -2,6 +2,7 @@
 
     eager       softmax attention and the published code's losses, everything S×S materialized, one call a layer
     apart       PyTorch's scaled_dot_product_attention, and our losses, one call for all layers
+    step        as apart, but queries are scaled first, and in bf16 attention is ours: a step without one pass
     together    `fused_attention` with the score loss in it, and our hidden-state loss
 
 Each side runs forward and backward: attention and score loss of `LAYERS` layers, hidden-state loss of `LAYERS` + 1.
@@ -24,7 +25,7 @@ from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper
 LAYERS, HEADS, STUDENT, TEACHER = 6, 12, 540, 768
 LENGTHS = (128, 384, 512, 2048)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIDES = ("eager", "apart", "together")
+SIDES = ("eager", "apart", "step", "together")
 PARTS = ("all", "attention", "hidden")
 
 
@@ -96,7 +97,7 @@ def runner(case: Case, side: str) -> Callable[[], object]:
     given = inputs(case)
     leaves = [t for layer in given.qkv for t in layer] + given.states
     leaves += list(given.fit.parameters()) if given.states else []
-    forward = {"eager": _eager, "apart": _apart, "together": _together}[side]
+    forward = {"eager": _eager, "apart": _apart, "step": _step, "together": _together}[side]
 
     def run() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.dtype == "bf16"):
@@ -125,14 +126,29 @@ def _hidden(given: Inputs) -> Tensor:
     return hidden_mse_layers(given.states, given.fit.weight, given.fit.bias, given.teacher_states, given.mask)
 
 
+def _sdpa(qkv: list[Tensor], mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(*qkv, attn_mask=mask[:, None, None, :])
+
+
 def _apart(given: Inputs) -> tuple[list[Tensor], Tensor]:
-    visible = given.mask[:, None, None, :]
-    contexts = [F.scaled_dot_product_attention(*qkv, attn_mask=visible) for qkv in given.qkv]
+    contexts = [_sdpa(qkv, given.mask) for qkv in given.qkv]
     loss = _hidden(given)
     if given.qkv:
         q, k, _ = zip(*given.qkv, strict=True)
         q_t, k_t = zip(*given.teacher, strict=True)
         loss = loss + attention_score_mse_layers(q, k, q_t, k_t, given.mask)
+    return contexts, loss
+
+
+def _step(given: Inputs) -> tuple[list[Tensor], Tensor]:
+    low = bool(given.qkv) and given.qkv[0][0].dtype == torch.bfloat16
+    contexts = [fused_attention(*qkv, given.mask)[0] if low else _sdpa(qkv, given.mask) for qkv in given.qkv]
+    loss = _hidden(given)
+    if given.qkv:
+        q, k, _ = zip(*given.qkv, strict=True)
+        q_t, k_t = zip(*given.teacher, strict=True)
+        scaled = [x * x.shape[-1] ** -0.5 for x in q]
+        loss = loss + attention_score_mse_layers(scaled, k, q_t, k_t, given.mask, scale_s=1.0)
     return contexts, loss
 
 

@@ -31,12 +31,13 @@ import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.data import Batch
+from engine.distill.device_graph import CudaGraph, DevicePrograms, Graph, Programs
 from engine.exhaustion import is_out_of_memory
 from engine.optim import build_optimizer, clipped_step
 from engine.settings import PhaseSettings
@@ -54,89 +55,6 @@ MAX_FREE = 16
 """Slots kept for later students; of more, the one free for longest is dropped."""
 
 Loss = Callable[..., Any]
-
-
-class Graph(Protocol):
-    """How a step is captured; `CudaGraph`, or a stand-in."""
-
-    def warm(self, step: Callable[[], None]) -> None:
-        """Runs the step."""
-        ...
-
-    def capture(self, step: Callable[[], None]) -> None:
-        """Records the step without running it."""
-        ...
-
-    def replay(self) -> None:
-        """Runs what was recorded."""
-        ...
-
-
-class CudaGraph:
-    """`torch.cuda.CUDAGraph` of the current device."""
-
-    def __init__(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-
-    def warm(self, step: Callable[[], None]) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-
-    def capture(self, step: Callable[[], None]) -> None:
-        # other threads (prefetching, logging) go on allocating and asking for events meanwhile
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            step()
-
-    def replay(self) -> None:
-        self._graph.replay()
-
-
-class Programs(Protocol):
-    """Where the programs of a slot's layers are.
-
-    `plans` is what the slot's model runs, asked for after every `load`.
-    """
-
-    plans: tuple[FFNPlan, ...]
-
-    def load(self, plans: Sequence[FFNPlan]) -> None:
-        """Puts in the programs of another student of the family."""
-        ...
-
-
-class DevicePrograms:
-    """A `ProgramBuffer` per layer: what graphs read, whoever captured them.
-
-    Args:
-        plans: of the first student.
-        device: a CUDA device.
-    """
-
-    SLOTS = 6
-    """Slots every kernel has at least, so that most programs of equal flags fit one graph."""
-
-    def __init__(self, plans: Sequence[FFNPlan], device: torch.device) -> None:
-        from kernels.triton.device_program import ProgramBuffer
-
-        self._buffers = [ProgramBuffer(p.program, device, slots=self.SLOTS) for p in plans]
-        self.plans = tuple(p._replace(program=b.bound) for p, b in zip(plans, self._buffers, strict=True))
-
-    def load(self, plans: Sequence[FFNPlan]) -> None:
-        for buffer, plan in zip(self._buffers, plans, strict=True):
-            buffer.copy_(plan.program)
-
-    @classmethod
-    def family(cls, plan: FFNPlan) -> Hashable:
-        """What programs that may take each other's place have in common: on other backends, all their words."""
-        words = plan.program.words
-        if dispatch.preferred_backend("cuda") != "triton":
-            return words
-        from kernels.triton.microcode import slot_variants
-
-        return int(plan.program.flags), tuple(max(cls.SLOTS, n) for n in slot_variants(words))
 
 
 @dataclass

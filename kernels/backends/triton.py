@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (8, 0)
 """Compute capability the kernels need."""
+_MOST_HEADS = 65535
+"""Programs along a grid's second axis."""
 
 
 def load() -> TritonBackend:
@@ -112,6 +114,8 @@ class TritonLosses:
                 return f"its losses and attention serve float32, float16 and bfloat16, got {t.dtype}"
             if t.ndim == 4 and t.shape[-1] > self._attention.LARGEST_HEAD:
                 return f"its attention serves heads up to {self._attention.LARGEST_HEAD} wide, got {t.shape[-1]}"
+            if t.ndim == 4 and t.shape[0] * t.shape[1] > _MOST_HEADS:
+                return f"its attention serves {_MOST_HEADS} heads of all samples at most, got {t.shape[0] * t.shape[1]}"
         return None
 
     def score_mse(self, q_s: Sequence[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:

@@ -132,7 +132,7 @@ def _gram(a, a_s, b, b_s, mask_row, length, DA: tl.constexpr, DB: tl.constexpr, 
         real = real_tokens(mask_row, rows, length)
         left = tile_of(a, a_s, rows, real, DA, BD).to(tl.float64)
         right = tile_of(b, b_s, rows, real, DB, BD).to(tl.float64)
-        total = tl.dot(tl.trans(left), right, total, out_dtype=tl.float64)
+        total = tl.dot(tl.trans(left), right, total, input_precision="ieee", out_dtype=tl.float64)
     return total
 
 
@@ -212,13 +212,18 @@ def score_gram_grad_kernel(
     end = tl.where(tl.load(done + index) != 0, length, 0)
     mask_row = mask + (task // heads).to(tl.int64) * length
     real = real_tokens(mask_row, rows, end)
-    entries = tl.arange(0, BD)[:, None] * BD + tl.arange(0, BD)[None, :]
     first = grams + (index.to(tl.int64) * 4 + first_gram) * (BD * BD)
-    x = tile_of(head_of(_pick(own, layer, LAYERS), task, heads, own_b, own_h), own_s, rows, real, D, BD)
-    y = tile_of(head_of(_pick(own_t, layer, LAYERS), task, heads, ownt_b, ownt_h), ownt_s, rows, real, D_T, BD)
-    value = tl.dot(x.to(tl.float32), tl.load(first + entries), input_precision="ieee") * scale_s
-    cross = tl.load(first + BD * BD + entries)
-    value -= tl.dot(y.to(tl.float32), tl.trans(cross), input_precision="ieee") * scale_t
+    own_rows = head_of(_pick(own, layer, LAYERS), task, heads, own_b, own_h) + rows[:, None].to(tl.int64) * own_s
+    ownt_rows = head_of(_pick(own_t, layer, LAYERS), task, heads, ownt_b, ownt_h) + rows[:, None].to(tl.int64) * ownt_s
+    columns = tl.arange(0, BD)[None, :]
+    value = tl.zeros((BM, BD), tl.float32)
+    for start in range(0, BD, 16):  # whole rows at once spill in float32
+        k = start + tl.arange(0, 16)
+        x = tl.load(own_rows + k[None, :], mask=real[:, None] & (k[None, :] < D), other=0.0).to(tl.float32)
+        y = tl.load(ownt_rows + k[None, :], mask=real[:, None] & (k[None, :] < D_T), other=0.0).to(tl.float32)
+        value = tl.dot(x * scale_s, tl.load(first + k[:, None] * BD + columns), value, input_precision="ieee")
+        cross = tl.load(first + BD * BD + columns * BD + k[:, None])
+        value = tl.dot(y * -scale_t, cross, value, input_precision="ieee")
     target = head_of(_pick(grad, layer, LAYERS), task, heads, grad_b, grad_h)
     store_tile(target, grad_s, rows, rows < end, value * (2.0 * scale_s * tl.load(share)), D, BD)
 

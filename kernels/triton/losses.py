@@ -139,9 +139,9 @@ def _gram(
     )  # fmt: skip
     for own, own_t, grad, first in ((s.q, s.q_t, s.grad_q, 2), (s.k, s.k_t, s.grad_k, 0)) if s.grad_q else ():
         launch(
-            loss_kernels.score_gram_grad_kernel, (-(-length // 32), tasks, layers),
+            loss_kernels.score_gram_grad_kernel, (-(-length // 16), tasks, layers),
             tuple(own), tuple(own_t), tuple(grad), grams, mask.view(torch.uint8), share, done,
-            *_strides(own, own_t, grad), heads, length, scale_s, scale_t, first, BM=32, warps=8, **sizes,
+            *_strides(own, own_t, grad), heads, length, scale_s, scale_t, first, BM=16, warps=4, **sizes,
         )  # fmt: skip
     return parts.flatten()
 
@@ -168,7 +168,8 @@ def hidden_mse(
     work = _Hidden(weight, bias, dtype, share, (states_needed, weight_needed, bias_needed))
     for k, (h, t) in enumerate(zip(h_s, h_t, strict=True)):
         work.layer(h, t, mask, grads[k] if states_needed else None)
-    shared = [work.weight_gradient()] * weight_needed + [work.bias_gradient()] * bias_needed
+    shared = [work.weight_gradient()] if weight_needed else []
+    shared += [work.bias_gradient()] if bias_needed else []
     return total(torch.cat(work.parts), share, 1.0 / weight.shape[0]), [*grads, *shared]
 
 

@@ -16,7 +16,8 @@ from engine.architecture import Architecture, LayerSpec
 from engine.data import Batch, TaskSpec
 from engine.distill import Distiller, Member, train_population
 from engine.distill import graphs as graphs_module
-from engine.distill.graphs import DevicePrograms, StepGraphs
+from engine.distill.device_graph import DevicePrograms
+from engine.distill.graphs import StepGraphs
 from engine.distill.population import generator_state
 from engine.objective import KDWeights
 from engine.readout import Readout
