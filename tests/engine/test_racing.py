@@ -43,7 +43,7 @@ def test_survivors_have_exact_scores_and_losers_stop_early():
 
 
 def test_the_best_is_dropped_at_most_as_often_as_stated():
-    """200 races of 12 nearly equal candidates at confidence 0.8; measured: 7.5 % lose the best.
+    """200 races of 12 nearly equal candidates at confidence 0.8; measured: 2.5 % lose the best.
 
     Asserted is the statement itself, 20 %, which leaves room for other random numbers.
     """
@@ -102,7 +102,8 @@ def test_chances_are_as_often_right_as_they_say():
     """400 populations of 12 candidates after a third of the data: among those given some chance of ending on the front,
     the share that does lies near the mean chance.
 
-    Bins hold 150 to 3,000 cases, standard errors are below 0.04. Measured differences: MEASURED.
+    Bins hold 530 to 2,560 cases, standard errors are at most 0.02. Measured: 0.1 % of those given less than 2 %, 3 % of
+    5 %, 14 % of 18 %, 60 % of 54 %.
     """
     rng, noise = np.random.default_rng(3), np.random.default_rng(4).standard_normal((12, 1000))
     said, came = [], []
@@ -113,7 +114,6 @@ def test_chances_are_as_often_right_as_they_say():
     said, came = np.concatenate(said), np.concatenate(came)
     for low, high in ((0, 0.02), (0.02, 0.1), (0.1, 0.3), (0.3, 1.01)):
         inside = (said >= low) & (said < high)
-        print(low, inside.sum(), said[inside].mean(), came[inside].mean())
         assert came[inside].mean() == pytest.approx(said[inside].mean(), abs=0.08)
 
 
