@@ -23,9 +23,9 @@ random order of the data and as far as the approximation goes (`tests/engine/tes
 Measured on 200 candidates of the demo's supernet, 596 examples in 8 slices and 20 random orders of them: 66 % of all
 answers are asked for at confidence 0.99; at 0.95, 0.9 and 0.8 the best is kept in 95, 90 and 90 % of the races.
 Rejected: each candidate's probability of ending level with today's leader, added up over all dropped: 78 % of the
-answers, for the leader is not the only one to be beaten, and candidates err together. Rejected: rates without the common
-variance (t infinite): 45 %, but the best was lost in every fourth race at confidence 0.9. Rejected: empirical Bernstein
-bounds and McNemar's exact test at a level divided by all comparisons, which drop none before the data ends.
+answers, for the leader is not the only one to be beaten, and candidates err together. Rejected: rates without the
+common variance (t infinite): 45 %, but the best was lost in every fourth race at confidence 0.9. Rejected: empirical
+Bernstein bounds and McNemar's exact test at a level divided by all comparisons, which drop none before the data ends.
 
 Source: Maron and Moore, "Hoeffding Races", NeurIPS 1994, for the idea.
 """
