@@ -16,6 +16,7 @@ and kernels' results may depend on how many rows a call has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class SharedEvaluator:
     Args:
         model: the supernet, a sequence classifier; put into eval mode.
         data: encoded examples with labels.
-        batch_size: sequences per batch.
+        batch_size: sequences per batch; a slice's batches are of equal size, as few as this allows.
         precision: `"fp32"` or `"bf16"` (autocast).
         budget_bytes: activations to keep, at most; besides them a walk needs a few of one batch.
         slices: parts the data is cut into. One part has the batches of `engine.evaluation.predict`; several are random
@@ -91,7 +92,8 @@ class SharedEvaluator:
         self.batches: list[Batch] = []
         self.slices: list[list[int]] = []
         for part in _parts(data, slices, seed):
-            made = [b.to(self.device) for b in part.batches(batch_size, shuffle=False, bucket=True)]
+            size = batch_size if slices == 1 else math.ceil(len(part) / math.ceil(len(part) / batch_size))
+            made = [b.to(self.device) for b in part.batches(size, shuffle=False, bucket=True)]
             self.slices.append(list(range(len(self.batches), len(self.batches) + len(made))))
             self.batches += made
         self._takes_shortcuts = shortcuts

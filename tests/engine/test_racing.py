@@ -43,7 +43,7 @@ def test_survivors_have_exact_scores_and_losers_stop_early():
 
 
 def test_the_best_is_dropped_at_most_as_often_as_stated():
-    """200 races of 12 nearly equal candidates at confidence 0.8; measured: 7.5 % lose the best.
+    """200 races of 12 nearly equal candidates at confidence 0.8; measured: 2.5 % lose the best.
 
     Asserted is the statement itself, 20 %, which leaves room for other random numbers.
     """
@@ -90,30 +90,31 @@ def disagreeing(wins, losses, answered):
     return right
 
 
-def level_probability(wins, losses, answered, total, draws=20_000):
-    noise = np.random.default_rng(1).standard_normal((total + 2, draws))
-    scores = final_scores(disagreeing(wins, losses, answered), total, noise)
-    return np.mean(scores[1] >= scores[0])
-
-
 def test_a_lead_larger_than_what_is_left_is_certain():
-    assert level_probability(31, 0, 31, 61) == 0
-    assert level_probability(30, 0, 31, 61) == pytest.approx(0, abs=1e-3)
-    assert level_probability(30, 25, 61, 100) > 0
+    noise = np.random.default_rng(1).standard_normal((2, 2000))
+    scores = final_scores(disagreeing(31, 0, 31), 61, noise)
+    assert (scores[0] > scores[1]).all()
+    scores = final_scores(disagreeing(30, 25, 61), 100, noise)
+    assert 0.1 < (scores[1] >= scores[0]).mean() < 0.5
 
 
-def test_the_probability_is_that_of_drawing_without_replacement():
-    """Against simulation: rates from Jeffreys' posterior, then the examples to come.
+def test_chances_are_as_often_right_as_they_say():
+    """400 populations of 12 candidates after a third of the data: among those given some chance of ending on the front,
+    the share that does lies near the mean chance.
 
-    20,000 draws on both sides: standard errors of at most 0.0035 each; the normal approximation is asked to be within
-    0.02.
+    Bins hold 530 to 2,560 cases, standard errors are at most 0.02. Measured: 0.1 % of those given less than 2 %, 3 % of
+    5 %, 14 % of 18 %, 60 % of 54 %.
     """
-    rng = np.random.default_rng(0)
-    for wins, losses, answered, total in ((20, 10, 200, 600), (9, 3, 300, 400), (40, 30, 100, 1000), (6, 1, 50, 60)):
-        rates = rng.dirichlet([wins + 0.5, losses + 0.5, answered - wins - losses], size=20_000)
-        future = np.array([rng.multinomial(total - answered, r) for r in rates])
-        share = np.mean(wins - losses + future[:, 0] - future[:, 1] <= 0)
-        assert level_probability(wins, losses, answered, total) == pytest.approx(share, abs=0.02)
+    rng, noise = np.random.default_rng(3), np.random.default_rng(4).standard_normal((12, 1000))
+    said, came = [], []
+    for _ in range(400):
+        right = answers(rng, rng.normal(scale=0.08, size=12), 240)
+        said.append(on_front(final_scores(right[:, :80], 240, noise), np.zeros(12)).mean(axis=1))
+        came.append(on_front(right.sum(axis=1)[:, None], np.zeros(12))[:, 0])
+    said, came = np.concatenate(said), np.concatenate(came)
+    for low, high in ((0, 0.02), (0.02, 0.1), (0.1, 0.3), (0.3, 1.01)):
+        inside = (said >= low) & (said < high)
+        assert came[inside].mean() == pytest.approx(said[inside].mean(), abs=0.08)
 
 
 def test_the_front_is_who_no_cheaper_one_beats():
