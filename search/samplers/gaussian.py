@@ -123,6 +123,8 @@ class GaussianSampler(Sampler):
             while self._rng.random() < AGAIN:
                 child = self._mutation(child)
             drawn.append(child)
+        leading = {self.observed[place].architecture for place in elite[:NEAR]}
+        self._near = {best: around for best, around in self._near.items() if best in leading}
         for place in elite[:NEAR]:
             drawn += self._around(self.observed[place].architecture)
         new = {self.space.key(a): a for a in drawn}
