@@ -12,6 +12,9 @@ import pytest
 from fault_runs import Nursery, make_inputs, options, outcome, unfinished_files
 from kill_runs import kill_and_resume, kills
 
+from engine.errors import UserError
+from engine.teacher import Teacher
+
 
 @pytest.fixture(scope="module")
 def nursery():
@@ -280,6 +283,19 @@ def test_a_single_overflowed_gradient_is_left_out_and_said(search):
 
     weights = load_file(search.path / "best" / "model" / "model.safetensors")
     assert all(t.isfinite().all() for t in weights.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_teacher_whose_weights_are_not_finite_is_named(folder, tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(folder / "teacher", teacher)
+    weights = load_file(teacher / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][3, 5] = value
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"'encoder.layer.1.output.dense.weight' holds NaN or infinity.*fetch them"):
+        Teacher.load(str(teacher))
 
 
 @pytest.mark.slow
