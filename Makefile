@@ -11,7 +11,8 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
-.PHONY: help setup search test test-all test-faults test-oldest fuzz sanitize coverage types compile-check lint gpu-check clean
+.PHONY: help setup search test test-all test-faults test-oldest mutations fuzz sanitize coverage types compile-check lint \
+  gpu-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,20 +44,25 @@ test-all: $(DEV_STAMP) ## run the slow tests too
 test-faults: $(DEV_STAMP) ## the long fault suite: 100 kills, full disks, hostile input, 5,000 trials; an hour on 2 cores
 	@$(BIN)/python -m pytest -q -n 0 -m "slow or not slow" tests/faults $(ARGS)
 
+mutations: $(DEV_STAMP) ## take protections out one at a time: a test has to notice each; minutes
+	@$(BIN)/python tests/faults/mutations.py $(ARGS)
+
 fuzz: $(DEV_STAMP) ## a million hostile inputs for the expression parser, thousands for everything else that reads
 	@$(BIN)/python tests/faults/fuzz.py --parser 1000000 --architecture 100000 --config 500 --data 500 --ledger 2000 --checkpoint 5000 $(ARGS)
 
 # AddressSanitizer must be the first library of the process; Python itself leaks by design.
+PROGRAMS ?= 20000
+SANITIZED ?= $(addprefix tests/kernels/,test_cpu_ffn.py test_cpu_math.py test_losses_fused.py test_attention.py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: $(DEV_STAMP) ## CPU kernels under AddressSanitizer and UBSan: kernel tests and corrupted programs
 	@env FFNAS_CXXFLAGS="$(SANITIZE)" FFNAS_CACHE=$(CURDIR)/.cache-sanitize OMP_NUM_THREADS=2 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	  bash -c '$(BIN)/python tests/faults/corrupt_programs.py --count 20000 && \
-	  $(BIN)/python -m pytest -q -n 0 -p no:cacheprovider tests/kernels/test_cpu_ffn.py tests/kernels/test_cpu_math.py tests/kernels/test_losses_fused.py tests/kernels/test_attention.py $(ARGS)'
+	  bash -c '$(BIN)/python tests/faults/corrupt_programs.py --count $(PROGRAMS) && \
+	  $(BIN)/python -m pytest -q -n 0 -p no:cacheprovider $(SANITIZED) $(ARGS)'
 
 coverage: $(DEV_STAMP) ## branches of search and engine the default tests reach; ends with the uncovered
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal --cov=search --cov=engine --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
 
 types: $(DEV_STAMP) ## types of the public interface
 	@$(BIN)/python -m mypy

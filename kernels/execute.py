@@ -50,7 +50,7 @@ _GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def segments_of(words: tuple[int, ...]) -> tuple[SegmentCode, ...]:
     """Decoded segments of validated words; cached."""
     return tuple(decode_segments(words))

@@ -67,7 +67,7 @@ from kernels.program_store import store
 from kernels.validation import mark_valid, validate_program
 from kernels.widths import check_policy, check_weights
 
-CACHE_SIZE = 4096
+CACHE_SIZE = 1024
 """Programs kept by `lower`; the least recently used is dropped. A program takes about 1 KB."""
 
 ENOUGH = 1.5

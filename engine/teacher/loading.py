@@ -77,6 +77,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
             raise UserError(f"teacher {source.name!r} cannot be loaded ({_first_line(error)})") from error
     fresh = _fresh_parameters(report)
     _require_encoder_weights(model, fresh, source)
+    _require_finite(model, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
     if has_head and task.kind == "classification":
         _order_head(model, own_names, task)
@@ -140,6 +141,15 @@ def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherS
             f"teacher {source.name!r}: {len(missing)} tensors of the encoder are missing or of another shape in the "
             f"weights, first {missing[0]!r}: the folder's config.json and weights do not belong together"
         )
+
+
+def _require_finite(model: nn.Module, source: TeacherSource) -> None:
+    """Otherwise the first loss is NaN, and a smaller learning rate, the usual remedy, is none."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"teacher {source.name!r}: {name!r} holds NaN or infinity, so its weights are damaged: fetch them again"
+            )
 
 
 def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None:

@@ -53,7 +53,9 @@ FAR_BELOW = 3.0
 """Scores this many times as far below the median as the best is above it, or more, count as if they were there."""
 CONFIDENCE = 2.0
 FIT_TRIALS = 300
-"""Trials the kernel is chosen by, at most; the prediction uses all."""
+"""Trials the kernel is chosen by, at most."""
+PREDICT_TRIALS = 1000
+"""Trials a prediction uses, at most: its time grows with their third power, its memory with their square."""
 AGAIN = 0.4
 """Chance of one mutation more, again after each."""
 
@@ -123,6 +125,8 @@ class GaussianSampler(Sampler):
             while self._rng.random() < AGAIN:
                 child = self._mutation(child)
             drawn.append(child)
+        leading = {self.observed[place].architecture for place in elite[:NEAR]}
+        self._near = {best: around for best, around in self._near.items() if best in leading}
         for place in elite[:NEAR]:
             drawn += self._around(self.observed[place].architecture)
         new = {self.space.key(a): a for a in drawn}
@@ -137,7 +141,9 @@ class GaussianSampler(Sampler):
 
     def _bound(self, pool: np.ndarray) -> np.ndarray:
         """Upper confidence bound [P] of pool members with features [P, L, D]."""
-        known, values = np.stack(self._rows), self._values(len(self._rows))
+        values = self._values(len(self._rows))
+        used = informative(values)
+        known, values = np.stack([self._rows[i] for i in used]), values[used]
         kernel = self._fitted()
         if self._pending:
             running = np.stack([self._features(a) for a in self._pending.values()])
@@ -180,6 +186,16 @@ class GaussianSampler(Sampler):
         spread = np.maximum(drawn.std(axis=0), 0.25 * np.ptp(drawn, axis=0))
         varying = np.maximum((spread > 0).sum(axis=1, keepdims=True), 1)
         return np.where(spread > 0, spread, 1.0) * np.sqrt(varying)
+
+
+def informative(values: np.ndarray) -> np.ndarray:
+    """Which of the trials with these values [N] a prediction uses, ascending: all of them; of more than
+    `PREDICT_TRIALS` the better half of that number, and as many of the others, evenly over time."""
+    if len(values) <= PREDICT_TRIALS:
+        return np.arange(len(values))
+    best, others = np.split(np.argsort(-values, kind="stable"), [PREDICT_TRIALS // 2])
+    spread = np.linspace(0, len(others) - 1, PREDICT_TRIALS - len(best)).astype(int)
+    return np.sort(np.concatenate([best, np.sort(others)[spread]]))
 
 
 def standardized(scores: np.ndarray) -> np.ndarray:

@@ -12,6 +12,9 @@ import pytest
 from fault_runs import Nursery, make_inputs, options, outcome, unfinished_files
 from kill_runs import kill_and_resume, kills
 
+from engine.errors import UserError
+from engine.teacher import Teacher
+
 
 @pytest.fixture(scope="module")
 def nursery():
@@ -220,6 +223,7 @@ def test_jumping_clocks_change_no_result(search, calm):
     [
         "engine.distill.population/PopulationStep._update@3",
         "engine.shared_evaluation/SharedEvaluator.evaluate@1",
+        "engine.sentinel/Sentinel._undisturbed@1",
     ],
 )
 def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(search, calm, step):
@@ -240,7 +244,6 @@ def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(searc
                 "engine.teacher.finetune/cycle@1",
                 "engine.optim/AdamW.step@3",
                 "engine.distill.distiller/Distiller.targets@2",
-                "engine.sentinel/Sentinel._compare@1",
                 "search.context/Context.new_student@1",
                 "search.proxy/extract@1",
                 "search.pipeline/evaluate_dev@1",
@@ -280,6 +283,19 @@ def test_a_single_overflowed_gradient_is_left_out_and_said(search):
 
     weights = load_file(search.path / "best" / "model" / "model.safetensors")
     assert all(t.isfinite().all() for t in weights.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_teacher_whose_weights_are_not_finite_is_named(folder, tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(folder / "teacher", teacher)
+    weights = load_file(teacher / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][3, 5] = value
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"'encoder.layer.1.output.dense.weight' holds NaN or infinity.*fetch them"):
+        Teacher.load(str(teacher))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.params import ModelShape, ffn_parameters
 from kernels.expression import GELU_FFN, parse_expression
 from search.samplers import SAMPLERS, make_sampler, sampler_options
-from search.samplers.gaussian import Kernel, correlation, fit, predict
+from search.samplers.gaussian import PREDICT_TRIALS, Kernel, correlation, fit, informative, predict
 from search.samplers.genome import categories, express, genes
 from search.samplers.neighbours import edits, neighbours
 from search.space import SearchSpace
@@ -280,3 +280,17 @@ def test_scale_and_ratio_features_do_not_depend_on_the_sampler_seed():
     for sampler in (first, second):
         run(sampler, lambda a: float(a.layers[0].stack), 3)
     np.testing.assert_array_equal(first._scale, second._scale)
+
+
+@pytest.mark.parametrize("number", [1, PREDICT_TRIALS, PREDICT_TRIALS + 1, 7 * PREDICT_TRIALS + 3])
+def test_the_gaussian_predicts_from_a_bounded_number_of_trials(number):
+    values = np.random.default_rng(number).permutation(number).astype(float)
+    used = informative(values)
+    assert len(used) == min(number, PREDICT_TRIALS) == len(set(used.tolist()))
+    assert list(used) == sorted(used)
+    best = np.flatnonzero(values >= number - min(number, PREDICT_TRIALS // 2))
+    assert set(best) <= set(used)
+    others = np.setdiff1d(used, best)
+    if number > 2 * PREDICT_TRIALS:  # of every tenth of the run about as many
+        shares = np.histogram(others, bins=10, range=(0, number))[0]
+        assert shares.min() > 0.7 * len(others) / 10
