@@ -68,7 +68,7 @@ def grouped(
         for name, (own, run) in runs.items():
             try:
                 with setting(own):
-                    graphs[name] = graphed(wrap(run), device)
+                    graphs[name] = graphed(wrap(run), own, device)
             except Exception as error:  # part of the result
                 refused[name] = f"{type(error).__name__}: {error}"[:300]
         result[direction] = {"seconds": interleaved(graphs, rounds, device), "refused": refused}
