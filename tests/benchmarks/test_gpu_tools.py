@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from random import Random
 
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from benchmarks import gpu, gpu_check, gpu_report
 from benchmarks.ffn_cases import RELEASED, Case, inputs
 from benchmarks.gpu_cases import BASELINES, OURS, floor
+from kernels import lower
+from kernels.triton.launch import recorded
 
 MEASURED = {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H100", "torch": "2.13"}
 
@@ -105,12 +110,9 @@ def test_the_limits_of_all_steps_fit_the_budget(monkeypatch):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_what_is_compiled_ahead_is_what_a_call_launches(backward, monkeypatch):
-    pytest.importorskip("triton")
     from benchmarks import gpu_warm
-    from kernels import lower
     from kernels.backends.base import FFNCall
     from kernels.triton import ffn
-    from kernels.triton.launch import recorded
 
     for mode in ("0", "always"):
         monkeypatch.setenv("FFNAS_SPECIALIZE", mode)
@@ -126,10 +128,31 @@ def test_what_is_compiled_ahead_is_what_a_call_launches(backward, monkeypatch):
         assert {launch.key() for launch in launches} <= ahead
 
 
+def test_all_kernels_of_never_seen_expressions_are_compiled_ahead(monkeypatch):
+    from benchmarks import gpu_warm
+    from benchmarks.cold import random_text
+    from kernels import ExpressionError
+    from kernels.compile_check.calls import Call
+
+    monkeypatch.setenv("FFNAS_SPECIALIZE", "0")
+    case = Case(RELEASED[0], "bf16", 270, 8192, False)
+    ahead = {launch.key() for call in gpu_warm.any_expression(case) for launch in recorded(call.run)}
+    rng, found = Random(3), 0
+    while found < 40:
+        try:
+            program = lower(random_text(rng))
+        except ExpressionError:
+            continue
+        if program.rule.allows(540, 270):
+            found += 1
+            recipe = json.dumps(gpu_warm._recipe(case, program, None))
+            call = Call("unseen", gpu_warm._forward, (program.words, recipe, 0))
+            assert {launch.key() for launch in recorded(call.run)} <= ahead, program
+
+
 @pytest.mark.slow
 def test_a_rehearsal_runs_every_side_and_check(tmp_path):
     """All of the benchmark's code on a CPU: Triton's interpreter, and the emulation of the CUDA kernels; minutes."""
-    pytest.importorskip("triton")
     tests = os.path.join(os.path.dirname(os.path.dirname(__file__)), "kernels")
     code = f"""
 import sys
