@@ -62,7 +62,12 @@ def graphed(run: Callable[[], object], name: str, device: str) -> Callable[[], o
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(_inputs: object = run) -> None:
+        """Replays; holds on to `run`, since the graph reads its tensors where they are."""
+        graph.replay()
+
+    return replay
 
 
 def _within(name: str, run: Callable[[], object]) -> object:
