@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from benchmarks import gpu_checks, gpu_report, gpu_warm
 from benchmarks.compare import RESULTS
 from benchmarks.ffn_cases import DTYPES, HIDDEN, INNER, RELEASED, Case
 from benchmarks.gpu_cases import BASELINES, OURS, floor, interleaved, rates, sides
+from kernels.compile_check.calls import Call
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 Result = dict[str, object]
@@ -55,7 +57,7 @@ def environment(rehearsal: bool) -> dict[str, object]:
 
 def cases(args: argparse.Namespace) -> list[tuple[Case, list[str]]]:
     """(case, sides), the most telling first: expressions come one after the other, the autotuned compiler last."""
-    device, hidden, widths = ("cpu", 24, (24, 12, 8, 7)) if args.rehearse else ("cuda", HIDDEN, INNER)
+    device, hidden, widths = ("cpu", 24, _widths(args)) if args.rehearse else ("cuda", HIDDEN, _widths(args))
     plain = [name for name in BASELINES if name != "compile-max"]
     found = [
         (Case(expression, dtype, inner, args.tokens, backward, hidden, device), [*plain, *OURS])
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace, save: Callable[[Result], None]) -> Result:
     result: Result = {"environment": environment(args.rehearse), "ffn": [], "left_out": 0}
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
-        count = gpu_warm.compile_ahead([case for case, _ in todo], 10 * major + minor)
+        count = gpu_warm.compile_ahead(_calls(args, todo[0][0]), 10 * major + minor)
         print(f"compiled {count} kernels ahead, {time.monotonic() - start:.0f} s", flush=True)
     _checks(args, todo[0][0], rounds, result)
     save(result)
@@ -96,10 +98,22 @@ def run(args: argparse.Namespace, save: Callable[[Result], None]) -> Result:
     return result
 
 
+def _calls(args: argparse.Namespace, first: Case) -> list[Call]:
+    """What the table's cases, the grouped stacks and never-seen expressions launch."""
+    pairs = gpu_checks.members(_widths(args))
+    stacks = [replace(first, expression=text, inner=width, backward=True) for text, width, _ in pairs]
+    unseen = replace(first, inner=_widths(args)[1])
+    return gpu_warm.calls([*(case for case, _ in cases(args)), *stacks]) + gpu_warm.any_expression(unseen)
+
+
+def _widths(args: argparse.Namespace) -> tuple[int, ...]:
+    return (24, 12, 8, 7) if args.rehearse else INNER
+
+
 def _checks(args: argparse.Namespace, case: Case, rounds: int, result: Result) -> None:
     """The checks besides the table; one that fails does not keep the others from running."""
     device, hidden, dtype = case.device, case.hidden, case.dtype
-    widths = tuple(dict.fromkeys(c.inner for c, _ in cases(args)))
+    widths = _widths(args)
     tokens, count = (8, 3) if args.rehearse else (gpu_checks.GROUP_TOKENS, 60)
     both = Case(case.expression, dtype, case.inner, case.tokens, True, hidden, device)
     problems: dict[str, str] = {}

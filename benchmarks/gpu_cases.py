@@ -48,10 +48,10 @@ def setting(name: str) -> Iterator[None]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
-def graphed(run: Callable[[], object], device: str = "cuda") -> Callable[[], object]:
-    """`run` captured in a CUDA graph."""
+def graphed(run: Callable[[], object], name: str, device: str) -> Callable[[], object]:
+    """`run` of side `name` captured in a CUDA graph. Call it within the side's `setting`."""
     if device != "cuda":
-        return run
+        return lambda: _within(name, run)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -62,7 +62,17 @@ def graphed(run: Callable[[], object], device: str = "cuda") -> Callable[[], obj
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(_inputs: object = run) -> None:
+        """Replays; holds on to `run`, since the graph reads its tensors where they are."""
+        graph.replay()
+
+    return replay
+
+
+def _within(name: str, run: Callable[[], object]) -> object:
+    with setting(name):
+        return run()
 
 
 def sides(case: Case, names: Sequence[str]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
@@ -75,7 +85,7 @@ def sides(case: Case, names: Sequence[str]) -> tuple[dict[str, Callable[[], obje
                     run = liger(case)
                 else:
                     run = runner(case, "ffnas" if name in OURS else name)
-                graphs[name] = graphed(run, case.device)
+                graphs[name] = graphed(run, name, case.device)
         except Exception as error:  # a side that cannot run, for whatever reason, is part of the result
             refused[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
             if case.device == "cuda":

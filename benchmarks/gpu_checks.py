@@ -21,16 +21,20 @@ MEMBERS = 8
 GROUP_TOKENS = 1024
 
 
+def members(widths: tuple[int, ...]) -> list[tuple[str, int, int]]:
+    """(expression, width, depth) of eight stacks that differ in all three."""
+    return [(RELEASED[k % len(RELEASED)], widths[k // 2 % len(widths)], 1 + k % 4) for k in range(MEMBERS)]
+
+
 def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: str) -> list[GroupMember]:
-    """Eight stacks that differ in width, depth and expression."""
+    """The stacks of `members` with random parameters."""
     g = torch.Generator().manual_seed(0)
 
     def parameter(scale: float, *shape: int, offset: float = 0.0) -> Tensor:
         return (torch.randn(shape, generator=g) * scale + offset).to(device, dtype).requires_grad_()
 
-    members = []
-    for k in range(MEMBERS):
-        n, d = 1 + k % 4, widths[k // 2 % len(widths)]
+    found = []
+    for text, d, n in members(widths):
         groups = [
             [parameter(hidden**-0.5, d, hidden) for _ in range(n)],
             [parameter(0.02, d) for _ in range(n)],
@@ -38,37 +42,37 @@ def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: s
             [parameter(0.02, hidden) for _ in range(n)],
         ]
         norm = [[parameter(0.1, hidden, offset=1.0) for _ in range(n)], [parameter(0.02, hidden) for _ in range(n)]]
-        members.append(GroupMember(*groups, RELEASED[k % len(RELEASED)], *norm))
-    return members
+        found.append(GroupMember(*groups, text, *norm))
+    return found
 
 
 def grouped(
     dtype: str, hidden: int, widths: tuple[int, ...], tokens: int, device: str, rounds: int
 ) -> dict[str, object]:
     """Seconds of K = 8 mixed stacks in one call and in eight, forward and forward + backward."""
-    members = _members(hidden, widths, DTYPES[dtype], device)
-    xs = [torch.randn(tokens, hidden, device=device).to(DTYPES[dtype]) for _ in members]
+    stacks = _members(hidden, widths, DTYPES[dtype], device)
+    xs = [torch.randn(tokens, hidden, device=device).to(DTYPES[dtype]) for _ in stacks]
     weights = [torch.ones_like(x) for x in xs]
-    leaves = [t for m in members for t in m.parameters]
+    leaves = [t for m in stacks for t in m.parameters]
 
     def alone() -> list[Tensor]:
         return [
             fused_ffn_stack(x, m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias, m.program)
-            for x, m in zip(xs, members, strict=True)
+            for x, m in zip(xs, stacks, strict=True)
         ]
 
     def trained(forward: Callable[[], list[Tensor]]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(forward(), leaves, weights)
 
-    result: dict[str, object] = {"dtype": dtype, "tokens": tokens, "members": len(members)}
+    result: dict[str, object] = {"dtype": dtype, "tokens": tokens, "members": len(stacks)}
     for direction, wrap in (("forward", torch.no_grad()), ("forward + backward", trained)):
         graphs, refused = {}, {}
-        runs = {"one launch": ("cuda stack", lambda: fused_ffn_grouped(xs, members))}
+        runs = {"one launch": ("cuda stack", lambda: fused_ffn_grouped(xs, stacks))}
         runs |= {f"eight calls, {name}": (name, alone) for name in OURS}
         for name, (own, run) in runs.items():
             try:
                 with setting(own):
-                    graphs[name] = graphed(wrap(run), device)
+                    graphs[name] = graphed(wrap(run), own, device)
             except Exception as error:  # part of the result
                 refused[name] = f"{type(error).__name__}: {error}"[:300]
         result[direction] = {"seconds": interleaved(graphs, rounds, device), "refused": refused}

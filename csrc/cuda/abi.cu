@@ -18,3 +18,5 @@ FFNAS_EXPORT int64_t ffnas_cuda_abi(int64_t which) {
 }
 // Hash of the sources, to be found in the file.
 FFNAS_EXPORT const char* ffnas_cuda_build_key() { return FFNAS_CUDA_BUILD_KEY; }
+// 0, or the CUDA error that keeps this library's runtime from working here: a driver older than it, no device.
+FFNAS_EXPORT int ffnas_cuda_probe() { return ffnas::cuda::probe(); }

@@ -10,6 +10,7 @@
 //   load_matrices[_transposed]              four 8 x 8 matrices of 16-bit elements (ldmatrix .x4), a row per lane
 //   multiply_16816                          d += a * b on tensor cores (mma.sync m16n8k16, float32 accumulators)
 //   launch(...)                             starts a kernel; returns a cudaError_t, 0 being success
+//   probe()                                 0 where kernels can be started at all, else a cudaError_t
 //
 // Chosen: mma.sync and ldmatrix, one source for sm_80 and sm_90a. Rejected: CUTLASS, whose templates take minutes to
 // compile and cannot be emulated; WMMA, which hides where an element lives, so that every epilogue needs shared memory.
@@ -113,6 +114,11 @@ int launch(void (*kernel)(A...), int grid, int threads, int64_t shared, void* st
   }
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
+}
+
+inline int probe() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices);
 }
 
 // Makes `device` current in this library's runtime for the lifetime of the object.

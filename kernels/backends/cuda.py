@@ -50,7 +50,12 @@ def load() -> CudaBackend:
     if not is_emulated():
         if not torch.cuda.is_available():
             raise BackendUnavailable("there is no CUDA device")
-        library(torch.device("cuda"))
+        status = library(torch.device("cuda")).ffnas_cuda_probe()
+        if status:
+            raise BackendUnavailable(
+                f"its CUDA runtime cannot start (CUDA error {status}; 35: the driver is older than the toolkit it was"
+                " built with: set CUDA_HOME to an older one)"
+            )
     if wanted_route() not in ROUTES:
         raise BackendUnavailable(f"{ENVIRONMENT}={wanted_route()!r} is none of {', '.join(ROUTES)}")
     return CudaBackend()
