@@ -43,9 +43,9 @@ def test_handles_and_threads_stay_flat_over_a_few_trials():
 
 
 def test_a_remembered_trial_is_small(tmp_path):
-    """Every list and set that has all trials at once: the loop's, the ledger's, the sampler's. 1 KB a trial is ours; what
-    SQLAlchemy keeps once, spread over so few trials, makes 2.6 KB of it. Optuna's copies of the entries or the trees of
-    the architectures would add 3 KB each."""
+    """Every list and set that has all trials at once: the loop's, the ledger's, the sampler's. 1 KB a trial is ours;
+    what SQLAlchemy keeps once, spread over so few trials, makes 2.6 KB of it. Optuna's copies of the entries or the
+    trees of the architectures would add 3 KB each."""
     shape = ModelShape(24, 3, 24, vocab_size=50, embedding_size=8, teacher_hidden_size=16)
     space = SearchSpace.from_config(shape)
     sampler = make_sampler("random", space, 0, initial=[])
