@@ -2,7 +2,7 @@
 
     python -m benchmarks.found --task demo                                   three searches, about 10 minutes a seed
     python -m benchmarks.found --task sst2 --train train.csv --dev dev.csv   SST-2 from files with sentence and label
-    python -m benchmarks.found --task demo --show                            prints the committed result
+    python -m benchmarks.found --task demo --show                            prints the last result
 
 A search (`OPTIONS`) trains both baselines with the found model's recipe, on the same batches: the GELU student has the
 found one's parameter count (within 0.5 %), random search evaluates as many candidates, each by the same short
@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metric = summaries[0]["best"]["metric"]["name"]
         result = {"environment": describe(), "task": args.task, "metric": metric, "options": [*OPTIONS, *dev[:1]]}
         write_json_atomic(out, {**result, "seeds": [row(s) for s in summaries]})
+    elif not out.is_file():
+        parser.error(f"--show: no file {out}: measure it first, without --show")
     print(show(json.loads(out.read_text())))
     return 0
 
