@@ -23,11 +23,10 @@
 using Element = bf16;
 #ifdef FFNAS_SPLIT_PRODUCTS
 constexpr int kPlanes = 3;
-constexpr int64_t kChunkRows = 288;  // see gemm_f32.h
 #else
 constexpr int kPlanes = 1;
-constexpr int64_t kChunkRows = 576;
 #endif
+constexpr int64_t kChunkRows = 576;  // see gemm_f32.h
 constexpr bool kLeftIsOperand = false;
 constexpr int32_t kOperandType = kBFloat16;
 #ifdef FFNAS_AMX
