@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def _loaded(row: dict[str, Any]) -> Row:
     return Row(**{**row, "samples": {int(kind): word for kind, word in row["samples"].items()}})
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _launches(call: Call) -> list[Any]:
     """What a call launches; found before processes are forked, and once per call elsewhere."""
     from kernels.triton.launch import recorded

@@ -87,14 +87,14 @@ def main() -> None:
         return
     with join(cuda=False) as ranks:
         place = folder / "study.db" if ranks.is_first else folder / f"unused-{ranks.rank}.db"
-        with Ledger(place) as ledger:
-            log = search(ledger, RankBoard(ranks, ledger, "stage1", silence=2.0), evaluate)
-            (folder / f"rank{ranks.rank}.json").write_text(json.dumps(outcome(log.trials)))
-            if "DEATHS" in os.environ:  # a collective can only fail now
-                try:
-                    ranks.agree(lambda: None)
-                except RankLost:
-                    os._exit(3)
+        try:
+            with Ledger(place) as ledger:
+                log = search(ledger, RankBoard(ranks, ledger, "stage1", silence=2.0), evaluate)
+                (folder / f"rank{ranks.rank}.json").write_text(json.dumps(outcome(log.trials)))
+                if "DEATHS" in os.environ:
+                    ranks.agree(lambda: None)  # a collective can only fail now
+        except RankLost:  # also in the search, by a rank that is slower than the first one, who holds the store
+            os._exit(3)
 
 
 if __name__ == "__main__":
