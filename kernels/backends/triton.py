@@ -112,8 +112,9 @@ class TritonLosses:
                 return reason
             if t.dtype not in _DTYPES:
                 return f"its losses and attention serve float32, float16 and bfloat16, got {t.dtype}"
-            if t.ndim == 4 and t.shape[-1] > self._attention.LARGEST_HEAD:
-                return f"its attention serves heads up to {self._attention.LARGEST_HEAD} wide, got {t.shape[-1]}"
+            most = self._attention.LARGEST_HEAD[t.dtype.itemsize]
+            if t.ndim == 4 and t.shape[-1] > most:
+                return f"its attention serves {str(t.dtype)[6:]} heads up to {most} wide, got {t.shape[-1]}"
             if t.ndim == 4 and t.shape[0] * t.shape[1] > _MOST_HEADS:
                 return f"its attention serves {_MOST_HEADS} heads of all samples at most, got {t.shape[0] * t.shape[1]}"
         return None

@@ -1,8 +1,7 @@
 """What is compiled of attention and the KD losses: calls of their Triton drivers over meta tensors.
 
 Representative variants, since each takes seconds: the paper's sizes (d = 45 and 64, H = 540 and 768, six layers) in
-every dtype, with dropout and teacher; attention without either; heads of 128; both forms of the score loss. Not among
-them: float32 heads wider than 64, of which one kernel spills 24 bytes on sm_90.
+every dtype, with dropout and teacher; attention without either; heads of 128; both forms of the score loss.
 """
 
 from __future__ import annotations

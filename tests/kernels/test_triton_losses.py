@@ -298,9 +298,10 @@ def test_nothing_to_compare_gives_zero(device):
 
 def test_wide_heads_and_other_dtypes_are_refused_with_the_reason(device):
     mask = torch.ones(1, 3, dtype=torch.bool, device=device)
-    wide = [t.to(device) for t in score_inputs((1, 1, 3, 300, 4), torch.float32)]
-    with pytest.raises(BackendError, match="heads up to 256 wide, got 300"):
-        attention_score_mse(*wide, mask)
+    for dtype, most, width in ((torch.float16, 256, 300), (torch.float32, 64, 65)):
+        wide = [t.to(device) for t in score_inputs((1, 1, 3, width, 4), dtype)]
+        with pytest.raises(BackendError, match=f"{str(dtype)[6:]} heads up to {most} wide, got {width}"):
+            attention_score_mse(*wide, mask)
     double = [t.to(device) for t in score_inputs((1, 1, 3, 4, 4), torch.float64)]
     with pytest.raises(BackendError, match="float64"):
         attention_score_mse(*double, mask)
