@@ -202,7 +202,13 @@ def kill_when(workspace: Path, name: str, reached: str) -> bool:
 
 @pytest.mark.parametrize(
     "reached",
-    ["study.db", "stage1/best.json", "stage2/best.json", "stage3/best.json", "checkpoints/derive/text.safetensors"],
+    [
+        "study.db",
+        pytest.param("stage1/best.json", marks=pytest.mark.slow),
+        pytest.param("stage2/best.json", marks=pytest.mark.slow),
+        pytest.param("stage3/best.json", marks=pytest.mark.slow),
+        "checkpoints/derive/text.safetensors",
+    ],
     ids=["stage 1", "stage 2", "stage 3", "derive", "derive task"],
 )
 def test_killed_run_resumes_to_the_same_end(workspace: Path, undisturbed: Path, reached: str):

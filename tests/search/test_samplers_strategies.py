@@ -45,7 +45,9 @@ MARGINS = {
 """Asserted lead over random search, in standard deviations of the space. The published greedy partition has none."""
 
 
-@pytest.mark.parametrize("name", list(MARGINS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("tpe", "nsga2") else n for n in MARGINS]
+)
 def test_every_strategy_beats_random_search(name):
     """120 trials, 8 objectives over 16^6 architectures with 0.3 sd of noise, true score of the best-looking one."""
     space, leads = ToySpace(), []
