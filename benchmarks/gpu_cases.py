@@ -51,6 +51,7 @@ def setting(name: str) -> Iterator[None]:
 def graphed(run: Callable[[], object], name: str, device: str) -> Callable[[], object]:
     """`run` of side `name` captured in a CUDA graph. Call it within the side's `setting`."""
     if device != "cuda":
+        run()  # a side that cannot serve says so here, as on a device
         return lambda: _within(name, run)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
