@@ -44,21 +44,29 @@ class Vocabulary:
     @classmethod
     def of(cls, tokens: Iterable[np.ndarray], pad_id: int) -> Vocabulary:
         """The vocabulary of arrays of token ids, with the padding token `pad_id` (the tokenizer's number)."""
-        ids = np.unique(np.concatenate([[pad_id], *(np.unique(t) for t in tokens)])).astype(np.int64)
+        arrays = [np.array([pad_id]), *(t for t in tokens if t.size)]
+        seen = np.zeros(1 + max(int(t.max()) for t in arrays), dtype=bool)
+        for array in arrays:
+            seen[array] = True
+        ids = np.flatnonzero(seen).astype(np.int64)
         return cls(torch.from_numpy(ids), int(np.searchsorted(ids, pad_id)))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def to(self, device: torch.device) -> Vocabulary:
+        """The same with `ids` on `device`, where `original` then copies nothing."""
+        return replace(self, ids=self.ids.to(device))
 
     def renumber(self, data: EncodedDataset) -> EncodedDataset:
         """`data` with this vocabulary's numbers, and -1, which no table has, for every other token.
 
         Its batches are the same otherwise.
         """
-        ids = self.ids.numpy()
-        found = np.minimum(np.searchsorted(ids, data.tokens), len(ids) - 1)
-        numbers = np.where(ids[found] == data.tokens, found, -1).astype(np.int32)
-        return replace(data, tokens=numbers, pad_id=self.pad_id, _hash=[])
+        ids = self.ids.cpu().numpy()
+        number = np.full(1 + max(int(ids[-1]), int(data.tokens.max(initial=0))), -1, dtype=np.int32)
+        number[ids] = np.arange(len(ids), dtype=np.int32)
+        return replace(data, tokens=number[data.tokens], pad_id=self.pad_id, _hash=[])
 
     def original(self, batch: Batch) -> Batch:
         """A renumbered batch with the tokenizer's ids again, as the teacher wants it."""

@@ -67,6 +67,7 @@ class ProxyTrainer:
                 self.vocabulary.renumber(d) for d in (self.text, self.task, self.score_data)
             )
             self.supernet = self.vocabulary.student(supernet)
+            self.vocabulary = self.vocabulary.to(ctx.device)
         self.halving = self._halving(())
 
     @property
