@@ -14,9 +14,6 @@ only: the interpreter computes it wrongly, and the backend refuses it there.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
@@ -35,6 +32,7 @@ from ffn_cases import (
     undecided_rows,
     with_gradients,
 )
+from triton_places import GPU, INTERPRETER, passes_under_the_interpreter, triton_device  # noqa: F401  a fixture
 
 from kernels.dispatch import BackendError, use_backend
 from kernels.expression import parse_expression
@@ -43,8 +41,6 @@ from kernels.ops import fused_ffn, fused_ffn_stack
 from kernels.philox import dropout_mask
 from kernels.reference import ffn
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETER
 NAMES = ("out", "x", "w1", "b1", "w2", "b2", "ln_weight", "ln_bias")
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9}
 FLOOR = 8
@@ -54,30 +50,9 @@ PARALLEL = "add(mul(gelu(linear(x,wb1)),x),tanh(linear(sigmoid(x),wb2)))"
 MIXED = "tanh(add(linear(relu(mul(linear(max(x,tanh(x)),wb1),x)),wb2),x))"
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETER, reason="runs in a child process, see below")),
-        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no CUDA device")]),
-    ],
-    ids=["interpreter", "gpu"],
-)
-def device(request):
-    """Where to run; the backend is demanded, and code is generated only where a test asks for it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with use_backend("triton", strict=True):
-        yield torch.device(request.param)
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.skipif(INTERPRETER, reason="this is the child process")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    passes_under_the_interpreter(__file__)
 
 
 def on(device, inputs):

@@ -12,10 +12,6 @@ roundings of the dtype. bfloat16 runs on a GPU only: the interpreter computes it
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,14 +24,13 @@ from losses_cases import (
     heads,
     random_mask,
 )
+from triton_places import GPU, INTERPRETER, passes_under_the_interpreter, triton_device  # noqa: F401  a fixture
 
 from kernels.attention import fused_attention
 from kernels.dispatch import BackendError, use_backend
 from kernels.losses import attention_score_mse, attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
 from kernels.philox import dropout_mask
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available() and not INTERPRETER
 FLOOR = {torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 """float32: a few roundings of 6e-8; 16-bit: results, probabilities and differences are each rounded once."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
@@ -43,30 +38,9 @@ SHAPES = [(2, 1, 37, 45, 64), (3, 1, 1, 7, 1), (1, 2, 50, 16, 8)]
 """(B, heads, S, d, d_t): several blocks with odd rests of each; one row."""
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETER, reason="runs in a child process, see below")),
-        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no CUDA device")]),
-    ],
-    ids=["interpreter", "gpu"],
-)
-def device(request):
-    """Where to run; the backend is demanded."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with use_backend("triton", strict=True):
-        yield torch.device(request.param)
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.skipif(INTERPRETER, reason="this is the child process")
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    environment["TRITON_INTERPRET"] = "1"
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    passes_under_the_interpreter(__file__)
 
 
 def skip_bfloat16(dtype, device):
