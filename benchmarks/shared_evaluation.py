@@ -1,18 +1,19 @@
 """Candidates per second of stage 3's scoring: one by one, with shared work, and racing.
 
-    python -m benchmarks.shared_evaluation              200 random in-budget candidates; five minutes on one core
+    python -m benchmarks.shared_evaluation              200 random in-budget candidates; seven minutes on one core
     python -m benchmarks.shared_evaluation --show FILE  prints a result again
 
 The supernet is `benchmarks.demo_supernet`'s (H = 192, 3 layers, 596 sentences). Sides:
 
-    eager        one by one, FFNAS_BACKEND=reference, batches of 256 sorted by length (measured on every 20th candidate)
-    one by one   the same on the fast kernels
+    eager        one by one in plain PyTorch, all tokens of all layers, batches of 256 sorted by length (measured on
+                 every 40th candidate)
+    one by one   the same batches on the fast kernels, the last layer for the first token alone as in any prediction
     shared       `engine.shared_evaluation`, same batches, an empty store
     racing       the same with `engine.racing` over 8 random slices, batches of 64, as stage 3 has them
 
 Checked: shared logits equal one-by-one logits bit for bit; survivors' scores equal one-by-one scores over the same
 batches; every side has the same winner. Further rows: candidates given one at a time, and candidates from mutations
-instead of random ones. `--checked 50` evaluates only every fourth candidate one by one, in two minutes.
+instead of random ones. `--checked 50` compares only every fourth candidate bit for bit, and is a minute shorter.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.demo_supernet import SPLITS, Supernet
 from benchmarks.environment import describe
@@ -70,15 +73,31 @@ def winner(candidates: Sequence[Architecture], scores: Sequence[float], net: Sup
     return candidates[min(order, key=lambda i: (-scores[i], net.budgeted.parameters(candidates[i]), i))]
 
 
-def timed(function: Callable[[], object], rounds: int = 1) -> tuple[float, object]:
-    """Median seconds of `rounds` calls, and the last result; processor time where one thread computes."""
+def timed(sides: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """Seconds of every side in every round, in turns, and the last results; processor time where one thread computes.
+
+    The order is reversed every round.
+    """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds, result = [], None
-    for _ in range(rounds):
-        start = clock()
-        result = function()
-        seconds.append(clock() - start)
-    return statistics.median(seconds), result
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    results: dict[str, object] = {}
+    for turn in range(rounds):
+        for name in list(sides)[:: -1 if turn % 2 else 1]:
+            start = clock()
+            results[name] = sides[name]()
+            seconds[name].append(clock() - start)
+    return seconds, results
+
+
+@contextmanager
+def whole_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Predictions compute all tokens of the last layer meanwhile, for they are asked for hidden states."""
+    before = model.config.output_hidden_states
+    model.config.output_hidden_states = True
+    try:
+        yield
+    finally:
+        model.config.output_hidden_states = before
 
 
 def measure(net: Supernet, count: int, rounds: int, checked: int) -> dict[str, object]:
@@ -93,25 +112,38 @@ def measure(net: Supernet, count: int, rounds: int, checked: int) -> dict[str, o
     def accuracy(logits: np.ndarray) -> list[float]:
         return [compute_metrics(spec, row, labels)["accuracy"] for row in logits]
 
-    apart(candidates[:2])
-    SharedEvaluator(model, data).logits(candidates[:2])
-    few = candidates[::20]
-    with use_backend("reference"):
-        eager, _ = timed(lambda: apart(few), rounds)
-    some = range(0, count, max(1, round(count / checked)))
-    one, logits = timed(lambda: apart([candidates[i] for i in some]))
-    shared, together = timed(lambda: SharedEvaluator(model, data).logits(candidates), rounds)
+    mutated = mutated_candidates(net, count)
+
+    def eager() -> np.ndarray:
+        with use_backend("reference"), whole_layers(model):
+            return apart(candidates[::40])
 
     def raced() -> tuple[SharedEvaluator, list[Finish]]:
         evaluator = SharedEvaluator(model, data, slices=SLICES, batch_size=RACE_BATCH)
         return evaluator, race_subnets(evaluator, candidates, spec)
 
-    racing, (evaluator, finishes) = timed(raced, rounds)  # type: ignore[misc]
-    single = SharedEvaluator(model, data)
-    apart_shared, _ = timed(lambda: [single.logits([a]) for a in candidates])
-    mutated = mutated_candidates(net, count)
-    mutated_shared, _ = timed(lambda: SharedEvaluator(model, data).logits(mutated), rounds)
-    mutated_one, _ = timed(lambda: apart(mutated[::20]))
+    def one_at_a_time() -> None:
+        single = SharedEvaluator(model, data)
+        for a in candidates:
+            single.logits([a])
+
+    apart(candidates[:2])
+    SharedEvaluator(model, data).logits(candidates[:2])
+    sides: dict[str, tuple[int, Callable[[], object]]] = {
+        "eager": (len(candidates[::40]), eager),
+        "one by one": (len(candidates[::20]), lambda: apart(candidates[::20])),
+        "shared": (count, lambda: SharedEvaluator(model, data).logits(candidates)),
+        "racing": (count, raced),
+        "shared, one at a time": (count, one_at_a_time),
+        "mutations, one by one": (len(mutated[::20]), lambda: apart(mutated[::20])),
+        "mutations, shared": (count, lambda: SharedEvaluator(model, data).logits(mutated)),
+    }
+    seconds, results = timed({name: run for name, (_, run) in sides.items()}, rounds)
+    each = {name: [t / sides[name][0] for t in times] for name, times in seconds.items()}
+    together = results["shared"]
+    evaluator, finishes = results["racing"]  # type: ignore[misc]
+    some = range(0, count, max(1, round(count / checked)))
+    logits = apart([candidates[i] for i in some])
 
     scores = accuracy(together)  # type: ignore[arg-type]
     survivors = [i for i, f in enumerate(finishes) if f.survived]
@@ -126,15 +158,8 @@ def measure(net: Supernet, count: int, rounds: int, checked: int) -> dict[str, o
         "environment": describe(),
         "candidates": count,
         "examples": len(labels),
-        "seconds per candidate": {
-            "eager": eager / len(few),
-            "one by one": one / len(some),
-            "shared": shared / count,
-            "racing": racing / count,
-            "shared, one at a time": apart_shared / count,
-            "mutations, one by one": mutated_one / len(mutated[::20]),
-            "mutations, shared": mutated_shared / count,
-        },
+        "seconds per candidate": {name: statistics.median(times) for name, times in each.items()},
+        "rounds": each,
         "work": {"one by one": work_apart(plans)._asdict(), "shared": work_shared(build_trie(plans))._asdict()},
         "compared one by one": len(some),
         "bitwise equal": bool(np.array_equal(logits, together[list(some)])),  # type: ignore[index]
@@ -148,12 +173,19 @@ def measure(net: Supernet, count: int, rounds: int, checked: int) -> dict[str, o
 
 
 def show(result: dict[str, object]) -> str:
+    """Candidates a second, and the medians of the rounds' ratios, with the smallest and the largest."""
+    rounds: dict[str, list[float]] = result["rounds"]  # type: ignore[assignment]
     seconds: dict[str, float] = result["seconds per candidate"]  # type: ignore[assignment]
-    lines = [json.dumps(result["environment"]), f"{'':26}{'candidates/s':>14}{'vs one by one':>15}{'vs eager':>10}"]
+
+    def over(base: str, name: str) -> str:
+        ratios = sorted(b / t for b, t in zip(rounds[base], rounds[name], strict=True))
+        return f"{statistics.median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f})"
+
+    lines = [json.dumps(result["environment"]), f"{'':26}{'candidates/s':>14}{'vs one by one':>20}{'vs eager':>20}"]
     for name, value in seconds.items():
-        base = seconds["mutations, one by one" if name.startswith("mutations") else "one by one"]
-        lines.append(f"{name:26}{1 / value:14.1f}{base / value:15.1f}{seconds['eager'] / value:10.1f}")
-    rest = {k: v for k, v in result.items() if k not in ("environment", "seconds per candidate")}
+        base = "mutations, one by one" if name.startswith("mutations") else "one by one"
+        lines.append(f"{name:26}{1 / value:14.1f}{over(base, name):>20}{over('eager', name):>20}")
+    rest = {k: v for k, v in result.items() if k not in ("environment", "seconds per candidate", "rounds")}
     return "\n".join([*lines, *(f"{name}: {value}" for name, value in rest.items())])
 
 
@@ -165,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--checked", type=int, default=200, help="candidates evaluated one by one too")
-    parser.add_argument("--rounds", type=int, default=3, help="of the fast sides; medians are reported")
+    parser.add_argument("--rounds", type=int, default=5, help="all sides in turns; medians are reported")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/, named after the processor)")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print a result again and measure nothing")
     args = parser.parse_args(argv)

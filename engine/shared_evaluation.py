@@ -1,10 +1,10 @@
 """Scores of many subnets of one supernet, with the work they share done once.
 
 For every batch the candidates form a trie (`engine.trie`) that is walked depth first: an attention block runs once per
-distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. In the last layer only what the head reads
-is computed, the first token, as far as that gives the same bits (`engine.shortcuts`). Every kernel call is one that a
-forward pass of one candidate makes too, with the same rows, so **logits equal those of one-by-one evaluation over the
-same batches bit for bit**; where a shortcut would not, it is not taken.
+distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. The last layer runs for the first token
+alone where a forward pass does (`engine.student.first_token`). Every kernel call is one that a forward pass of one
+candidate makes too, with the same rows, so **logits equal those of one-by-one evaluation over the same batches bit for
+bit**; a stack whose continuation would not have the same bits (`engine.continuation`) is run from its beginning.
 
 Activations that others will need are kept within a budget (`engine.activations`); what was given up is computed again.
 Those of earlier calls stay as long as there is room and the weights do not change, so that candidates proposed one at
@@ -27,13 +27,14 @@ from torch import Tensor
 
 from engine.activations import ActivationStore
 from engine.architecture import Architecture
+from engine.continuation import Continuation, run_ffns
 from engine.data import Batch, EncodedDataset, TaskSpec
 from engine.distill import autocast
 from engine.metrics import compute_metrics
-from engine.shortcuts import Shortcuts, attend_first, run_ffns
 from engine.student import FFNASForSequenceClassification
 from engine.student.attention import extended_mask
 from engine.student.ffn import FFNPlan
+from engine.student.first_token import attend_first, reads_first
 from engine.trie import Branch, Node, build_trie
 
 BUDGET_BYTES = 1 << 30
@@ -45,7 +46,8 @@ class _Run:
     """One batch on its way through the trie."""
 
     index: int
-    batch: Batch
+    embedded: Tensor
+    mask: Any
     short: bool
     logits: list[Tensor]
 
@@ -62,7 +64,6 @@ class SharedEvaluator:
         slices: parts the data is cut into. One part has the batches of `engine.evaluation.predict`; several are random
             samples of equal size, in which any number of first slices is a sample too (for `engine.racing`).
         seed: of the slices.
-        shortcuts: compute only the first token in the last layer, where that is exact.
 
     Attributes:
         batches: all batches, on the model's device.
@@ -80,7 +81,6 @@ class SharedEvaluator:
         budget_bytes: int = BUDGET_BYTES,
         slices: int = 1,
         seed: int = 0,
-        shortcuts: bool = True,
     ) -> None:
         if data.labels is None or not len(data):
             raise ValueError("data: needs labelled examples")
@@ -96,8 +96,7 @@ class SharedEvaluator:
             made = [b.to(self.device) for b in part.batches(size, shuffle=False, bucket=True)]
             self.slices.append(list(range(len(self.batches), len(self.batches) + len(made))))
             self.batches += made
-        self._takes_shortcuts = shortcuts
-        self._shortcuts = Shortcuts()
+        self._continuation = Continuation()
         self._version: tuple[int, ...] = ()
 
     def labels(self, batches: Sequence[int] | None = None) -> np.ndarray:
@@ -117,11 +116,11 @@ class SharedEvaluator:
         self._forget_old_weights()
         planner = self.model.base_model.planner
         plans = [planner(c) for c in candidates]
-        root, last = build_trie(plans), list({(p[-1].program, p[-1].inner): p[-1] for p in plans}.values())
+        root = build_trie(plans)
         parts = []
         for index in self._chosen(batches):
             with autocast(self.device, self.precision):
-                run = self._start(index, root, last, len(candidates))
+                run = self._start(index, len(candidates))
                 self._walk(run, root)
             parts.append(torch.stack(run.logits))
         return torch.cat(parts, dim=1).numpy()
@@ -142,21 +141,16 @@ class SharedEvaluator:
             self._version = version
         self.model.eval()
 
-    def _start(self, index: int, root: Node, last: list[FFNPlan], candidates: int) -> _Run:
-        run = _Run(index, self.batches[index], False, [torch.empty(0)] * candidates)
-        if self._takes_shortcuts and self._depth > 1:
-            run.short = self._first_token_is_enough(last, self._after_attention(run, root), run)
-        return run
-
-    def _first_token_is_enough(self, plans: list[FFNPlan], like: Tensor, run: _Run) -> bool:
-        """Whether the last layer's first token can be had alone, bit for bit, on input shaped like `like`."""
-        layer = self.model.base_model.encoder[-1]
-        queries = self._shortcuts.queries(layer.attention, like, self._mask(run, like))
-        return (
-            queries is not None
-            and self._shortcuts.head(self._head, like)
-            and all(self._shortcuts.rows(layer.all_ffn, plan, like) for plan in plans)
-        )
+    def _start(self, index: int, candidates: int) -> _Run:
+        batch = self.batches[index]
+        embedded = self.store.get((index,))
+        if embedded is None:
+            embedded = self.model.base_model.embeddings(batch.input_ids, batch.token_type_ids)
+            self.store.put((index,), embedded, 0)
+            self.store.release((index,))
+        mask = extended_mask(self.model.config, embedded, batch.attention_mask)
+        short = reads_first(self.model.base_model.encoder[-1], mask)
+        return _Run(index, embedded, mask, short, [torch.empty(0)] * candidates)
 
     def _walk(self, run: _Run, node: Node) -> None:
         if node.candidates:
@@ -188,14 +182,11 @@ class SharedEvaluator:
         if found is not None:
             return found
         layer = self.model.base_model.encoder[node.depth]
-        x = self._embedded(run) if node.parent is None else self._after_ffns(run, node.parent, node.branch, node.stack)
-        mask = self._mask(run, x)
+        x = run.embedded if node.parent is None else self._after_ffns(run, node.parent, node.branch, node.stack)
         if run.short and node.depth == self._depth - 1:
-            queries = self._shortcuts.queries(layer.attention, x, mask)
-            assert queries is not None
-            x = attend_first(layer.attention, x, mask, queries)
+            x = attend_first(layer.attention, x, run.mask)
         else:
-            x = layer.attention(x, mask)[0]
+            x = layer.attention(x, run.mask)[0]
         self.work["attention"] += 1
         self.store.put(key, x, 2 * node.depth)
         return x
@@ -212,7 +203,7 @@ class SharedEvaluator:
         begin, x = 0, None
         for shorter in sorted((s for s in branch.stacks if s < stack), reverse=True):
             x = self.store.get(_step_key(run, node, branch.plan, shorter))
-            if x is not None and self._shortcuts.continues(ffns, branch.plan, x):
+            if x is not None and self._continuation.is_exact(ffns, branch.plan, x):
                 begin = shorter
                 break
         if begin == 0:
@@ -230,13 +221,6 @@ class SharedEvaluator:
 
     def _attention_key(self, run: _Run, node: Node) -> Hashable:
         return (run.index, node.prefix, run.short and node.depth == self._depth - 1)
-
-    def _embedded(self, run: _Run) -> Tensor:
-        batch = run.batch
-        return self.model.base_model.embeddings(batch.input_ids, batch.token_type_ids)
-
-    def _mask(self, run: _Run, x: Tensor) -> Any:
-        return extended_mask(self.model.config, x, run.batch.attention_mask)
 
 
 def _step_key(run: _Run, node: Node, plan: FFNPlan, stack: int) -> Hashable:

@@ -77,7 +77,7 @@ def is_fused(config: FFNASConfig, query: Tensor, mask: Any) -> bool:
     """Whether `kernels.fused_attention` takes sdpa's place: bfloat16 on a CPU, with a mask over keys alone."""
     if config._attn_implementation != "sdpa" or query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return False
-    return _is_over_keys(mask)
+    return is_over_keys(mask)
 
 
 def fuses_score_loss(config: FFNASConfig, query: Tensor, mask: Any, teacher: TeacherHeads) -> bool:
@@ -88,10 +88,11 @@ def fuses_score_loss(config: FFNASConfig, query: Tensor, mask: Any, teacher: Tea
     """
     if config._attn_implementation != "sdpa" or teacher[0].shape[:3] != query.shape[:3]:
         return False
-    return _is_over_keys(mask) and one_pass_pays(query, teacher[0])
+    return is_over_keys(mask) and one_pass_pays(query, teacher[0])
 
 
-def _is_over_keys(mask: Any) -> bool:
+def is_over_keys(mask: Any) -> bool:
+    """Whether a mask is none, or one bool [B or 1, 1, 1, S] for all heads and queries."""
     return mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
 
 
@@ -158,11 +159,11 @@ class FFNASAttention(nn.Module):
             ]
             contexts = [context.transpose(1, 2) for context, _ in done]
             context = contexts[0] if parts == 1 else torch.cat(contexts)
-            return self._project(x, context), query, key, None, torch.stack([loss for _, loss in done])
+            return self.project(x, context), query, key, None, torch.stack([loss for _, loss in done])
         if is_fused(self.config, query, attention_mask):
             mask = _keys(attention_mask, x)
             context, _ = fused_attention(query, key, value, mask, scale=self.scaling, p_drop=p_drop)
-            return self._project(x, context.transpose(1, 2)), query, key, None, None
+            return self.project(x, context.transpose(1, 2)), query, key, None, None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         context, probabilities = attend(
             self,
@@ -174,10 +175,10 @@ class FFNASAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self._project(x, context), query, key, probabilities, None
+        return self.project(x, context), query, key, probabilities, None
 
-    def _project(self, x: Tensor, context: Tensor) -> Tensor:
-        """LayerNorm(x + dropout(dense(context))), context [B, S, heads, d]."""
+    def project(self, x: Tensor, context: Tensor) -> Tensor:
+        """LayerNorm(x + dropout(dense(context))), x [..., H], context the same numbers with any split of H."""
         context, norm = context.reshape(x.shape), self.layernorm
         if not (self.training and self.dropout.p > 0) and type(norm) is nn.LayerNorm and runs_fused(x, self.dense):
             dense = self.dense

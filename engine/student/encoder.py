@@ -18,6 +18,7 @@ from engine.params import inner_width
 from engine.student.attention import FFNASAttention
 from engine.student.configuration import FFNASConfig, check_architecture
 from engine.student.ffn import FFNPlan, FFNStack
+from engine.student.first_token import attend_first
 from kernels.expression import kron_weights
 from kernels.lowering import lower
 
@@ -39,6 +40,10 @@ class FFNASLayer(nn.Module):
         """Output [B, S, H], and what `FFNASAttention` returns beside it: queries, keys, probabilities, score loss."""
         x, *rest = self.attention(x, attention_mask, **kwargs)
         return self.all_ffn(x, plan), *rest
+
+    def first(self, x: Tensor, attention_mask: Tensor | None, plan: FFNPlan) -> Tensor:
+        """The first token's output [B, H] alone (`engine.student.first_token`)."""
+        return self.all_ffn(attend_first(self.attention, x, attention_mask), plan)
 
 
 class Planner:

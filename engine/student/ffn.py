@@ -84,7 +84,7 @@ class FFNStack(nn.ModuleList):
         self.eps = config.layer_norm_eps
 
     def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
-        """[B, S, H] to [B, S, H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
+        """[..., H] to [..., H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
         used = list(islice(self, plan.stack))
         return fused_ffn_stack(
             x,

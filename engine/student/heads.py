@@ -59,8 +59,9 @@ class FFNASForSequenceClassification(_Headed):
     ) -> FFNASClassifierOutput:
         """logits [B, num_labels]; `labels` [B] class ids, [B] values, or [B, num_labels] floats (multi-label)."""
         out = self.ffnas(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+            first_token_only=True, **kwargs,
+        )  # fmt: skip
         logits = self._logits(out.pooler_output)
         return FFNASClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
@@ -159,7 +160,7 @@ class FFNASForMultipleChoice(_Headed):
             value.flatten(0, 1) if several and value is not None else value
             for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
-        out = self.ffnas(*rows, return_dict=True, **kwargs)
+        out = self.ffnas(*rows, return_dict=True, first_token_only=True, **kwargs)
         logits = self._score(out.pooler_output).view(inputs.shape[:2] if several else (-1, 1))
         return FFNASMultipleChoiceOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),

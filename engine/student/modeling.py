@@ -27,6 +27,7 @@ from engine.student.configuration import FFNASConfig
 from engine.student.embeddings import FFNASEmbeddings
 from engine.student.encoder import FFNASLayer, Planner
 from engine.student.ffn import FFNPlan
+from engine.student.first_token import reads_first
 from engine.student.outputs import FFNASModelOutput
 from kernels.modules import KronLinear
 
@@ -138,6 +139,7 @@ class FFNASModel(FFNASPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         score_targets: Sequence[TeacherHeads] | None = None,
+        first_token_only: bool = False,
         **kwargs: Any,
     ) -> FFNASModelOutput:
         """Runs the encoder.
@@ -152,6 +154,8 @@ class FFNASModel(FFNASPreTrainedModel):
             output_attentions: return attention probabilities (attention implementation `eager` only).
             score_targets: the teacher's queries and keys of the recorded layers, for the score loss; where attention
                 computes it (`engine.student.attention`), `states` hold it in place of queries and keys.
+            first_token_only: the caller reads no other row of the output: `last_hidden_state` is [B, 1, H] where that
+                is less work (`engine.student.first_token`).
             **kwargs: passed on to the attention function.
 
         Raises:
@@ -172,7 +176,12 @@ class FFNASModel(FFNASPreTrainedModel):
         attentions: list[Tensor | None] = []
         recorder = Recorder(embedded)
         teachers = self._score_teachers(record, score_targets)
+        wants_rows = bool(record) or keep_hidden or keep_attention or bool(kwargs)
+        short = first_token_only and not wants_rows and reads_first(self.encoder[-1], mask)
         for index, (layer, plan) in enumerate(zip(self.encoder, plans, strict=True)):
+            if short and index == len(plans) - 1:
+                x = layer.first(x, mask, plan)[:, None]
+                break
             own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
             x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:

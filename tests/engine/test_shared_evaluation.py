@@ -7,13 +7,12 @@ import pytest
 import torch
 from encoder_reference import TRUNCATE, architecture, random_architecture, randomize, small_config
 
-from engine import shared_evaluation
+from engine import continuation
 from engine.activations import ActivationStore
 from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
 from engine.evaluation import evaluate, predict, predict_batches
 from engine.shared_evaluation import SharedEvaluator
-from engine.shortcuts import Shortcuts
 from engine.student import FFNASForSequenceClassification
 from engine.trie import Work, build_trie, work_apart, work_shared
 from kernels import use_backend
@@ -86,7 +85,7 @@ def test_every_backend_and_precision(backend, precision):
 
 
 def test_one_sequence_per_batch():
-    # few rows take other kernels than many: shortcuts that would differ must not be taken
+    # few rows take other kernels than many
     model, chosen = supernet(), candidates(10)
     evaluator = SharedEvaluator(model, dataset(5, longest=24), batch_size=1)
     assert np.array_equal(evaluator.logits(chosen), one_by_one(model, evaluator.batches, chosen))
@@ -163,19 +162,24 @@ def test_expressions_with_one_canonical_form_share_a_branch():
     assert work_shared(build_trie(plans)).attentions == 3
 
 
-def test_a_shortcut_that_changes_bits_is_not_taken(monkeypatch):
-    model, chosen = supernet(), candidates(8)
-    exact = SharedEvaluator(model, dataset(20), batch_size=20, shortcuts=False)
-    expected = exact.logits(chosen)
-    real = shared_evaluation.run_ffns
-    monkeypatch.setattr(
-        "engine.shortcuts.run_ffns", lambda s, x, *rest: real(s, x, *rest) * (1 + (x.dim() == 2) * 1e-6)
-    )
+def test_a_continuation_that_changes_bits_is_not_taken(monkeypatch):
+    real, plans = continuation.run_ffns, []
+
+    def other_bits(stack, x, plan, begin, end):  # of every FFN but the first of a call
+        plans.append((begin, end))
+        return real(stack, x, plan, begin, end) * (1 + (end - begin - 1) * 1e-6)
+
+    monkeypatch.setattr("engine.continuation.run_ffns", other_bits)
+    monkeypatch.setattr("engine.shared_evaluation.run_ffns", other_bits)
+    model, chosen = supernet(), candidates(8, texts=TRUNCATE[:1])
     evaluator = SharedEvaluator(model, dataset(20), batch_size=20)
-    assert np.array_equal(evaluator.logits(chosen), expected)
-    layer = model.ffnas.encoder[2]
-    plan = model.base_model.planner(chosen[0])[2]
-    assert not Shortcuts().rows(layer.all_ffn, plan, torch.zeros(20, 5, 15))
+    plan = model.base_model.planner(chosen[0])[2]._replace(stack=2)
+    assert not evaluator._continuation.is_exact(model.ffnas.encoder[2].all_ffn, plan, torch.zeros(20, 5, 15))
+    plans.clear()
+    evaluator.logits(chosen)
+    walked = [p for p in plans if p not in ((0, 2), (0, 1), (1, 2))]
+    assert walked, "no stack of three was run"
+    assert all(begin == 0 for begin, _ in walked)
 
 
 @pytest.mark.parametrize(

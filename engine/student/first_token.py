@@ -1,0 +1,75 @@
+"""The last layer for the first token alone, for heads that read nothing else.
+
+A classifier reads one row of the last layer's output, so the other rows need not be computed. Nor need the layer's keys
+and values: with the first token's queries q, weights W_k, W_v and input x,
+
+    q (x W_k')' = (q W_k) x'          softmax(...) (x W_v' + b_v) = (softmax(...) x) W_v' + b_v
+
+so that per head one row of H numbers takes the place of two products over all tokens (2 S H^2 multiplications become
+2 H^2 + 2 heads S H). The bias of the keys adds the same to all scores of a query, and drops out. Attention and FFNs of
+the layer then cost next to nothing: EfficientBERT saves a sixth of a forward pass, a stage-3 candidate, most of whose
+work is its own last layer, more.
+
+Equal to the whole layer but for rounding. Whoever asks for hidden states, attention probabilities, recorded states or
+gradients, hooks or replaces the layer's linear layers, has another attention function than sdpa, or compiles, traces or
+exports the model, gets the whole layer (`reads_first`).
+
+Rejected: the first token's queries against keys and values of all tokens. It saves the FFNs and half of the attention
+block, and equals the whole layer bit for bit on some machines and shapes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.student.attention import FFNASAttention, is_over_keys
+
+
+def reads_first(layer: nn.Module, mask: Any) -> bool:
+    """Whether this call may run a layer for the first token alone.
+
+    Args:
+        layer: the last one, with its `attention` and `all_ffn`.
+        mask: as `extended_mask` gives it.
+    """
+    attention = layer.attention
+    if not isinstance(attention, FFNASAttention) or attention.config._attn_implementation != "sdpa":
+        return False
+    if torch.is_grad_enabled() or attention.training:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_over_keys(mask):
+        return False
+    linears = (attention.query, attention.key, attention.value)
+    return all(type(m) is nn.Linear for m in linears) and not any(map(_hooked, (layer, *layer.children(), *linears)))
+
+
+def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, H], the block's output at the first token.
+
+    Args:
+        attention: the block, in eval mode.
+        x: [B, S, H].
+        mask: bool [B or 1, 1, 1, S], True takes part, or None. A sequence without any such token attends to nothing,
+            as in `scaled_dot_product_attention`.
+    """
+    batch, _, hidden = x.shape
+    heads = (-1, attention.head_size, hidden)
+    query = attention.query(x[:, 0]).view(batch, -1, attention.head_size).transpose(0, 1)  # [heads, B, d]
+    query = (query @ attention.key.weight.view(heads)).transpose(0, 1)  # [B, heads, H]
+    # heads as the queries of one head, which attends to the input itself
+    tokens = x.to(query.dtype)[:, None]
+    seen = F.scaled_dot_product_attention(query[:, None], tokens, tokens, attn_mask=mask, scale=attention.scaling)
+    context = (seen[:, 0].transpose(0, 1) @ attention.value.weight.view(heads).transpose(1, 2)).transpose(0, 1)
+    bias = attention.value.bias
+    if mask is not None:  # the shares of the tokens sum to one, or to nothing
+        bias = bias * mask.any(dim=-1).view(-1, 1)
+    return attention.project(x[:, 0], (context.reshape(batch, -1) + bias).to(context.dtype))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something happens around a module's forward; accelerate's offloading sets `_hf_hook`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
