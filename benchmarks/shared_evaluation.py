@@ -9,7 +9,7 @@ The supernet is `benchmarks.demo_supernet`'s (H = 192, 3 layers, 596 sentences).
                  every 40th candidate)
     one by one   the same batches on the fast kernels, the last layer for the first token alone as in any prediction
     shared       `engine.shared_evaluation`, same batches, an empty store
-    racing       the same with `engine.racing` over 8 random slices, batches of 64, as stage 3 has them
+    racing       the same with `engine.racing` over 10 random slices, one batch each, as stage 3 has them
 
 Checked: shared logits equal one-by-one logits bit for bit; survivors' scores equal one-by-one scores over the same
 batches; every side has the same winner. Further rows: candidates given one at a time, and candidates from mutations
@@ -45,7 +45,7 @@ from kernels import use_backend
 from search.shared_scores import RACE_BATCH
 
 RESULTS = Path(__file__).parent / "results"
-SLICES = 8
+SLICES = 10
 
 
 def random_candidates(net: Supernet, count: int, seed: int = 0) -> list[Architecture]:

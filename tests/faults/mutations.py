@@ -118,7 +118,7 @@ MUTATIONS = [
     Mutation(
         "a loss that is not finite ends the phase",
         "engine/training.py",
-        "if not all(map(math.isfinite, losses.values())):",
+        "if not all(map(math.isfinite, means)):",
         "if False:",
         f"{FAULTS}::test_a_loss_that_is_not_finite_ends_in_one_line_with_a_remedy",
     ),
