@@ -20,8 +20,8 @@ within the allowance: (1 - confidence), in equal steps over the looks at the dat
 So the best of the full data (with ties, all of the best) is lost with probability 1 - confidence at most, over the
 random order of the data and as far as the approximation goes (`tests/engine/test_racing.py` counts).
 
-That saves little where candidates share work and slices are small: 14.0 candidates a second against 15.0 without a race
-(`benchmarks.shared_evaluation`).
+Where candidates share most of their work that saves less than it asks fewer answers, for smaller batches cost more:
+slices of one batch each, as many as there are batches, did best (`benchmarks.shared_evaluation`).
 
 Measured on 200 candidates of the demo's supernet, 596 examples in 8 slices and 20 random orders of them: 66 % of all
 answers are asked for at confidence 0.99; at 0.95, 0.9 and 0.8 the best is kept in 95, 90 and 90 % of the races.
