@@ -88,13 +88,14 @@ def test_any_json_value_is_an_architecture_or_an_error(data):
     "text",
     [
         "tanh(" * 100_000 + "x",
+        "tanh(" * 10_000 + "x" + ")" * 10_000,
         "add(x," * 30_000,
         "x" * 10_000_000,
         "linear(" + "9" * 1_000_000 + ")",
         "," * 1_000_000,
         "((((((((((" * 100_000,
     ],
-    ids=["deep", "deep binary", "10 MB name", "huge number", "commas", "10 MB brackets"],
+    ids=["deep", "deep in few characters", "deep binary", "10 MB name", "huge number", "commas", "10 MB brackets"],
 )
 def test_size_costs_neither_time_nor_memory(text):
     began = time.process_time()
