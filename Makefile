@@ -11,8 +11,8 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
-.PHONY: help setup search test test-all test-faults test-oldest mutations fuzz sanitize coverage types compile-check lint \
-  gpu-check clean
+.PHONY: help setup search test test-all test-faults test-oldest mutations fuzz sanitize coverage check-long types \
+  compile-check lint gpu-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,8 @@ sanitize: $(DEV_STAMP) ## CPU kernels under AddressSanitizer and UBSan: kernel t
 
 coverage: $(DEV_STAMP) ## branches of search and engine the default tests reach; ends with the uncovered
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
+
+check-long: coverage test-oldest test-faults mutations fuzz sanitize ## what continuous integration has no time for; hours (docs/testing.md)
 
 types: $(DEV_STAMP) ## types of the public interface
 	@$(BIN)/python -m mypy
