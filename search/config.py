@@ -146,8 +146,8 @@ class StageConfig:
         startup: random candidates before the sampler learns (the initial GELU variants count).
         text: distillation on text, per candidate (steps 0: none).
         task: distillation on the task, per candidate.
-        population: candidates proposed together and trained side by side against shared teacher passes; fewer where
-            memory does not suffice.
+        population: candidates proposed together and trained side by side against shared teacher passes, fewer at once
+            where memory does not suffice.
         rungs: times before the end of the task distillation at which candidates that lag behind stop (successive
             halving); 0 trains all to the end.
         reduction: one of so many candidates passes a rung.

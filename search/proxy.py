@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,7 @@ from engine.architecture import Architecture
 from engine.data import Batch, EncodedDataset
 from engine.distill import Member, Outcome, TeacherTargets, train_population
 from engine.distill.population import Part, generator_state, side_by_side
+from engine.distill.room import free_bytes, students_at_once
 from engine.evaluation import evaluate
 from engine.metrics import primary
 from engine.seeding import seed_everything
@@ -87,10 +89,11 @@ class ProxyTrainer:
         waiting = list(range(len(architectures)))
         while waiting:
             began = time.monotonic()
-            members = {k: self._member(architectures[k]) for k in waiting}
+            together = self._fitting(waiting, architectures)
+            members = {k: self._member(architectures[k]) for k in together}
             rungs: dict[int, dict[int, float]] = {k: {} for k in members}
             outcomes = self._train(members, rungs)
-            finished = [k for k, o in zip(waiting, outcomes, strict=True) if o.state != "postponed"]
+            finished = [k for k, o in zip(together, outcomes, strict=True) if o.state != "postponed"]
             scores = self._score([members[k] for k in finished if members[k].reason is None])
             share = (time.monotonic() - began) / len(finished)
             for k in finished:
@@ -100,6 +103,23 @@ class ProxyTrainer:
                 results[k] = Result(score, reason, share, stopped, attributes(rungs[k]))
             waiting = [k for k in waiting if k not in results]
         return [results[k] for k in range(len(architectures))]
+
+    def _fitting(self, waiting: list[int], architectures: Sequence[Architecture]) -> list[int]:
+        """Those that memory holds at once; all of them where they are compared, for then that decides results."""
+        if self.compared:
+            return waiting
+        device = self.ctx.device
+        vocabulary = self.ctx.shape.vocab_size if self.vocabulary is None else len(self.vocabulary)
+        batch_size = max((p.batch_size for p in (self.settings.text, self.settings.task) if p.steps != 0), default=1)
+        workers, _ = side_by_side(self.settings.population, device)
+        count = students_at_once(
+            [architectures[k] for k in waiting],
+            replace(self.ctx.shape, vocab_size=vocabulary),
+            batch_size * self.score_data.choices * self.ctx.config.data.max_length,
+            workers,
+            free_bytes(device),
+        )
+        return waiting[:count]
 
     def _targets(self, part: Part, settings: PhaseSettings) -> TeacherTargets:
         """The teacher's answers for a part's batches; those of an earlier stage that trained on the same ones."""
