@@ -12,6 +12,7 @@ repeats what the database guarantees, and the two disagree after a kill.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -57,7 +58,12 @@ class LedgerCopy:
             contextlib.closing(sqlite3.connect(self.ledger)) as source,
             contextlib.closing(sqlite3.connect(temporary)) as target,
         ):
-            source.backup(target)
+            try:
+                source.backup(target)
+            except sqlite3.OperationalError as error:
+                if "disk is full" not in str(error) and "disk I/O" not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(copy_path(self.ledger))) from error
         self._written = time.monotonic()
 
 
