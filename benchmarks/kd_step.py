@@ -2,6 +2,7 @@
 
     python -m benchmarks.kd_step                      S = 128, K = 1, 4, 8
     python -m benchmarks.kd_step --lengths 128 384 512 --population 1 8
+    python -m benchmarks.kd_step --memory              attention and losses alone (`benchmarks.kd_memory`)
 
 Teacher: BERT-base-shaped, random weights. Students: EfficientBERT's shape (H = 540, six layers, twelve heads), its
 released architecture and random ones in 15-16 M parameters. Batch 16, all tokens real, dropout 0.
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from benchmarks import kd_memory
 from benchmarks.environment import describe
 from benchmarks.memory import resident_bytes
 from engine.architecture import Architecture
@@ -234,7 +236,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kd_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128])
+    parser.add_argument("--lengths", type=int, nargs="+", help="default: 128; with --memory 384 512 2048")
+    parser.add_argument("--memory", action="store_true", help="peak memory of attention and losses, and nothing else")
     parser.add_argument("--population", type=int, nargs="+", default=[1, 4, 8], choices=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--apart", action="store_true", help="also ours with the score loss apart from attention")
@@ -242,13 +245,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.lengths = args.lengths or ([384, 512, 2048] if args.memory else [128])
+    return args
 
 
 def main() -> None:
     args = parse()
     if args.one:
         print(peak(args.one[0], int(args.one[1])))
+        return
+    if args.memory:
+        made = kd_memory.table(args.lengths)
+        print(kd_memory.report(made))
+        _save(args.out, {"environment": describe(), "memory": made})
         return
     kinds = ("published", "ours", *(["apart"] if args.apart else []))
     sides = [s for s, (kind, _, k) in SIDES.items() if kind == "published" or (kind in kinds and k in args.population)]
@@ -274,9 +284,13 @@ def main() -> None:
             whole = sum(share.values())
             print(f"  shares of ours {precision} K=1: " + ", ".join(f"{n} {v / whole:.0%}" for n, v in share.items()))
         result["lengths"][str(length)] = {"seconds": seconds, "memory": memory, "shares": parts}  # type: ignore[index]
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    _save(args.out, result)
+
+
+def _save(path: Path | None, result: dict[str, object]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
