@@ -32,6 +32,7 @@ SHARE = 0.7
 _BYTES = 4
 _MEMINFO = Path("/proc/meminfo")
 _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -50,9 +51,18 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     try:
         limit = _LIMIT.read_text().strip()
-        return free if limit == "max" else min(free, int(limit) - int(_USED.read_text()))
+        return free if limit == "max" else min(free, int(limit) - int(_USED.read_text()) + _cached_files())
     except OSError:  # no control groups
         return free
+
+
+def _cached_files() -> int:
+    """What the control group counts as used for files read earlier, and gives up where memory is asked for."""
+    try:
+        lines = (line.split() for line in _STAT.read_text().splitlines())
+        return next((int(value) for name, value in lines if name == "inactive_file"), 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def state_bytes(arch: Architecture, shape: ModelShape) -> int:

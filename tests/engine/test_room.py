@@ -79,7 +79,7 @@ def test_all_are_trained_where_the_system_does_not_tell():
 
 
 def test_free_memory_of_the_host(tmp_path, monkeypatch):
-    files = {name: tmp_path / name for name in ("_MEMINFO", "_LIMIT", "_USED")}
+    files = {name: tmp_path / name for name in ("_MEMINFO", "_LIMIT", "_USED", "_STAT")}
     for name, path in files.items():
         monkeypatch.setattr(room, name, path)
     assert free_bytes(CPU) is None
@@ -90,6 +90,8 @@ def test_free_memory_of_the_host(tmp_path, monkeypatch):
     files["_LIMIT"].write_text(f"{3000 * 1024}\n")
     files["_USED"].write_text(f"{1000 * 1024}\n")
     assert free_bytes(CPU) == 2000 * 1024
+    files["_STAT"].write_text(f"anon 5\nfile {900 * 1024}\ninactive_file {700 * 1024}\n")
+    assert free_bytes(CPU) == 2700 * 1024
     files["_MEMINFO"].write_text("MemTotal: 9000 kB\nMemAvailable: 1500 kB\n")
     assert free_bytes(CPU) == 1500 * 1024
 
