@@ -10,17 +10,14 @@ above the size before it; inputs and weights do not count, gradients do.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.memory import resident_bytes
+from benchmarks.memory import peak_bytes
 
 BATCH, HEADS, OWN, TEACHER = 2, 12, 540, 768
 SIDES = ("eager", "ours")
@@ -70,12 +67,7 @@ def measure(side: str, precision: str, length: int) -> int:
     """Bytes a warm pass needs above what is there before it; measured in this process."""
     run = runner(side, precision, length)
     run()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident_bytes()
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return resident_bytes("VmHWM") - before
+    return peak_bytes(run)
 
 
 def table(lengths: list[int]) -> dict[str, dict[str, dict[str, int]]]:

@@ -19,8 +19,6 @@ Peak memory is the process's highest resident size above the models, each side i
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
 import subprocess
@@ -37,7 +35,7 @@ from transformers import BertConfig, BertModel
 
 from benchmarks import kd_memory
 from benchmarks.environment import describe
-from benchmarks.memory import resident_bytes
+from benchmarks.memory import peak_bytes
 from engine.architecture import Architecture
 from engine.data import Batch, TaskSpec
 from engine.distill import Distiller, Member, PopulationStep, autocast
@@ -224,12 +222,7 @@ def peak(side: str, length: int) -> int:
     """Bytes above the models that a warm step needs; measured in this process."""
     step, _ = make(side, RandomTeacher(), length)
     step()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident_bytes()
-    Path("/proc/self/clear_refs").write_text("5")
-    step()
-    return resident_bytes("VmHWM") - before
+    return peak_bytes(step)
 
 
 def parse() -> argparse.Namespace:

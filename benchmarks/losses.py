@@ -12,8 +12,6 @@ Times are medians of interleaved rounds (`benchmarks.timing`); ratios are eager 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -21,7 +19,8 @@ from pathlib import Path
 
 from benchmarks.environment import describe
 from benchmarks.losses_cases import DTYPES, LENGTHS, PARTS, SIDES, Case, runner
-from benchmarks.memory import STATUS, resident_bytes
+from benchmarks.memory import STATUS
+from benchmarks.memory import peak_bytes as highest
 from benchmarks.timing import interleaved
 
 
@@ -35,12 +34,7 @@ def measure_peak(side: str, dtype: str, length: int) -> int:
     """The same in this process, which should have done nothing else."""
     runner(Case(dtype, 64, layers=1, sequences=2), side)()  # libraries loaded, threads started
     run = runner(Case(dtype, length, layers=1, sequences=2), side)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident_bytes()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    run()
-    return resident_bytes("VmHWM") - before
+    return highest(run)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ import ctypes
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
@@ -24,18 +25,23 @@ def resident_bytes(field: str = "VmRSS") -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(expression: str, dtype: str, inner: int, tokens: int, side: str) -> int:
-    """Bytes one pass needs at its peak, beyond what was there before."""
-    from benchmarks.ffn_cases import Case, runner
-
-    runner(Case(expression, dtype, inner, 64, True), side)()  # libraries loaded, threads started
-    run = runner(Case(expression, dtype, inner, tokens, True), side)
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Bytes a call of `run` needs at its peak, beyond what is there before it; call it in a process of its own."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     run()
     return resident_bytes("VmHWM") - before
+
+
+def measure(expression: str, dtype: str, inner: int, tokens: int, side: str) -> int:
+    """Bytes one pass needs at its peak, beyond what was there before."""
+    from benchmarks.ffn_cases import Case, runner
+
+    runner(Case(expression, dtype, inner, 64, True), side)()  # libraries loaded, threads started
+    run = runner(Case(expression, dtype, inner, tokens, True), side)
+    return peak_bytes(run)
 
 
 def ratios(tokens: int, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> list[dict[str, object]]:
