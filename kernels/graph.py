@@ -138,16 +138,25 @@ def _ordered(operations: Sequence[Operation]) -> list[Operation]:
     return order
 
 
+_FEW_REGISTERS = 2
+
+
 def schedule(operations: list[Operation], outputs: Sequence[int], reorder: bool) -> SegmentCode:
     """Orders operations and assigns registers; `outputs` are values (or `NONE`) in the order value, dx, da, db.
 
-    With `reorder` the order that takes the fewest registers is chosen among the given and two others.
+    With `reorder` the order that takes the fewest registers is chosen among the given and two others; the others are
+    not tried where the given one takes so few that it cannot matter.
     """
-    orders = [operations]
-    if reorder and len(operations) > 2:
-        orders += [late_order(operations, outputs), greedy_order(operations, outputs)]
-    candidates = [_allocate(order, outputs) for order in orders]
-    return min(candidates, key=lambda code: code.temporaries)
+    uses = _use_counts(operations, outputs)
+    best, fewest = operations, _registers_needed(operations, uses)
+    for other in (late_order, greedy_order) if reorder else ():
+        if fewest <= _FEW_REGISTERS:
+            break
+        order = other(operations, outputs)
+        needed = _registers_needed(order, uses)
+        if needed < fewest:
+            best, fewest = order, needed
+    return _allocate(best, uses, outputs)
 
 
 def late_order(operations: Sequence[Operation], outputs: Sequence[int]) -> list[Operation]:
@@ -205,9 +214,23 @@ def _use_counts(operations: Sequence[Operation], outputs: Sequence[int]) -> dict
     return uses
 
 
-def _allocate(operations: Sequence[Operation], outputs: Sequence[int]) -> SegmentCode:
+def _registers_needed(operations: Sequence[Operation], uses: dict[int, int]) -> int:
+    """How many temporaries `_allocate` would take: the most values that are live at a time."""
+    uses = uses.copy()
+    live = most = 0
+    for op in operations:
+        for v in op.args:
+            uses[v] -= 1
+            if uses[v] == 0 and v >= NUM_INPUTS:
+                live -= 1
+        live += len(op.results)
+        most = max(most, live)
+    return most
+
+
+def _allocate(operations: Sequence[Operation], uses: dict[int, int], outputs: Sequence[int]) -> SegmentCode:
     """Linear scan: the lowest free temporary for each result; an operand's register is free once it was last read."""
-    uses = _use_counts(operations, outputs)
+    uses = uses.copy()
     register = {v: v for v in range(NUM_INPUTS)}
     register[NONE] = NONE
     free: list[int] = []
@@ -217,7 +240,8 @@ def _allocate(operations: Sequence[Operation], outputs: Sequence[int]) -> Segmen
         read = [register[v] for v in op.args]
         for v in op.args:
             uses[v] -= 1
-        free += [register[v] for v in dict.fromkeys(op.args) if v >= NUM_INPUTS and uses[v] == 0]
+            if uses[v] == 0 and v >= NUM_INPUTS:
+                free.append(register[v])
         for r in op.results:
             if free:
                 register[r] = min(free)

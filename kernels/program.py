@@ -299,11 +299,13 @@ def encode(segments: Sequence[SegmentCode], form: Form, policy: str, rule: Width
     """Serializes nine segments (order of `Segment`) to the words of the layout above."""
     code: list[int] = []
     table: list[int] = []
+    temporaries = 0
     for s in segments:
-        table += [FIRST_INSTRUCTION + len(code), len(s.instructions), s.temporaries, s.inputs, *s.outputs]
+        own = s.temporaries
+        temporaries = max(temporaries, own)
+        table += [FIRST_INSTRUCTION + len(code), len(s.instructions), own, s.inputs, *s.outputs]
         for i in s.instructions:
             code += [i.opcode | i.c << 8, i.dst, i.a, i.b]
-    temporaries = max(s.temporaries for s in segments)
     longest = max(len(s.instructions) for s in segments)
     length = FIRST_INSTRUCTION + len(code)
     header = [MAGIC, VERSION, length, form, POLICIES.index(policy), rule, int(flags), temporaries, longest]

@@ -134,15 +134,28 @@ struct BackwardLayer {
     for (int64_t c = 0; c < call.hidden; c += kTileColumns) {
       if (saved.sum.data == nullptr) {
         again_sum(r, n, c, z + c);
+      } else if (saved.sum.dtype == kFloat32) {
+        restore_to_rows(static_cast<const float*>(saved.sum.data), r, n, c, z + c);
       } else {
-        restore(saved.sum, r, n, c, kRegisterG);
-        store_block(z + c, block.z_stride, n, reg(kRegisterG));
+        restore_to_rows(static_cast<const bf16*>(saved.sum.data), r, n, c, z + c);
       }
     }
     if (grad_out.dtype == kFloat32)
       through_norm(z, static_cast<const float*>(grad_out.data) + r * grad_out.stride, r, n);
     else
       through_norm(z, static_cast<const bf16*>(grad_out.data) + r * grad_out.stride, r, n);
+  }
+
+  // A saved tile into rows; the next panel's is asked for, which hardware does not foresee.
+  template <class T>
+  void restore_to_rows(const T* saved_sum, int64_t r, int n, int64_t c, float* to) {
+    const T* from = saved_sum + saved_at(row + r, c, call.tokens);
+    const T* next = saved_sum + saved_at(row + r, least(c + kTileColumns, padded_width(call.hidden) - kTileColumns), call.tokens);
+    for (int i = 0; i < n; ++i, from += kTileColumns, next += kTileColumns, to += block.z_stride)
+      for (int64_t j = 0; j < kTileColumns; j += kLanes) {
+        __builtin_prefetch(next + j);
+        store(to + j, load(from + j));
+      }
   }
 
   // x + dropout(post(x, y))

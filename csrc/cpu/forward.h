@@ -98,14 +98,16 @@ struct ForwardLayer {
   // Z = x + dropout(value)
   void residual(float* value, int64_t r, int n, int64_t c) {
     const float* x_tile = block.reg[kRegisterX];
-    if (value == x_tile) {
+    if (value == x_tile && (call.drop_threshold != 0 || layer.sum.data != nullptr)) {
       value = block.reg[kNumInputs];
       copy_tile(x_tile, n, value);
     }
     if (call.drop_threshold != 0) drop_tile(value, n, row + r, c, stream, call);
+    float* z = block.z + r * block.z_stride + c;
+    if (layer.sum.data == nullptr) return add_to_block(x_tile, value, z, block.z_stride, n);
     add_tile(value, x_tile, n);
-    store_block(block.z + r * block.z_stride + c, block.z_stride, n, value);
-    if (layer.sum.data != nullptr) save_tile(layer.sum, row + r, c, n, call.tokens, value);
+    store_block(z, block.z_stride, n, value);
+    save_tile(layer.sum, row + r, c, n, call.tokens, value);
   }
 
   void normalize(int64_t width) {

@@ -1,4 +1,11 @@
 // AMX: the part of gemm_bf16.h that multiplies. Tile registers 0..3 accumulate 32 x 32, 4..5 hold A, 6..7 hold B.
+//
+// Tried on a Sapphire Rapids and not kept, each within 3 % of what is here or slower (whole FFN, forward and backward):
+//   the interpreter's work on one panel in pieces of 2 to 8 rows between the tile steps of the next, so that vector units
+//   and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is what it
+//   saves, although a fixed function of the same length hides almost wholly in a benchmark of its own;
+//   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
+//   software prefetch of the caller's matrices a panel or a block ahead.
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -52,11 +59,19 @@ inline void prefetch_lines(const bf16* p) {
 // tile[32][32] = sum over `steps` of A times B; the second 16 rows only if TALL, the second 16 columns only if WIDE.
 // Of three planes the products below 2^-24 of the result are left out.
 template <bool TALL, bool WIDE>
-inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next, float* tile) {
-  _tile_zero(0);
-  if (WIDE) _tile_zero(1);
-  if (TALL) _tile_zero(2);
-  if (TALL && WIDE) _tile_zero(3);
+inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next, const float* bias, float* tile) {
+  asm volatile("" ::: "memory");  // GCC does not know that tile loads read memory
+  if (kPlanes == 1) {  // start from the bias, the same row 16 times; with three planes adding it afterwards is faster
+    _tile_loadd(0, bias, 0);
+    if (WIDE) _tile_loadd(1, bias + 16, 0);
+    if (TALL) _tile_loadd(2, bias, 0);
+    if (TALL && WIDE) _tile_loadd(3, bias + 16, 0);
+  } else {
+    _tile_zero(0);
+    if (WIDE) _tile_zero(1);
+    if (TALL) _tile_zero(2);
+    if (TALL && WIDE) _tile_zero(3);
+  }
   for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
@@ -126,11 +141,12 @@ inline bool any_nan(const float* tile, int rows, int columns) {
 #endif
 
 // Up to 32 rows and columns.
-inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next, float* tile) {
+inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next,
+                         const float* bias, float* tile) {
   if (rows > 16)
-    wide ? multiply_tiles<true, true>(steps, a, b, next, tile) : multiply_tiles<true, false>(steps, a, b, next, tile);
+    wide ? multiply_tiles<true, true>(steps, a, b, next, bias, tile) : multiply_tiles<true, false>(steps, a, b, next, bias, tile);
   else
-    wide ? multiply_tiles<false, true>(steps, a, b, next, tile) : multiply_tiles<false, false>(steps, a, b, next, tile);
+    wide ? multiply_tiles<false, true>(steps, a, b, next, bias, tile) : multiply_tiles<false, false>(steps, a, b, next, bias, tile);
 #ifdef FFNAS_SPLIT_PRODUCTS
   const int columns = wide ? 32 : 16;
   if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);
@@ -143,8 +159,9 @@ inline void product(const bf16* a, int64_t stride, int64_t r, int n, const bf16*
   for (int i = 0; i < n; i += 32)
     multiply_any(static_cast<int>(least(n - i, 32)), width - column > 16, padded_depth(depth) / 32,
                  {a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32}, panel,
-                 panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords, tile + i * kTileColumns);
-  if (bias != kZeros) add_bias(tile, bias, n);  // starting from tiles full of bias takes longer
+                 panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords, bias,
+                 tile + i * kTileColumns);
+  if (kPlanes > 1 && bias != kZeros) add_bias(tile, bias, n);
 }
 
 inline int64_t left_elements(int64_t tokens, int64_t width) { return kPlanes * round_up(tokens, 32) * padded_depth(width); }
@@ -175,7 +192,7 @@ inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, 
     float* out = c + i * c_stride + j0;
     multiply_any(rows, columns > 16, (tokens + 31) / 32,
                  {left + kPlanes * i * capacity, 32, 512, kPanelStep, 2 * kPlaneWords}, panel,
-                 panel + kPlanes * kTileColumns * capacity + i / 32 % kPlanes * 2 * kPlaneWords, tile);
+                 panel + kPlanes * kTileColumns * capacity + i / 32 % kPlanes * 2 * kPlaneWords, kZeros, tile);
     add_gradient(tile, rows, columns, out, c_stride, accumulate);
   }
 }

@@ -26,7 +26,7 @@ constexpr int kPlanes = 3;
 #else
 constexpr int kPlanes = 1;
 #endif
-constexpr int64_t kChunkRows = 576;  // see gemm_f32.h
+constexpr int64_t kChunkRows = kPlanes == 1 ? 384 : 576;  // see gemm_f32.h; more is no faster
 constexpr bool kLeftIsOperand = false;
 constexpr int32_t kOperandType = kBFloat16;
 #ifdef FFNAS_AMX
