@@ -45,8 +45,9 @@ inline void sweep_select(float* d, const float* a, int count, int first_column, 
   case CODE + kDualOffset: sweep_dual<NAME>(d, reg[in.c], a, b, count); break;       \
   case CODE + kPairOffset: sweep_pair<NAME>(d, reg[in.c], a, count); break;
 
-// reg: kNumRegisters tiles; the inputs the segment reads hold data, the temporaries it uses have room.
-inline void run_segment(const SegmentCode& s, float* const* reg, int count, int first_column, int hidden) {
+// reg: kNumRegisters tiles; the inputs the segment reads hold data, the temporaries it uses have room. Flat: a function
+// called per vector would fetch its constants for every one.
+__attribute__((flatten)) inline void run_segment(const SegmentCode& s, float* const* reg, int count, int first_column, int hidden) {
   for (int n = 0; n < s.count; ++n) {
     const Instruction& in = s.code[n];
     float* d = reg[in.dst];
