@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--tokens 4096]
 
-Each side runs in processes of its own; reported is the median of three, since what an allocator keeps differs from run to
-run (eager by up to a third). Counted is the highest resident size during a pass over the resident size before it, so
+Each side runs in processes of its own; reported is the median of three, since what an allocator keeps differs from run
+to run (eager by up to a third). Counted is the highest resident size during a pass over the resident size before it, so
 results, gradients, saved tensors and scratch memory all count; inputs and weights do not. Linux only.
 """
 
