@@ -139,6 +139,7 @@ def _ordered(operations: Sequence[Operation]) -> list[Operation]:
 
 
 _FEW_REGISTERS = 2
+"""Temporaries that are few enough not to look for another order: a segment has up to three input tiles besides."""
 
 
 def schedule(operations: list[Operation], outputs: Sequence[int], reorder: bool) -> SegmentCode:

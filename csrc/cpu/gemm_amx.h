@@ -5,7 +5,7 @@
 //   and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is what it
 //   saves, although a fixed function of the same length hides almost wholly in a benchmark of its own;
 //   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
-//   software prefetch of the caller's matrices a panel or a block ahead.
+//   software prefetch of the caller's matrices a panel or a block ahead (backward asks for the next few rows only).
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -144,9 +144,11 @@ inline bool any_nan(const float* tile, int rows, int columns) {
 inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next,
                          const float* bias, float* tile) {
   if (rows > 16)
-    wide ? multiply_tiles<true, true>(steps, a, b, next, bias, tile) : multiply_tiles<true, false>(steps, a, b, next, bias, tile);
+    wide ? multiply_tiles<true, true>(steps, a, b, next, bias, tile)
+         : multiply_tiles<true, false>(steps, a, b, next, bias, tile);
   else
-    wide ? multiply_tiles<false, true>(steps, a, b, next, bias, tile) : multiply_tiles<false, false>(steps, a, b, next, bias, tile);
+    wide ? multiply_tiles<false, true>(steps, a, b, next, bias, tile)
+         : multiply_tiles<false, false>(steps, a, b, next, bias, tile);
 #ifdef FFNAS_SPLIT_PRODUCTS
   const int columns = wide ? 32 : 16;
   if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);

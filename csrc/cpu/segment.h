@@ -47,7 +47,8 @@ inline void sweep_select(float* d, const float* a, int count, int first_column, 
 
 // reg: kNumRegisters tiles; the inputs the segment reads hold data, the temporaries it uses have room. Flat: a function
 // called per vector would fetch its constants for every one.
-__attribute__((flatten)) inline void run_segment(const SegmentCode& s, float* const* reg, int count, int first_column, int hidden) {
+__attribute__((flatten)) inline void run_segment(const SegmentCode& s, float* const* reg, int count, int first_column,
+                                                 int hidden) {
   for (int n = 0; n < s.count; ++n) {
     const Instruction& in = s.code[n];
     float* d = reg[in.dst];

@@ -12,7 +12,7 @@ from kernels import lowering
 from kernels.backends.reference import ReferenceBackend
 from kernels.execute import run_segment
 from kernels.expression import Expression, ExpressionError, X, apply, linear, parse_expression
-from kernels.graph import late_order
+from kernels.graph import _FEW_REGISTERS, greedy_order, late_order, merge_derivatives, schedule
 from kernels.lowering import lower
 from kernels.operators import UNARY
 from kernels.ops import fused_ffn
@@ -114,6 +114,24 @@ def test_recomputed_code_equals_shared_code(limit):
                 if own is not None:  # sums of gradients in another order
                     torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12, msg=str(case))
     assert compared > 120
+
+
+def test_the_order_with_the_fewest_registers_is_chosen():
+    rng = Random(5)
+    improved = 0
+    for _ in range(200):
+        case = random_case(rng, (5,), (3,))
+        form, trees, _ = lowering._split(case.expression, case.policy)
+        for place, (tree, leaves) in enumerate(trees):
+            segment = lowering._Segment(tree, leaves, case.policy == "pad" and form == Form.SERIAL and place == 1)
+            operations, outputs, fresh = segment._shared(value=True, gradients=True)
+            operations = merge_derivatives(operations, fresh)
+            orders = [operations, late_order(operations, outputs), greedy_order(operations, outputs)]
+            given, *others = [schedule(order, outputs, reorder=False).temporaries for order in orders]
+            chosen = schedule(operations, outputs, reorder=True).temporaries
+            assert chosen == (given if given <= _FEW_REGISTERS else min(given, *others)), str(case)
+            improved += chosen < given
+    assert improved > 10
 
 
 def distinct_leaf(k: int) -> Expression:
