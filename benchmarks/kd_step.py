@@ -37,8 +37,9 @@ from benchmarks import kd_memory
 from benchmarks.environment import describe
 from benchmarks.memory import peak_bytes
 from engine.architecture import Architecture
+from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
-from engine.distill import Distiller, Member, PopulationStep, autocast
+from engine.distill import Distiller, Member, PopulationStep
 from engine.distill.population import side_by_side
 from engine.objective import KDWeights, layer_map
 from engine.params import ModelShape

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engine.architecture import Architecture
+from engine.autocast import autocast
 from engine.data import Batch, EncodedDataset, EncodedTask, TaskSpec, plan_batches
-from engine.distill import autocast
 from engine.metrics import compute_metrics, primary
 from engine.question_answering import Answer, AnswerCollector, answer_metrics, best_threshold
 from engine.states import answers

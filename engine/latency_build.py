@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture import Architecture
-from engine.distill import autocast
+from engine.autocast import autocast
 from engine.errors import UserError
 from engine.latency import SEGMENTS, Check, Conditions, LatencyTable, program_class, segment_widths
 from engine.params import ModelShape, inner_width

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from engine.activations import ActivationStore
 from engine.architecture import Architecture
+from engine.autocast import autocast
 from engine.continuation import Continuation, run_ffns
 from engine.data import Batch, EncodedDataset, TaskSpec
-from engine.distill import autocast
 from engine.metrics import compute_metrics
 from engine.student import FFNASForSequenceClassification
 from engine.student.attention import extended_mask

@@ -6,7 +6,7 @@
 - `mixed_states`: K subnets of one supernet in one pass.
 """
 
-from engine.distill.distiller import TASK_TERMS, TEXT_TERMS, Distiller, autocast
+from engine.distill.distiller import TASK_TERMS, TEXT_TERMS, Distiller
 from engine.distill.mixed import mixed_states
 from engine.distill.population import Member, Outcome, PopulationStep, train_population
 from engine.distill.targets import TeacherTargets, states_bytes
@@ -19,7 +19,6 @@ __all__ = [
     "Outcome",
     "PopulationStep",
     "TeacherTargets",
-    "autocast",
     "mixed_states",
     "states_bytes",
     "train_population",

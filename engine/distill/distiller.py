@@ -6,7 +6,6 @@ than the student's forward and backward together, so the steps here take its ans
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from engine.architecture import Architecture
+from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
 from engine.distill.graphs import StepGraphs
 from engine.distill.mixed import mixed_states
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 
 TEXT_TERMS = ("hidden", "attention")
 TASK_TERMS = ("hidden", "attention", "prediction")
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """bf16 autocast on `device` when `precision` is `"bf16"`, otherwise nothing."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 class Distiller:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engine.autocast import autocast
 from engine.checkpoint import remove_training_state
 from engine.data import Batch, EncodedTask
-from engine.distill import autocast
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.metrics import primary

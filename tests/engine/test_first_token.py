@@ -8,7 +8,7 @@ import torch
 from encoder_reference import TRUNCATE, architecture, randomize, small_config
 from torch import nn
 
-from engine.distill import autocast
+from engine.autocast import autocast
 from engine.student import FFNASForMultipleChoice, FFNASForSequenceClassification
 from engine.student import first_token as module
 from engine.student.first_token import attend_first
