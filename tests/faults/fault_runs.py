@@ -67,6 +67,8 @@ def options(inputs: Path, runs: Path, name: str) -> list[str]:
     """A search below the smoke preset: every phase, two or three steps each, a checkpoint after every second one."""
     values = {
         "preset": "smoke",
+        "precision": "fp32",
+        "teacher_precision": "fp32",
         "runs": runs,
         "name": name,
         "teacher": inputs / "teacher",

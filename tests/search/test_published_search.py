@@ -45,6 +45,7 @@ def search(folder, name, monkeypatch, *arguments):
         *("--teacher", str(folder / "teacher"), "--student.hidden_size", "24", "--student.embedding_size", "16"),
         *("--data.dir", str(folder), "--data.max_length", "40", "--data.min_held_out", "8", "--threads", "1"),
         *("--baselines.gelu", "false", "--baselines.random", "false", "--finetune.max_steps", "3"),
+        *("--precision", "fp32", "--teacher_precision", "fp32"),
     ]
     assert main([*options, *arguments]) == 0
     return folder / "runs" / name

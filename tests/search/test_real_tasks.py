@@ -55,6 +55,7 @@ def test_task_runs_and_reports_its_metric_over_the_whole_split(
             *("--data.max_length", "60", "--data.max_train", "300", "--data.max_dev", "100000"),
             *("--student.hidden_size", "12", "--student.embedding_size", "8"),
             *("--baselines.gelu", "false", "--baselines.random", "false"),
+            *("--precision", "fp32", "--teacher_precision", "fp32"),
         ]
     )
     assert code == 0

@@ -82,6 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(workspace: Path, name: str) -> list[str]:
     return [
         *("--preset", "smoke", "--runs", str(workspace / "runs"), "--name", name),
+        *("--precision", "fp32", "--teacher_precision", "fp32"),
         *("--teacher", str(workspace / "teacher"), "--student.hidden_size", "24", "--student.embedding_size", "16"),
         *("--data.train", str(workspace / "train.csv"), "--data.dev", str(workspace / "dev.csv")),
         *("--data.max_length", "24", "--data.min_held_out", "40", "--derive.task.steps", "40", "--threads", "1"),
