@@ -160,6 +160,7 @@ inline int forward(Call& call) {
     }
     const ProductScope scope;
     forward_block(call, shared.packed, block, t * step, least(step, call.tokens - t * step));
+    finish_streams();
   };
   parallel_tasks((call.tokens + step - 1) / step, task);
   return call.failed;

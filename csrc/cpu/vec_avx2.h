@@ -14,6 +14,8 @@ inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline F loadn(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n)); }
 inline F keep_lanes(F a, int n) { return _mm256_and_ps(a, _mm256_castsi256_ps(lanes_below(n))); }
 inline void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+inline void stream(float* p, F a) { _mm256_stream_ps(p, a); }
+inline void finish_streams() { _mm_sfence(); }
 inline void storen(float* p, F a, int n) { _mm256_maskstore_ps(p, lanes_below(n), a); }
 
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -70,6 +72,7 @@ inline F loadn(const bf16* p, int n) {
   return load(part);
 }
 inline void store(bf16* p, F a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a)); }
+inline void stream(bf16* p, F a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(a)); }
 inline void storen(bf16* p, F a, int n) {
   bf16 part[kLanes];
   store(part, a);

@@ -16,6 +16,9 @@ inline F load(const float* p) { return _mm512_loadu_ps(p); }
 inline F loadn(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes_below(n), p); }
 inline F keep_lanes(F a, int n) { return _mm512_maskz_mov_ps(lanes_below(n), a); }
 inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+// Past the caches, to a multiple of the vector's size; other threads may read it after finish_streams.
+inline void stream(float* p, F a) { _mm512_stream_ps(p, a); }
+inline void finish_streams() { _mm_sfence(); }
 inline void storen(float* p, F a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a); }
 
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -75,6 +78,7 @@ inline __m256i narrow(F a) {
 inline F load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline F loadn(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(lanes_below(n), p)); }
 inline void store(bf16* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+inline void stream(bf16* p, F a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
 inline void storen(bf16* p, F a, int n) { _mm256_mask_storeu_epi16(p, lanes_below(n), narrow(a)); }
 
 // Rows become columns.

@@ -22,6 +22,8 @@ inline F keep_lanes(F a, int n) {
   return a;
 }
 inline void store(float* p, F a) { __builtin_memcpy(p, &a, sizeof(F)); }
+inline void stream(float* p, F a) { store(p, a); }
+inline void finish_streams() {}
 inline void storen(float* p, F a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a[i];
 }
@@ -84,6 +86,7 @@ inline void storen(bf16* p, F a, int n) {
   }
 }
 inline void store(bf16* p, F a) { storen(p, a, kLanes); }
+inline void stream(bf16* p, F a) { store(p, a); }
 
 inline void transpose(F (&r)[4]) {
   F t[4];
