@@ -61,11 +61,16 @@ class BuildNative(build_ext):
         return str(Path(*fullname.split(".")[:-1], LIBRARIES[fullname.split(".")[-1]]))
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installations: the libraries go straight into the source folder, if they were built."""
+        """Editable installations: the libraries go straight into the source folder, if they were built.
+
+        Renamed into place: written over, they would end a process that runs on them (bus error).
+        """
         for name in LIBRARIES.values():
             built = Path(self.build_lib) / "kernels" / name
             if built.exists():
-                shutil.copyfile(built, ROOT / "kernels" / name)
+                aside = ROOT / "kernels" / f"{name}.{os.getpid()}.tmp"
+                shutil.copyfile(built, aside)
+                aside.replace(ROOT / "kernels" / name)
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]

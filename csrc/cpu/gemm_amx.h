@@ -5,7 +5,9 @@
 //   and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is what it
 //   saves, although a fixed function of the same length hides almost wholly in a benchmark of its own;
 //   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
-//   software prefetch of the caller's matrices a panel or a block ahead (backward asks for the next few rows only).
+//   software prefetch of the caller's matrices a panel or a block ahead, in bursts or a few lines per tile step (backward
+//   asks for the next few rows only): what LayerNorm then saves the products lose, memory being as busy as they are;
+//   loads of tiles and products taking turns instead of loads first.
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};

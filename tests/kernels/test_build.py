@@ -1,5 +1,6 @@
 """Building the C++ library at first use, with a stand-in compiler that writes down how it was called."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,24 @@ def test_sources_are_found():
     folder = build.source_folder()
     assert folder is not None
     assert (Path(folder) / "opcodes.h").is_file()
+
+
+def test_installing_again_leaves_running_processes_their_library(tmp_path, monkeypatch):
+    """A library written over while a process runs on it ends that process with a bus error."""
+    setuptools = pytest.importorskip("setuptools", reason="the build script needs setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = runpy.run_path(str(Path(build.__file__).parents[1] / "setup.py"))
+    command = script["BuildNative"](setuptools.Distribution())
+    monkeypatch.setitem(command.copy_extensions_to_source.__func__.__globals__, "ROOT", tmp_path / "source")
+    command.build_lib = str(tmp_path / "built")
+    for folder in ("source", "built"):
+        (tmp_path / folder / "kernels").mkdir(parents=True)
+    library = tmp_path / "source" / "kernels" / "_ffnas_cpu.so"
+    library.write_bytes(b"old library")
+    (tmp_path / "built" / "kernels" / library.name).write_bytes(b"new")
+    with library.open("rb") as running:
+        command.copy_extensions_to_source()
+        assert running.read() == b"old library"
+    assert library.read_bytes() == b"new"
+    assert [p.name for p in library.parent.iterdir()] == [library.name]
