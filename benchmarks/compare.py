@@ -1,6 +1,6 @@
 """One table: ffnas against eager PyTorch and torch.compile, with the floor, for the FFN op on this machine's CPU.
 
-    python -m benchmarks.compare                      all six expressions at 4096 tokens; about a quarter of an hour
+    python -m benchmarks.compare                      all six expressions at 4096 tokens; six minutes on 2 cores
     python -m benchmarks.compare --part 1/6           a sixth of the cases, into a file of its own
     python -m benchmarks.compare --merge FILE...      the parts as one result
     python -m benchmarks.compare --quick              two expressions, no torch.compile; about three minutes
@@ -145,7 +145,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--sides", nargs="+", choices=[*SIDES, "floor"], help="ffnas is always among them")
-    parser.add_argument("--rounds", type=int, help="default 9, quick 5")
+    parser.add_argument("--rounds", type=int, help="default 25, quick 5")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/, named after the processor)")
     parser.add_argument("--compile-all", action="store_true", help="torch.compile in every case")
     parser.add_argument("--part", type=part, metavar="K/N", help="every N-th case from the K-th on; the rest in 1/N")
@@ -185,7 +185,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, object]:
     rows: list[Row] = []
     for k, case in enumerate(todo, 1):
         own = [s for s in sides if s != "compile" or args.compile_all or is_compiled(case)]
-        rows.append(measure(case, own, args.rounds or (5 if args.quick else 9)))
+        rows.append(measure(case, own, args.rounds or (5 if args.quick else 25)))
         others = " ".join(f"{side} {ratio(rows[-1], side):.2f}" for side in own[1:])
         print(f"[{k}/{len(todo)}] {case}: {others}", file=sys.stderr, flush=True)
     result: dict[str, object] = {"environment": environment, "ffn": rows}
