@@ -134,8 +134,10 @@ class Sentinel:
             exact = self._undisturbed(measure)
         beyond = {}
         for (what, value, _), (_, rounded, _), (_, expected, _) in zip(own, reference, exact, strict=True):
+            if what not in suspects:
+                continue
             apart, allowed = _difference(value, expected), ROUNDING * _difference(rounded, expected)
-            if what in suspects and not apart <= allowed:
+            if not apart <= allowed:
                 beyond[what] = (apart, allowed)
         return beyond
 

@@ -12,8 +12,8 @@ from engine.sentinel import Sentinel
 from kernels.dispatch import preferred_backend
 
 CPU = torch.device("cpu")
-alone = pytest.mark.skipif(
-    preferred_backend("cpu") == "reference", reason="there is nothing to compare the reference with"
+pytestmark = pytest.mark.skipif(
+    preferred_backend("cpu") == "reference", reason="no compiler, no kernels: nothing to compare the reference with"
 )
 
 
@@ -46,9 +46,6 @@ def answers(own_error: float, rounding: float, runs: list[str]):
     return logits
 
 
-@pytest.mark.skipif(
-    preferred_backend("cpu") == "reference", reason="compares a backend with the reference: there is one"
-)
 @pytest.mark.parametrize(
     ("precision", "own_error", "rounding", "agrees", "runs"),
     [
@@ -78,9 +75,6 @@ def test_rounding_is_no_defect(
     assert all("stage3: logits differs by" in n for n in notes)
 
 
-@pytest.mark.skipif(
-    preferred_backend("cpu") == "reference", reason="compares a backend with the reference: there is one"
-)
 def test_what_is_not_finite_is_a_defect_in_bf16(retired: list[str], notes: list[str]) -> None:
     def logits() -> Tensor:
         return torch.full((3,), torch.nan if preferred_backend("cpu") != "reference" else 1.0)
