@@ -27,7 +27,8 @@ struct ForwardBlock {
   }
 };
 
-struct ForwardLayer {
+// One layer on the rows of one block.
+struct ForwardRows {
   const Call& call;
   const PackedLayer& packed;
   ForwardBlock& block;
@@ -35,7 +36,11 @@ struct ForwardLayer {
   View x, out;  // rows of this block
   int64_t row;        // of the whole call, for dropout
   int64_t rows, stream;
+};
 
+#include "forward_beside.h"
+
+struct ForwardLayer : ForwardRows {
   void run() {
     const Program& program = call.program;
     const Widths w = widths_of(call);
@@ -44,10 +49,12 @@ struct ForwardLayer {
       x = {block.first, block.stride1, kOperandType};  // nearer than the caller's, and zero-padded
     if (program.parallel)
       fill_operand(program.segment[kMid], block.reg, x, rows, w.in2, block.second, block.stride2);
-    else
+    else if (!first_beside(*this))
       first_product(w);
-    second_product(w);
-    if (call.has_ln) normalize(w.out2);
+    if (!second_beside(*this)) second_product(w);
+    if (call.has_ln)
+      normalize_rows(block.z, block.z_stride, rows, w.out2, call.eps, packed.ln_weight, packed.ln_bias, out,
+                     layer.stats.data == nullptr ? nullptr : stats_of(layer.stats) + row);
   }
 
  private:
@@ -109,18 +116,6 @@ struct ForwardLayer {
     store_block(z, block.z_stride, n, value);
     save_tile(layer.sum, row + r, c, n, call.tokens, value);
   }
-
-  void normalize(int64_t width) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* z = block.z + r * block.z_stride;
-      const RowStats s = row_stats(z, width, call.eps);
-      if (layer.stats.data != nullptr) stats_of(layer.stats)[row + r] = s;
-      if (out.dtype == kFloat32)
-        normalize_row(z, width, s, packed.ln_weight, packed.ln_bias, static_cast<float*>(out.data) + r * out.stride);
-      else
-        normalize_row(z, width, s, packed.ln_weight, packed.ln_bias, static_cast<bf16*>(out.data) + r * out.stride);
-    }
-  }
 };
 
 // Rows [row, row + rows) through all layers.
@@ -132,7 +127,7 @@ inline void forward_block(const Call& call, const PackedLayer* packed, ForwardBl
       const View& saved = call.layer[l + 1].z;
       out = saved.data != nullptr ? rows_of(saved, row) : View{block.between, call.hidden, call.x.dtype};
     }
-    ForwardLayer{call, packed[l], block, call.layer[l], x, out, row, rows, l}.run();
+    ForwardLayer{{call, packed[l], block, call.layer[l], x, out, row, rows, l}}.run();
     x = out;
   }
 }

@@ -3,7 +3,7 @@
 // Tried on a Sapphire Rapids and not kept, each within 3 % of what is here or slower (whole FFN, forward and backward):
 //   the interpreter's work on one panel in pieces of 2 to 8 rows between the tile steps of the next, so that vector units
 //   and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is what it
-//   saves, although a fixed function of the same length hides almost wholly in a benchmark of its own;
+//   saves. Work that the compiler knows does hide: forward_beside.h;
 //   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
 //   software prefetch of the caller's matrices a panel or a block ahead, in bursts or a few lines per tile step (backward
 //   asks for the next few rows only): what LayerNorm then saves the products lose, memory being as busy as they are;
@@ -58,11 +58,18 @@ inline void prefetch_lines(const bf16* p) {
   for (int i = 0; i < 8; ++i) __builtin_prefetch(p + 32 * i, 0, 2);
 }
 
+// Work beside a product (beside.h): nothing.
+struct Nothing {
+  void step() {}
+};
+
 // tile[32][32] = sum over `steps` of A times B; the second 16 rows only if TALL, the second 16 columns only if WIDE.
 // Of three planes the products below 2^-24 of the result are left out; the others follow each other so that all but the
-// first load planes of one operand only (2 to 3 % less with backward than loading both once more).
-template <bool TALL, bool WIDE>
-inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next, const float* bias, float* tile) {
+// first load planes of one operand only (2 to 3 % less with backward than loading both once more). Between the steps
+// vectors do some of `work`, which is returned as it is then; flat, so that its constants stay in registers.
+template <bool TALL, bool WIDE, class Work>
+__attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next,
+                                                    const float* bias, float* tile, Work work) {
   asm volatile("" ::: "memory");  // GCC does not know that tile loads read memory
   if (kPlanes == 1) {  // start from the bias, the same row 16 times; with three planes adding it afterwards is faster
     _tile_loadd(0, bias, 0);
@@ -79,6 +86,7 @@ inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* nex
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
     multiply_planes<TALL, WIDE>();
+    work.step();
     if (kPlanes == 1) continue;
     prefetch_lines(next);
     load_left<TALL>(a, 2);
@@ -99,6 +107,7 @@ inline void multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* nex
   if (WIDE) _tile_stored(1, tile + 16, 4 * kTileColumns);
   if (TALL) _tile_stored(2, tile + 16 * kTileColumns, 4 * kTileColumns);
   if (TALL && WIDE) _tile_stored(3, tile + 16 * kTileColumns + 16, 4 * kTileColumns);
+  return work;
 }
 
 #ifdef FFNAS_SPLIT_PRODUCTS
@@ -140,31 +149,49 @@ inline bool any_nan(const float* tile, int rows, int columns) {
     for (int j = 0; j < columns; j += kLanes) found |= is_nan(load(tile + i * kTileColumns + j));
   return found != 0;
 }
+inline void repair_if_nan(int rows, int columns, int64_t steps, const Left& a, const bf16* b, float* tile) {
+  if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);
+}
+#else
+inline void repair_if_nan(int, int, int64_t, const Left&, const bf16*, float*) {}
 #endif
 
 // Up to 32 rows and columns.
 inline void multiply_any(int rows, bool wide, int64_t steps, const Left& a, const bf16* b, const bf16* next,
                          const float* bias, float* tile) {
+  const Nothing none;
   if (rows > 16)
-    wide ? multiply_tiles<true, true>(steps, a, b, next, bias, tile)
-         : multiply_tiles<true, false>(steps, a, b, next, bias, tile);
+    wide ? multiply_tiles<true, true>(steps, a, b, next, bias, tile, none)
+         : multiply_tiles<true, false>(steps, a, b, next, bias, tile, none);
   else
-    wide ? multiply_tiles<false, true>(steps, a, b, next, bias, tile)
-         : multiply_tiles<false, false>(steps, a, b, next, bias, tile);
-#ifdef FFNAS_SPLIT_PRODUCTS
-  const int columns = wide ? 32 : 16;
-  if (any_nan(tile, rows, columns)) repair(rows, columns, steps, a, b, tile);
-#endif
+    wide ? multiply_tiles<false, true>(steps, a, b, next, bias, tile, none)
+         : multiply_tiles<false, false>(steps, a, b, next, bias, tile, none);
+  repair_if_nan(rows, wide ? 32 : 16, steps, a, b, tile);
+}
+
+// product() with `work` done beside its full tiles; three planes leave the bias to the work.
+template <class Work>
+inline Work product_beside(const bf16* a, int64_t stride, int64_t r, int n, const bf16* packed, int64_t depth,
+                           int64_t column, int64_t width, const float* bias, float* tile, Work work) {
+  const int64_t steps = padded_depth(depth) / 32;
+  const bf16* panel = packed + kPlanes * column * padded_depth(depth);
+  const bool wide = width - column > 16;
+  for (int i = 0; i < n; i += 32, tile += 32 * kTileColumns) {
+    const Left left{a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32};
+    const bf16* next = panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords;
+    if (wide && n - i > 16) {
+      work = multiply_tiles<true, true>(steps, left, panel, next, bias, tile, work);
+      repair_if_nan(32, 32, steps, left, panel, tile);
+    } else {
+      multiply_any(static_cast<int>(least(n - i, 32)), wide, steps, left, panel, next, bias, tile);
+    }
+  }
+  return work;
 }
 
 inline void product(const bf16* a, int64_t stride, int64_t r, int n, const bf16* packed, int64_t depth, int64_t column,
                     int64_t width, const float* bias, float* tile) {
-  const bf16* panel = packed + kPlanes * column * padded_depth(depth);
-  for (int i = 0; i < n; i += 32)
-    multiply_any(static_cast<int>(least(n - i, 32)), width - column > 16, padded_depth(depth) / 32,
-                 {a + (r + i) * stride, stride, 16 * stride, 32 * kPlanes, 32}, panel,
-                 panel + panel_elements(depth) + (r + i) / 32 % kPlanes * 2 * kPlaneWords, bias,
-                 tile + i * kTileColumns);
+  product_beside(a, stride, r, n, packed, depth, column, width, bias, tile, Nothing{});
   if (kPlanes > 1 && bias != kZeros) add_bias(tile, bias, n);
 }
 

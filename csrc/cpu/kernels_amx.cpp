@@ -4,6 +4,8 @@
 #ifdef __AMX_BF16__
 #include <immintrin.h>
 
+#include <type_traits>
+
 #define FFNAS_BF16_PRODUCTS
 #define FFNAS_AMX
 namespace ffnas {

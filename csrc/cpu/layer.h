@@ -101,14 +101,14 @@ inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, 
   parallel_tasks(per_layer * call.layers, task);
 }
 
-// The interpreter's registers: one tile each; and room for one panel of a product over a block's rows.
+// The interpreter's registers: one tile each; and room for two panels of a product over a block's rows.
 struct Registers {
   float* tile[kNumRegisters];
-  float* products;
+  float* panel[2];
 
   void carve(Carver& c) {
     for (float*& t : tile) t = c.take<float>(kTileFloats);
-    products = c.take<float>((kBlockRows + kTileRows) * kTileColumns);
+    for (float*& p : panel) p = c.take<float>((kBlockRows + kTileRows) * kTileColumns);
   }
   float* operator[](int32_t r) const { return tile[r]; }
   void run(const SegmentCode& s, int rows, int64_t column, int64_t hidden) {
@@ -138,9 +138,9 @@ template <class Multiply, class Fn>
 inline void for_products(int64_t rows, int64_t width, Registers& registers, int32_t reg, Multiply&& multiply, Fn&& fn) {
   float* own = registers.tile[reg];
   for (int64_t c = 0; c < width; c += kTileColumns) {
-    multiply(static_cast<int>(rows), c, registers.products);
+    multiply(static_cast<int>(rows), c, registers.panel[0]);
     for_row_groups(rows, [&](int64_t r, int n) {
-      registers.tile[reg] = registers.products + r * kTileColumns;
+      registers.tile[reg] = registers.panel[0] + r * kTileColumns;
       fn(r, n, c);
     });
   }

@@ -7,31 +7,65 @@ struct RowStats {
 };
 inline RowStats* stats_of(const View& v) { return static_cast<RowStats*>(v.data); }
 
-// Sum over a row of term(vector), zero beyond the row's end where term keeps 0; four chains to hide the latency.
-template <class Term>
-inline float row_sum(const float* z, int64_t width, Term term) {
-  F s[4] = {zero(), zero(), zero(), zero()};
-  int64_t j = 0;
-  for (; j + 4 * kLanes <= width; j += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) s[k] = s[k] + term(load(z + j + k * kLanes));
-  for (; j + kLanes <= width; j += kLanes) s[0] = s[0] + term(load(z + j));
-  if (j < width) s[1] = s[1] + keep_lanes(term(loadn(z + j, static_cast<int>(width - j))), static_cast<int>(width - j));
-  return sum((s[0] + s[1]) + (s[2] + s[3]));
+// Statistics of R rows at once: the chain of one row's sums, a division and a square root hides behind the others'.
+template <int R>
+inline void row_stats(const float* z, int64_t z_stride, int64_t width, float eps, RowStats* stats) {
+  F s[R][2], m[R];
+  // Sum over each row of term(vector, row), of its existing lanes.
+  const auto sums = [&](auto term) {
+    for (int i = 0; i < R; ++i) s[i][0] = s[i][1] = zero();
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= width; j += 2 * kLanes)
+      for (int i = 0; i < R; ++i)
+        for (int k = 0; k < 2; ++k) s[i][k] = s[i][k] + term(load(z + i * z_stride + j + k * kLanes), i);
+    for (; j < width; j += kLanes) {
+      const int n = static_cast<int>(least(width - j, kLanes));
+      for (int i = 0; i < R; ++i) s[i][0] = s[i][0] + keep_lanes(term(load(z + i * z_stride + j), i), n);
+    }
+  };
+  sums([](F a, int) { return a; });
+  for (int i = 0; i < R; ++i) {
+    stats[i].mean = sum(s[i][0] + s[i][1]) / static_cast<float>(width);
+    m[i] = set1(stats[i].mean);
+  }
+  sums([&](F a, int i) { return (a - m[i]) * (a - m[i]); });
+  for (int i = 0; i < R; ++i)
+    stats[i].inverse = 1.0f / __builtin_sqrtf(sum(s[i][0] + s[i][1]) / static_cast<float>(width) + eps);
 }
 
-inline RowStats row_stats(const float* z, int64_t width, float eps) {
-  const float mean = row_sum(z, width, [](F a) { return a; }) / static_cast<float>(width);
-  const F m = set1(mean);
-  const float squares = row_sum(z, width, [m](F a) { return (a - m) * (a - m); });
-  return {mean, 1.0f / __builtin_sqrtf(squares / static_cast<float>(width) + eps)};
-}
-
-// out = (z - mean) * inverse * weight + bias; weight and bias are zero-padded to kLanes.
+// out = (z - mean) * inverse * weight + bias
 template <class T>
 inline void normalize_row(const float* z, int64_t width, RowStats s, const float* weight, const float* bias, T* out) {
   const F m = set1(s.mean), r = set1(s.inverse);
-  for (int64_t j = 0; j < width; j += kLanes)
-    store_part(out + j, fma((load(z + j) - m) * r, load(weight + j), load(bias + j)), width - j);
+  const auto value = [&](int64_t j) { return fma((load(z + j) - m) * r, load(weight + j), load(bias + j)); };
+  int64_t j = 0;
+  for (; j + kLanes <= width; j += kLanes) store(out + j, value(j));
+  if (j < width) storen(out + j, value(j), static_cast<int>(width - j));
+}
+
+// LayerNorm of a block's rows, whose statistics also go to `stats` unless that is null. Rows of z have room up to kLanes,
+// and weight and bias are filled up. Rows in fours took 0.65 (bfloat16) to 0.8 (float32) of the time of one by one.
+template <class T>
+inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps, const float* weight,
+                           const float* bias, T* out, int64_t out_stride, RowStats* stats) {
+  constexpr int kRows = 4;
+  for (int64_t r = 0; r < rows;) {
+    RowStats s[kRows];
+    const int64_t n = rows - r >= kRows ? kRows : 1;
+    n == kRows ? row_stats<kRows>(z + r * z_stride, z_stride, width, eps, s)
+               : row_stats<1>(z + r * z_stride, z_stride, width, eps, s);
+    for (int64_t i = 0; i < n; ++i, ++r) {
+      if (stats != nullptr) stats[r] = s[i];
+      normalize_row(z + r * z_stride, width, s[i], weight, bias, out + r * out_stride);
+    }
+  }
+}
+inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps, const float* weight,
+                           const float* bias, const View& out, RowStats* stats) {
+  if (out.dtype == kFloat32)
+    normalize_rows(z, z_stride, rows, width, eps, weight, bias, static_cast<float*>(out.data), out.stride, stats);
+  else
+    normalize_rows(z, z_stride, rows, width, eps, weight, bias, static_cast<bf16*>(out.data), out.stride, stats);
 }
 
 // z holds R rows of LayerNorm's input, g their output gradients; afterwards z holds the input gradients. Adds to the

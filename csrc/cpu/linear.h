@@ -47,20 +47,6 @@ inline void pack_linears(const LinearCall& call, LinearShared& shared) {
   load_vector(call.ln_bias, call.layer[0].outputs, padded_width(call.layer[0].outputs), shared.ln_bias);
 }
 
-inline void normalize_block(const LinearCall& call, const LinearShared& shared, const LinearBlock& block, int64_t row,
-                            int64_t rows) {
-  const View out = rows_of(call.layer[0].out, row);
-  const int64_t width = call.layer[0].outputs;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* z = block.z + r * block.z_stride;
-    const RowStats s = row_stats(z, width, call.eps);
-    if (out.dtype == kFloat32)
-      normalize_row(z, width, s, shared.ln_weight, shared.ln_bias, static_cast<float*>(out.data) + r * out.stride);
-    else
-      normalize_row(z, width, s, shared.ln_weight, shared.ln_bias, static_cast<bf16*>(out.data) + r * out.stride);
-  }
-}
-
 // Rows [row, row + rows) of all layers.
 inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row, int64_t rows) {
   copy_operand(rows_of(call.x, row), rows, call.inputs, block.x, block.stride);
@@ -73,7 +59,9 @@ inline void linear_block(const LinearCall& call, const LinearShared& shared, Lin
       add_to_block(block.tile, block.old, block.z + r * block.z_stride + c, block.z_stride, n);
     });
   }
-  if (call.residual.data != nullptr) normalize_block(call, shared, block, row, rows);
+  if (call.residual.data != nullptr)
+    normalize_rows(block.z, block.z_stride, rows, call.layer[0].outputs, call.eps, shared.ln_weight, shared.ln_bias,
+                   rows_of(call.layer[0].out, row), nullptr);
 }
 
 inline int linear(LinearCall& call) {

@@ -1,0 +1,180 @@
+// Forward's element-wise work beside its products, on AMX: tile registers multiply one panel while vector units work on
+// the panel before, a row or two after every step of a tile. Included inside an ISA namespace, by forward.h.
+//
+// Only for segments that are one operator of the product's result, or none, as most of the released expressions are:
+// instances of two templates, one for each operator, nothing compiled per program. No out-of-order window spans a whole
+// tile's element-wise work, so products and sweeps one after the other do not overlap; bfloat16 forward takes 0.88, float32
+// 0.95 of that time (540 wide, 4096 tokens). The interpreter's sweeps gain nothing from being cut in such pieces.
+// Results are bit for bit the interpreter's.
+//
+// Rejected: sums for LayerNorm's statistics, about the mean of a row's first panel, in the same pass. As accurate, but what
+// the products then wait is what the two passes over finished rows take.
+
+#ifdef FFNAS_AMX
+// What forward saves is streamed in the products' own type, to whole cache lines; elsewhere the interpreter works.
+using Saved = std::conditional_t<kPlanes == 1, bf16, float>;
+constexpr int32_t kSavedType = kPlanes == 1 ? kBFloat16 : kFloat32;
+inline bool streams(const View& v) {
+  return v.data == nullptr || (v.dtype == kSavedType && reinterpret_cast<uintptr_t>(v.data) % 64 == 0);
+}
+inline Saved* saved_tile(const View& v, int64_t row, int64_t column, int64_t tokens) {
+  return v.data == nullptr ? nullptr : static_cast<Saved*>(v.data) + saved_at(row, column, tokens);
+}
+inline void stream_row(Saved*& to, F low, F high) {
+  if (to == nullptr) return;
+#ifdef FFNAS_SPLIT_PRODUCTS
+  stream(to, low);
+  stream(to + kLanes, high);
+#else
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), planes_of(low, high).plane[0]);
+#endif
+  to += kTileColumns;
+}
+
+inline __mmask32 columns_below(int64_t n) { return n >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << n) - 1u); }
+inline F load_masked(const bf16* p, __mmask16 m) { return widen(_mm256_maskz_loadu_epi16(m, p)); }
+inline F load_masked(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+
+// A row of a product, 32 columns; product_beside leaves the bias of three planes out.
+struct ProductRow {
+  const float *from, *bias;
+  void take(F& low, F& high) {
+    low = load(from);
+    high = load(from + kLanes);
+    if (kPlanes > 1) {
+      low = low + load(bias);
+      high = high + load(bias + kLanes);
+    }
+    from += kTileColumns;
+  }
+};
+
+// second's operand = op(h)
+template <class Op>
+struct MidRow {
+  ProductRow product;
+  Saved* h;
+  bf16* to;
+  int64_t stride;
+  __mmask32 valid;
+
+  void run() {
+    F low, high;
+    product.take(low, high);
+    stream_row(h, low, high);
+    const Planes v = planes_of(Op::value(low), Op::value(high));
+    for (int p = 0; p < kPlanes; ++p) _mm512_storeu_si512(to + 32 * p, _mm512_maskz_mov_epi16(valid, v.plane[p]));
+    to += stride;
+  }
+};
+
+// Z = x + op(y)
+template <class Op>
+struct PostRow {
+  ProductRow product;
+  Saved *y, *sum;
+  const Saved* x;
+  int64_t x_stride;
+  __mmask32 valid;
+  float* z;
+  int64_t z_stride;
+
+  void run() {
+    F low, high;
+    product.take(low, high);
+    stream_row(y, low, high);
+    low = load_masked(x, static_cast<__mmask16>(valid)) + Op::value(low);
+    high = load_masked(x + kLanes, static_cast<__mmask16>(valid >> kLanes)) + Op::value(high);
+    stream_row(sum, low, high);
+    store(z, low);
+    store(z + kLanes, high);
+    x += x_stride;
+    z += z_stride;
+  }
+};
+
+// The rows of a panel that are still to do, `piece` of them after each step of a tile.
+template <class Row>
+struct PanelWork {
+  Row row;
+  int64_t left, piece;
+  void step() { run(least(piece, left)); }
+  void run(int64_t n) {
+    left -= n;
+    for (; n > 0; --n) row.run();
+  }
+};
+
+// For every panel of a product over a block: multiplies, then hands its rows to row_of(column, products).
+template <class RowOf>
+__attribute__((flatten)) inline void products_beside(Registers& registers, int64_t rows, const bf16* a, int64_t stride,
+                                                     const bf16* packed, int64_t depth, int64_t width, const float* bias,
+                                                     const RowOf& row_of) {
+  const int64_t steps = most((rows + 15) / 32 * (padded_depth(depth) / 32), 1);  // of a panel's full tiles
+  PanelWork<decltype(row_of(0, ProductRow{}))> work{};
+  work.piece = (rows + steps - 1) / steps;
+  for (int64_t c = 0, k = 0; c < width; c += kTileColumns, ++k) {
+    float* to = registers.panel[k % 2];
+    work = product_beside(a, stride, 0, static_cast<int>(rows), packed, depth, c, width, bias + c, to, work);
+    work.run(work.left);
+    work.row = row_of(c, ProductRow{to, bias + c});
+    work.left = rows;
+  }
+  work.run(work.left);
+}
+
+// The only operator of a segment of the product's result; kNone if it is anything else.
+inline int32_t only_operator(const SegmentCode& s) {
+  if (s.count == 0) return s.value == kRegisterA ? kOpIdentity : kNone;
+  const Instruction& in = s.code[0];
+  return s.count == 1 && in.a == kRegisterA && in.dst == s.value ? in.opcode : kNone;
+}
+// fn(Operator{}) for the unary operator `op`; false if it is none.
+template <class Fn>
+inline bool with_operator(int32_t op, const Fn& fn) {
+  switch (op) {
+#define FFNAS_CASE(NAME, CODE) case CODE: fn(NAME{}); return true;
+    FFNAS_UNARY_OPERATORS(FFNAS_CASE)
+#undef FFNAS_CASE
+    default: return false;
+  }
+}
+
+inline bool first_beside(const ForwardRows& f) {
+  const Call& call = f.call;
+  if (call.tokens <= kSkinnyTokens || !streams(f.layer.h)) return false;
+  const Widths w = widths_of(call);
+  return with_operator(only_operator(call.program.segment[kMid]), [&](auto op) {
+    products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1,
+                    [&](int64_t c, ProductRow product) {
+                      return MidRow<decltype(op)>{product, saved_tile(f.layer.h, f.row, c, call.tokens),
+                                                  f.block.second + operand_column(c), f.block.stride2,
+                                                  columns_below(w.out1 - c)};
+                    });
+  });
+}
+
+inline bool second_beside(const ForwardRows& f) {
+  const Call& call = f.call;
+  if (call.tokens <= kSkinnyTokens || call.program.parallel || !call.has_ln || call.drop_threshold != 0 ||
+      f.x.dtype != kSavedType || !streams(f.layer.y) || !streams(f.layer.sum))
+    return false;
+  const Widths w = widths_of(call);
+  return with_operator(only_operator(call.program.segment[kPost]), [&](auto op) {
+    products_beside(f.block.reg, f.rows, f.block.second, f.block.stride2, f.packed.w2, w.in2, w.out2, f.packed.b2,
+                    [&](int64_t c, ProductRow product) {
+                      return PostRow<decltype(op)>{product,
+                                                   saved_tile(f.layer.y, f.row, c, call.tokens),
+                                                   saved_tile(f.layer.sum, f.row, c, call.tokens),
+                                                   static_cast<const Saved*>(f.x.data) + c,
+                                                   f.x.stride,
+                                                   columns_below(w.out2 - c),
+                                                   f.block.z + c,
+                                                   f.block.z_stride};
+                    });
+  });
+}
+#else
+inline bool first_beside(const ForwardRows&) { return false; }
+inline bool second_beside(const ForwardRows&) { return false; }
+#endif
