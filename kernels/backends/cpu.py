@@ -89,9 +89,9 @@ class CpuBackend:
         saved = self.saved_like(call) if save else []
         if call.tokens:
             words = self._words(call, call.x, out)
-            parameters = _parameter_views(call)
-            for own, kept in zip(parameters, _saved_views(call, saved), strict=True):
-                words += array("q", (*own, *kept))
+            for own, kept in zip(_parameter_views(call), _saved_views(call, saved), strict=True):
+                words.extend(own)
+                words.extend(kept)
             self._run(self._library.ffnas_forward, call, words)
         return out, saved
 
@@ -215,20 +215,22 @@ def _optional_view(t: Tensor | None) -> tuple[int, int, int]:
 
 def _parameter_views(call: FFNCall) -> list[list[int]]:
     """Per layer the views of w1, b1, w2, b2, ln_weight, ln_bias."""
-    groups = [call.w1, call.b1, call.w2, call.b2]
-    groups += [call.ln_weight, call.ln_bias] if call.has_ln else [[None] * call.layers] * 2
-    return [[v for group in groups for v in _optional_view(group[layer])] for layer in range(call.layers)]
+    norm = (call.ln_weight, call.ln_bias) if call.has_ln else ()
+    absent = (2 - len(norm)) * _NO_VIEW
+    layers = zip(call.w1, call.b1, call.w2, call.b2, *norm, strict=True)
+    return [[v for t in layer for v in _view(t)] + [*absent] for layer in layers]
 
 
 def _saved_views(call: FFNCall, saved: Sequence[Tensor]) -> list[list[int]]:
     """Per layer the views of the saved layer input, h, y, sum and stats; nothing where they are not saved."""
+    if not saved:
+        return [[0] * (5 * len(_NO_VIEW))] * call.layers
     rest = iter(saved)
-    present = len(saved) > 0
     kept = _saves(call)
     views = []
     for layer in range(call.layers):
         row: list[int] = []
         for is_kept in (layer > 0, *kept):
-            row += _view(next(rest)) if present and is_kept else _NO_VIEW
+            row += _view(next(rest)) if is_kept else _NO_VIEW
         views.append(row)
     return views

@@ -1,0 +1,100 @@
+"""Plain eager calls go past the dispatcher; whoever watches it must still see the op."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ffn_cases import Case, tensors
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import library
+from kernels.expression import parse_expression
+from kernels.ops import fused_ffn
+
+EXPRESSION = parse_expression("tanh(linear(gelu(linear(x,wb1)),wb2))")
+CASE = Case(EXPRESSION, "truncate", 5, 9, 7)
+
+
+class Names(TorchDispatchMode):
+    """Collects the names of the operators that run under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that counts the operators it meets."""
+
+    seen: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def step(inputs):
+    """Forward and backward."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    fused_ffn(*leaves, EXPRESSION).sum().backward()
+    return [t.grad for t in leaves]
+
+
+@pytest.fixture
+def inputs():
+    return [t.detach() for t in tensors(CASE, 0, torch.float32)]
+
+
+@pytest.fixture
+def through_dispatcher(monkeypatch):
+    """Names of the operators called through the dispatcher."""
+    called = []
+    for name in ("ffn_fwd", "ffn_bwd"):
+        op = getattr(library, name)
+        monkeypatch.setattr(library, name, lambda *args, op=op, name=name: called.append(name) or op(*args))
+    return called
+
+
+def test_plain_calls_do_not_pass_the_dispatcher(inputs, through_dispatcher):
+    with torch.no_grad():
+        fused_ffn(*inputs, EXPRESSION)
+    step([torch.nn.Parameter(t) for t in inputs])
+    assert through_dispatcher == []
+
+
+def test_results_are_those_of_the_operator(inputs):
+    direct = step(inputs)
+    with Names():
+        dispatched = step(inputs)
+    for a, b in zip(direct, dispatched, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_dispatch_mode_sees_both_operators(inputs):
+    with Names() as names:
+        step(inputs)
+    assert {"ffnas::ffn_fwd", "ffnas::ffn_bwd"} <= set(names.seen)
+
+
+def test_the_profiler_sees_both_operators(inputs):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(inputs)
+    assert {"ffnas::ffn_fwd", "ffnas::ffn_bwd"} <= {event.key for event in profile.key_averages()}
+
+
+def test_a_subclass_sees_the_operator(inputs):
+    Wrapped.seen.clear()
+    with torch.no_grad():
+        fused_ffn(inputs[0].as_subclass(Wrapped), *inputs[1:], EXPRESSION)
+    assert any("ffn_fwd" in name for name in Wrapped.seen)
+
+
+def test_a_trace_records_the_operator(inputs):
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: fused_ffn(x, *inputs[1:], EXPRESSION), inputs[0], check_trace=False)
+    assert "ffnas::ffn_fwd" in str(traced.graph)
