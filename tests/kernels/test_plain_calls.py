@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from ffn_cases import Case, tensors
@@ -30,7 +32,7 @@ class Names(TorchDispatchMode):
 class Wrapped(torch.Tensor):
     """A subclass that counts the operators it meets."""
 
-    seen: list[str] = []
+    seen: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
