@@ -1,14 +1,14 @@
 // Forward's element-wise work beside its products, on AMX: tile registers multiply one panel while vector units work on
-// the panel before, a row or two after every step of a tile. Included inside an ISA namespace, by forward.h.
+// the panel before, a row or two after every few tile instructions. Included inside an ISA namespace, by forward.h.
 //
 // Only for segments that are one operator of the product's result, or none, as most of the released expressions are:
 // instances of two templates, one for each operator, nothing compiled per program. No out-of-order window spans a whole
 // tile's element-wise work, so products and sweeps one after the other do not overlap; bfloat16 forward takes 0.88, float32
-// 0.95 of that time (540 wide, 4096 tokens). The interpreter's sweeps gain nothing from being cut in such pieces.
+// 0.91 of that time (540 wide, 4096 tokens). The interpreter's sweeps gain nothing from being cut in such pieces.
 // Results are bit for bit the interpreter's.
 //
-// Rejected: sums for LayerNorm's statistics, about the mean of a row's first panel, in the same pass. As accurate, but what
-// the products then wait is what the two passes over finished rows take.
+// Tried and not kept: sums for LayerNorm's statistics in the same pass, and LayerNorm itself beside the next block's first
+// product. What they save the products lose: these rows are in L2, as the operands are.
 
 #ifdef FFNAS_AMX
 // What forward saves is streamed in the products' own type, to whole cache lines; elsewhere the interpreter works.
@@ -93,7 +93,7 @@ struct PostRow {
   }
 };
 
-// The rows of a panel that are still to do, `piece` of them after each step of a tile.
+// The rows of a panel that are still to do, `piece` of them at each step.
 template <class Row>
 struct PanelWork {
   Row row;
@@ -110,7 +110,7 @@ template <class RowOf>
 __attribute__((flatten)) inline void products_beside(Registers& registers, int64_t rows, const bf16* a, int64_t stride,
                                                      const bf16* packed, int64_t depth, int64_t width, const float* bias,
                                                      const RowOf& row_of) {
-  const int64_t steps = most((rows + 15) / 32 * (padded_depth(depth) / 32), 1);  // of a panel's full tiles
+  const int64_t steps = most((rows + 15) / 32 * (padded_depth(depth) / 32) * kProductsPerStep, 1);  // of full tiles
   PanelWork<decltype(row_of(0, ProductRow{}))> work{};
   work.piece = (rows + steps - 1) / steps;
   for (int64_t c = 0, k = 0; c < width; c += kTileColumns, ++k) {

@@ -34,14 +34,17 @@ struct Left {
 };
 constexpr int64_t kPanelStep = 2 * kPlanes * kPlaneWords;  // of a packed panel, per 32 of depth
 
-// One plane of A, 32 rows or 16, times one of B, 32 columns or 16, both in tile registers.
-template <bool TALL, bool WIDE>
-inline void multiply_planes() {
+// One plane of A, 32 rows or 16, times one of B, 32 columns or 16, both in tile registers; then some of the work beside.
+template <bool TALL, bool WIDE, class Work>
+inline void multiply_planes(Work& work) {
   _tile_dpbf16ps(0, 4, 6);
   if (WIDE) _tile_dpbf16ps(1, 4, 7);
   if (TALL) _tile_dpbf16ps(2, 5, 6);
   if (TALL && WIDE) _tile_dpbf16ps(3, 5, 7);
+  work.step();
 }
+constexpr int64_t kProductsPerStep = kPlanes == 1 ? 1 : 6;  // of planes, per 32 of depth
+
 template <bool TALL>
 inline void load_left(const Left& a, int plane) {
   _tile_loadd(4, a.data + plane * a.plane, 2 * a.row);
@@ -65,7 +68,7 @@ struct Nothing {
 
 // tile[32][32] = sum over `steps` of A times B; the second 16 rows only if TALL, the second 16 columns only if WIDE.
 // Of three planes the products below 2^-24 of the result are left out; the others follow each other so that all but the
-// first load planes of one operand only (2 to 3 % less with backward than loading both once more). Between the steps
+// first load planes of one operand only (2 to 3 % less with backward than loading both once more). Between the products
 // vectors do some of `work`, which is returned as it is then; flat, so that its constants stay in registers.
 template <bool TALL, bool WIDE, class Work>
 __attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const bf16* b, const bf16* next,
@@ -85,23 +88,22 @@ __attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const
   for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
-    multiply_planes<TALL, WIDE>();
-    work.step();
+    multiply_planes<TALL, WIDE>(work);
     if (kPlanes == 1) continue;
     prefetch_lines(next);
     load_left<TALL>(a, 2);
-    multiply_planes<TALL, WIDE>();
+    multiply_planes<TALL, WIDE>(work);
     prefetch_lines(next + 256);
     load_left<TALL>(a, 1);
-    multiply_planes<TALL, WIDE>();
+    multiply_planes<TALL, WIDE>(work);
     prefetch_lines(next + 512);
     load_right<WIDE>(b, 1);
-    multiply_planes<TALL, WIDE>();
+    multiply_planes<TALL, WIDE>(work);
     prefetch_lines(next + 768);
     load_left<TALL>(a, 0);
-    multiply_planes<TALL, WIDE>();
+    multiply_planes<TALL, WIDE>(work);
     load_right<WIDE>(b, 2);
-    multiply_planes<TALL, WIDE>();
+    multiply_planes<TALL, WIDE>(work);
   }
   _tile_stored(0, tile, 4 * kTileColumns);
   if (WIDE) _tile_stored(1, tile + 16, 4 * kTileColumns);

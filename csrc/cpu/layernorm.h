@@ -1,36 +1,49 @@
 // LayerNorm on rows of a float block that is still in cache. Included inside an ISA namespace.
 //
-// Statistics in float32, variance from the centred values (two passes over a row in L1), as PyTorch does.
+// Statistics in float32, in one pass: sums of z - s and of its square, s the mean of the row's first 32 values. The variance
+// is their difference, which cancels little: by Cauchy-Schwarz (s - mean)^2 <= width / 32 * variance whatever the row
+// holds, and it is far below the variance unless a row is sorted. Two passes over a row in L1 take 1.2 of the time.
 
 struct RowStats {
   float mean, inverse;  // 1 / sqrt(var + eps)
 };
 inline RowStats* stats_of(const View& v) { return static_cast<RowStats*>(v.data); }
 
+constexpr int64_t kAboutColumns = 32;
+
 // Statistics of R rows at once: the chain of one row's sums, a division and a square root hides behind the others'.
 template <int R>
 inline void row_stats(const float* z, int64_t z_stride, int64_t width, float eps, RowStats* stats) {
-  F s[R][2], m[R];
-  // Sum over each row of term(vector, row), of its existing lanes.
-  const auto sums = [&](auto term) {
-    for (int i = 0; i < R; ++i) s[i][0] = s[i][1] = zero();
-    int64_t j = 0;
-    for (; j + 2 * kLanes <= width; j += 2 * kLanes)
-      for (int i = 0; i < R; ++i)
-        for (int k = 0; k < 2; ++k) s[i][k] = s[i][k] + term(load(z + i * z_stride + j + k * kLanes), i);
-    for (; j < width; j += kLanes) {
-      const int n = static_cast<int>(least(width - j, kLanes));
-      for (int i = 0; i < R; ++i) s[i][0] = s[i][0] + keep_lanes(term(load(z + i * z_stride + j), i), n);
-    }
-  };
-  sums([](F a, int) { return a; });
+  const int64_t some = least(width, kAboutColumns);
+  F about[R], first[R], second[R];  // sums of z - about and its square
   for (int i = 0; i < R; ++i) {
-    stats[i].mean = sum(s[i][0] + s[i][1]) / static_cast<float>(width);
-    m[i] = set1(stats[i].mean);
+    const float* row = z + i * z_stride;
+    F total = zero();
+    for (int64_t j = 0; j < some; j += kLanes) total = total + loadn(row + j, static_cast<int>(least(some - j, kLanes)));
+    stats[i].mean = sum(total) / static_cast<float>(some);
+    about[i] = set1(stats[i].mean);
+    first[i] = second[i] = zero();
   }
-  sums([&](F a, int i) { return (a - m[i]) * (a - m[i]); });
-  for (int i = 0; i < R; ++i)
-    stats[i].inverse = 1.0f / __builtin_sqrtf(sum(s[i][0] + s[i][1]) / static_cast<float>(width) + eps);
+  const auto add = [&](int i, F a) {
+    first[i] = first[i] + a;
+    second[i] = fma(a, a, second[i]);
+  };
+  int64_t j = 0;
+  for (; j + kLanes <= width; j += kLanes)
+    for (int i = 0; i < R; ++i) add(i, load(z + i * z_stride + j) - about[i]);
+  if (j < width)
+    for (int i = 0; i < R; ++i) {
+      const int n = static_cast<int>(width - j);
+      add(i, keep_lanes(loadn(z + i * z_stride + j, n) - about[i], n));
+    }
+  for (int i = 0; i < R; ++i) {
+    const float total = sum(first[i]), squares = sum(second[i]), shift = total / static_cast<float>(width);
+    const float rest = squares - total * shift;
+    // infinite squares of finite numbers: an infinite variance, as squares of centred values would give
+    const float sum_of_squares = __builtin_isinf(squares) ? squares : rest < 0.0f ? 0.0f : rest;
+    stats[i].mean += shift;
+    stats[i].inverse = 1.0f / __builtin_sqrtf(sum_of_squares / static_cast<float>(width) + eps);
+  }
 }
 
 // out = (z - mean) * inverse * weight + bias

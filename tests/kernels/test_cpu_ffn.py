@@ -6,10 +6,12 @@ import pytest
 import torch
 from ffn_accuracy import Accuracy
 from ffn_cases import RELEASED, Case, random_case, tensors, with_gradients
+from torch.nn import functional as F
 
 from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
 from kernels.dispatch import available_backends, load_backend, use_backend
 from kernels.expression import parse_expression
+from kernels.operators import UNARY
 from kernels.ops import fused_ffn, fused_ffn_stack
 from kernels.reference import ffn
 
@@ -61,6 +63,52 @@ def test_float32_products_serve_bfloat16(on, name):
     for k, text in enumerate(RELEASED):
         accuracy.check(Case(parse_expression(text), "truncate", 33, 45, 31), k + 1, torch.bfloat16)
     accuracy.finish()
+
+
+@pytest.mark.parametrize("name", ["amx", "amx_fp32"])
+def test_every_operator_beside_the_products(on, name):
+    """One operator between the products and one after them: what AMX kernels do while tiles multiply."""
+    dtype = on(name)
+    accuracy = Accuracy(["cpu"])
+    for k, (first, second) in enumerate(zip(UNARY, UNARY[1:] + UNARY[:1], strict=True)):
+        for tokens, hidden, inner in ((33, 45, 31), (113, 97, 80), (200, 64, 33)):
+            expression = parse_expression(f"{second}(linear({first}(linear(x,wb1)),wb2))")
+            case = Case(expression, "truncate", tokens, hidden, inner)
+            accuracy.check(case, k, dtype)
+            inputs = [t.detach() for t in tensors(case, k, dtype)]
+            with use_backend("cpu", strict=True):
+                unsaved = fused_ffn(*inputs, expression)
+                saved = fused_ffn(*(t.requires_grad_() for t in inputs), expression)
+            assert torch.equal(unsaved, saved), expression
+    accuracy.finish()
+
+
+@pytest.mark.parametrize("name", [isa for isa in ISAS if SERVES[isa] == torch.float32])
+@pytest.mark.parametrize("hidden", [5, 33, 540])
+def test_statistics_of_awkward_rows(on, name, hidden):
+    """LayerNorm's sums are about the mean of a row's first values, wherever the mean of all of them is."""
+    on(name)
+    noise = torch.randn(hidden, generator=torch.Generator().manual_seed(1))
+    step = torch.zeros(hidden)
+    step[: min(32, hidden // 2)] = 1.0
+    spike = torch.zeros(hidden)
+    spike[-1] = 1e4
+    rows = [noise, noise.sort().values, 100 + noise, noise + 1e3 * step, noise - 1e3 * step, noise + spike]
+    x = torch.stack([*rows, noise + spike.flip(0), 1e-3 * noise, 1e15 * noise])
+    zeros = (torch.zeros(7, hidden), torch.zeros(7), torch.zeros(hidden, 7), torch.zeros(hidden))
+    norm = (torch.rand(hidden) + 0.5, torch.randn(hidden))
+    text = "linear(relu(linear(x,wb1)),wb2)"  # of zero weights: LayerNorm's input is x
+    with use_backend("cpu", strict=True):
+        got = fused_ffn(x, *zeros, *norm, text)
+    exact = F.layer_norm(x.double(), (hidden,), *(t.double() for t in norm), 1e-12)
+    # x is exact; the mean is rounded to an ulp of the largest element, here in deviations, and the variance cancels by
+    # at most width / 32
+    scale = x.double().abs().amax(1, keepdim=True) / x.double().std(1, keepdim=True, unbiased=False)
+    assert ((got - exact).abs() <= 2**-23 * (4 + scale + hidden / 32) * (1 + exact.abs())).all()
+    overflowing = 1e25 * x[:1]  # finite, but their squares are not
+    with use_backend("cpu", strict=True):
+        got = fused_ffn(overflowing, *zeros, *norm, text)
+    assert torch.equal(got[0], norm[1])  # an infinite variance leaves the bias; eager says NaN at some widths
 
 
 @pytest.mark.parametrize("name", ["avx512", "amx_fp32"])
