@@ -11,23 +11,27 @@
 // product. What they save the products lose: these rows are in L2, as the operands are.
 
 #ifdef FFNAS_AMX
-// What forward saves is streamed in the products' own type, to whole cache lines; elsewhere the interpreter works.
+// h and y are saved in the products' own type, and streamed to whole cache lines; elsewhere the interpreter works.
 using Saved = std::conditional_t<kPlanes == 1, bf16, float>;
 constexpr int32_t kSavedType = kPlanes == 1 ? kBFloat16 : kFloat32;
-inline bool streams(const View& v) {
-  return v.data == nullptr || (v.dtype == kSavedType && reinterpret_cast<uintptr_t>(v.data) % 64 == 0);
+inline bool streams(const View& v, int32_t dtype) {
+  return v.data == nullptr || (v.dtype == dtype && reinterpret_cast<uintptr_t>(v.data) % 64 == 0);
 }
-inline Saved* saved_tile(const View& v, int64_t row, int64_t column, int64_t tokens) {
-  return v.data == nullptr ? nullptr : static_cast<Saved*>(v.data) + saved_at(row, column, tokens);
+template <class T>
+inline T* saved_tile(const View& v, int64_t row, int64_t column, int64_t tokens) {
+  return v.data == nullptr ? nullptr : static_cast<T*>(v.data) + saved_at(row, column, tokens);
 }
-inline void stream_row(Saved*& to, F low, F high) {
+// A row of a saved tile, if it is saved; then the next.
+inline void stream_row(float*& to, F low, F high) {
   if (to == nullptr) return;
-#ifdef FFNAS_SPLIT_PRODUCTS
   stream(to, low);
   stream(to + kLanes, high);
-#else
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), planes_of(low, high).plane[0]);
-#endif
+  to += kTileColumns;
+}
+inline void stream_row(bf16*& to, F low, F high) {
+  if (to == nullptr) return;
+  const __m512i row = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), row);
   to += kTileColumns;
 }
 
@@ -69,11 +73,12 @@ struct MidRow {
 };
 
 // Z = x + op(y)
-template <class Op>
+template <class Op, class T>
 struct PostRow {
   ProductRow product;
-  Saved *y, *sum;
-  const Saved* x;
+  Saved* y;
+  T* sum;
+  const T* x;
   int64_t x_stride;
   __mmask32 valid;
   float* z;
@@ -142,37 +147,42 @@ inline bool with_operator(int32_t op, const Fn& fn) {
 
 inline bool first_beside(const ForwardRows& f) {
   const Call& call = f.call;
-  if (call.tokens <= kSkinnyTokens || !streams(f.layer.h)) return false;
+  if (call.tokens <= kSkinnyTokens || !streams(f.layer.h, kSavedType)) return false;
   const Widths w = widths_of(call);
   return with_operator(only_operator(call.program.segment[kMid]), [&](auto op) {
-    products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1,
-                    [&](int64_t c, ProductRow product) {
-                      return MidRow<decltype(op)>{product, saved_tile(f.layer.h, f.row, c, call.tokens),
-                                                  f.block.second + operand_column(c), f.block.stride2,
-                                                  columns_below(w.out1 - c)};
-                    });
+    const auto row_of = [&](int64_t c, ProductRow product) {
+      return MidRow<decltype(op)>{product, saved_tile<Saved>(f.layer.h, f.row, c, call.tokens),
+                                  f.block.second + operand_column(c), f.block.stride2, columns_below(w.out1 - c)};
+    };
+    products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1, row_of);
   });
 }
 
+// x, and LayerNorm's input where it is saved, of type T.
+template <class T>
+inline bool second_beside_as(const ForwardRows& f) {
+  const Call& call = f.call;
+  const Widths w = widths_of(call);
+  return with_operator(only_operator(call.program.segment[kPost]), [&](auto op) {
+    const auto row_of = [&](int64_t c, ProductRow product) {
+      return PostRow<decltype(op), T>{product,
+                                      saved_tile<Saved>(f.layer.y, f.row, c, call.tokens),
+                                      saved_tile<T>(f.layer.sum, f.row, c, call.tokens),
+                                      static_cast<const T*>(f.x.data) + c,
+                                      f.x.stride,
+                                      columns_below(w.out2 - c),
+                                      f.block.z + c,
+                                      f.block.z_stride};
+    };
+    products_beside(f.block.reg, f.rows, f.block.second, f.block.stride2, f.packed.w2, w.in2, w.out2, f.packed.b2, row_of);
+  });
+}
 inline bool second_beside(const ForwardRows& f) {
   const Call& call = f.call;
   if (call.tokens <= kSkinnyTokens || call.program.parallel || !call.has_ln || call.drop_threshold != 0 ||
-      f.x.dtype != kSavedType || !streams(f.layer.y) || !streams(f.layer.sum))
+      !streams(f.layer.y, kSavedType) || !streams(f.layer.sum, f.x.dtype))
     return false;
-  const Widths w = widths_of(call);
-  return with_operator(only_operator(call.program.segment[kPost]), [&](auto op) {
-    products_beside(f.block.reg, f.rows, f.block.second, f.block.stride2, f.packed.w2, w.in2, w.out2, f.packed.b2,
-                    [&](int64_t c, ProductRow product) {
-                      return PostRow<decltype(op)>{product,
-                                                   saved_tile(f.layer.y, f.row, c, call.tokens),
-                                                   saved_tile(f.layer.sum, f.row, c, call.tokens),
-                                                   static_cast<const Saved*>(f.x.data) + c,
-                                                   f.x.stride,
-                                                   columns_below(w.out2 - c),
-                                                   f.block.z + c,
-                                                   f.block.z_stride};
-                    });
-  });
+  return f.x.dtype == kFloat32 ? second_beside_as<float>(f) : second_beside_as<bf16>(f);
 }
 #else
 inline bool first_beside(const ForwardRows&) { return false; }

@@ -7,7 +7,8 @@
 //   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
 //   software prefetch of the caller's matrices a panel or a block ahead, in bursts or a few lines per tile step (backward
 //   asks for the next few rows only): what LayerNorm then saves the products lose, memory being as busy as they are;
-//   loads of tiles and products taking turns instead of loads first.
+//   loads of tiles and products taking turns instead of loads first;
+//   adding one tile of a weight gradient to memory beside the products of the next.
 
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -61,7 +62,7 @@ inline void prefetch_lines(const bf16* p) {
   for (int i = 0; i < 8; ++i) __builtin_prefetch(p + 32 * i, 0, 2);
 }
 
-// Work beside a product (beside.h): nothing.
+// Work beside a product (forward_beside.h): nothing.
 struct Nothing {
   void step() {}
 };

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 import torch
 from ffn_accuracy import Accuracy
-from ffn_cases import RELEASED, Case, random_case, tensors, with_gradients
+from ffn_cases import RELEASED, Case, error, random_case, tensors, with_gradients
 from torch.nn import functional as F
 
 from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
@@ -81,6 +81,25 @@ def test_every_operator_beside_the_products(on, name):
                 saved = fused_ffn(*(t.requires_grad_() for t in inputs), expression)
             assert torch.equal(unsaved, saved), expression
     accuracy.finish()
+
+
+@pytest.mark.parametrize("name", ["avx512bf16", "amx"])
+def test_every_operator_under_autocast(on, name):
+    """float32 tensors with bfloat16 products; the exact value for operands rounded once is the measure."""
+    on(name)
+    for k, (first, second) in enumerate(zip(UNARY, UNARY[1:] + UNARY[:1], strict=True)):
+        expression = parse_expression(f"{second}(linear({first}(linear(x,wb1)),wb2))")
+        inputs = [t.detach() for t in tensors(Case(expression, "truncate", 113, 97, 80), k, torch.float32)]
+        exact = ffn(*(t.double() for t in inputs), expression)
+        with torch.autocast("cpu", torch.bfloat16):
+            with use_backend("cpu", strict=True):
+                got = fused_ffn(*inputs, expression)
+                saved = fused_ffn(*(t.requires_grad_() for t in inputs), expression)
+            with use_backend("reference", strict=True), torch.no_grad():
+                eager = fused_ffn(*inputs, expression)
+        assert got.dtype == torch.float32
+        assert torch.equal(got, saved)
+        assert error(got, exact) <= 2 * error(eager, exact) + 2**-20, expression
 
 
 @pytest.mark.parametrize("name", [isa for isa in ISAS if SERVES[isa] == torch.float32])
