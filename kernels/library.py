@@ -24,6 +24,8 @@ under `torch.func.grad`).
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -273,9 +275,12 @@ def _is_plain(tensors: Iterable[Tensor]) -> bool:
 
 
 def _forward_below(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    """`ffn_fwd(*args)` below autograd."""
+    """`ffn_fwd(*args)` below autograd and, like the operator, without autocast: `compute_dtype` says it all."""
     if _is_plain((args[0], *(t for group in args[1:7] for t in group))):
-        return _forward(*args)
+        if args[-1] is None:
+            return _forward(*args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return _forward(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return ffn_fwd(*args)
 
@@ -365,8 +370,15 @@ def _autocast_arguments(device: str, args: Sequence[Any]) -> Sequence[Any]:
     return *rest, compute_dtype
 
 
+def _autocast_key(device: str) -> torch._C.DispatchKey:
+    return getattr(torch._C.DispatchKey, "Autocast" + torch._C._dispatch_key_for_device(device))
+
+
+_AUTOCAST_KEYS = functools.reduce(operator.or_, (torch._C.DispatchKeySet(_autocast_key(d)) for d in _AUTOCAST_DEVICES))
+
+
 def _register_autocast(device: str) -> None:
-    key = getattr(torch._C.DispatchKey, "Autocast" + torch._C._dispatch_key_for_device(device))
+    key = _autocast_key(device)
 
     def cast(*args: Any) -> tuple[Tensor, list[Tensor]]:
         args = tuple(_autocast_arguments(device, args))

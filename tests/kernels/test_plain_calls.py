@@ -10,6 +10,7 @@ from ffn_cases import Case, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import library
+from kernels.dispatch import available_backends, use_backend
 from kernels.expression import parse_expression
 from kernels.ops import fused_ffn
 
@@ -73,6 +74,18 @@ def test_results_are_those_of_the_operator(inputs):
     direct = step(inputs)
     with Names():
         dispatched = step(inputs)
+    for a, b in zip(direct, dispatched, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_results_under_autocast_are_those_of_the_operator(inputs, backend):
+    if available_backends()[backend] is not None:
+        pytest.skip(available_backends()[backend])
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        direct = step(inputs)
+        with Names():
+            dispatched = step(inputs)
     for a, b in zip(direct, dispatched, strict=True):
         assert torch.equal(a, b)
 
