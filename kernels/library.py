@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from kernels import dispatch
 from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
 from kernels.expression import ExpressionError
+from kernels.plain import is_plain
 from kernels.program import WidthRule
 from kernels.validation import checked_header
 
@@ -256,27 +257,9 @@ def call_forward(*args: Any) -> Tensor:
     return _forward_below(*args)[0]
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _is_plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether nobody but the kernel has business with a call below autograd: no subclass, mode, trace or profile.
-
-    The dispatcher then adds nothing but its conversions, 15 us a call and 70 us while caches hold other things.
-    """
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._autograd._profiler_enabled()
-        or torch.compiler.is_compiling()
-    ) and all(type(t) in _PLAIN and not t.is_meta for t in tensors)
-
-
 def _forward_below(*args: Any) -> tuple[Tensor, list[Tensor]]:
     """`ffn_fwd(*args)` below autograd and, like the operator, without autocast: `compute_dtype` says it all."""
-    if _is_plain((args[0], *(t for group in args[1:7] for t in group))):
+    if is_plain((args[0], *(t for group in args[1:7] for t in group))):
         if args[-1] is None:
             return _forward(*args)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
@@ -339,7 +322,7 @@ def _call_backward(*args: Any) -> Sequence[Tensor]:
     """`ffn_bwd(*args)`, past the autograd rule unless a graph of the gradients is asked for."""
     if torch.is_grad_enabled():
         return _OnceDifferentiable.apply(*_flatten_backward(args))
-    if _is_plain((*args[:2], *(t for group in args[2:8] for t in group))):
+    if is_plain((*args[:2], *(t for group in args[2:8] for t in group))):
         return _backward(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return ffn_bwd(*args)
