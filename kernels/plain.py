@@ -1,6 +1,6 @@
 """Whether an operator call is a plain one, so that its kernel may be called without PyTorch's dispatcher.
 
-The dispatcher then adds nothing but conversions of its arguments: 15 us a call, and 70 us while caches hold other things.
+The dispatcher then adds nothing but conversions: 15 us a call, and 70 us while caches hold other things.
 """
 
 from __future__ import annotations
