@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from engine.data.task import TaskSpec
+from engine.data.task import NEG_LOG_LOSS, TaskSpec
 
 POSITIVE = 1
 """Class id that counts as positive in the F1 of two classes: the second label name."""
@@ -36,11 +37,12 @@ def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, 
 
     Returns:
         Classification: `accuracy`, `f1` (two classes: of class 1; more: the unweighted mean over classes) and `mcc`
-        (Matthews' correlation). Multiple choice: `accuracy`. Regression: `pearson`, `spearman`. (Question answering
+        (Matthews' correlation). Multiple choice: `accuracy`. Both: `neg_log_loss` (mean log of the softmax's
+        probability of the gold class) where that ranks models. Regression: `pearson`, `spearman`. (Question answering
         is measured from texts: `engine.question_answering`.)
 
     Raises:
-        ValueError: shapes do not fit, or there are no rows.
+        ValueError: shapes do not fit, there are no rows, or `neg_log_loss` is asked of class ids.
         FloatingPointError: a prediction is NaN or infinite: the model has diverged.
     """
     predicted, gold = _array(predictions), _array(labels)
@@ -48,7 +50,12 @@ def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, 
         raise ValueError(f"predictions {predicted.shape} and labels {gold.shape}: need [N, ...] and [N] with N >= 1")
     if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
         raise FloatingPointError("predictions contain NaN or infinity: the model has diverged")
-    return _regression(predicted, gold) if spec.is_regression else _classification(spec, predicted, gold)
+    if spec.is_regression:
+        return _regression(predicted, gold)
+    metrics = _classification(spec, predicted, gold)
+    if spec.metric == NEG_LOG_LOSS:
+        metrics[NEG_LOG_LOSS] = _neg_log_loss(spec, predicted, gold)
+    return metrics
 
 
 def primary(spec: TaskSpec, metrics: Mapping[str, float]) -> tuple[str, float]:
@@ -74,6 +81,13 @@ def _classification(spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> 
         "f1": float(f1),
         "mcc": 0.0 if np.ptp(gold) == 0 or np.ptp(predicted) == 0 else float(matthews_corrcoef(gold, predicted)),
     }
+
+
+def _neg_log_loss(spec: TaskSpec, logits: np.ndarray, gold: np.ndarray) -> float:
+    if logits.ndim != 2:
+        raise ValueError(f"{NEG_LOG_LOSS} of class ids {logits.shape}: needs logits [N, {spec.num_labels}]")
+    likelihoods = log_softmax(logits.astype(np.float64), axis=1)
+    return float(np.take_along_axis(likelihoods, gold.astype(np.int64)[:, None], axis=1).mean())
 
 
 def _regression(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:

@@ -114,6 +114,12 @@ def _objectives(config: SearchConfig) -> None:
         value = getattr(budget, name)
         if value is not None:
             _positive(f"budget.{name}", value)
+    _choice("objectives.score", chosen.score, ("metric", "neg_log_loss"))
+    if chosen.score != "metric" and config.stage3.race > 1:
+        raise UserError(
+            f"stage3.race: {config.stage3.race}: a race counts right answers, and objectives.score is {chosen.score}:"
+            " set stage3.race to 0, or objectives.score to metric"
+        )
     for name in chosen.names:
         _choice("objectives.names", name, ("score", "params", "flops", "memory", "latency"))
     if "score" not in chosen.names or len(set(chosen.names)) < len(chosen.names):

@@ -94,6 +94,11 @@ class Prepared:
         return self.task.spec
 
     @property
+    def score_spec(self) -> TaskSpec:
+        """The task with the metric that candidates are scored by."""
+        return scored(self.spec, self.config)
+
+    @property
     def precision(self) -> str:
         """`"fp32"` or `"bf16"`."""
         return self.config.precision
@@ -121,6 +126,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     task = load_task(config.data, seed=config.seed)
     for note in task.notes:
         reporter.info(f"data: {note}")
+    scored(task.spec, config)
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed)
     student = config.student
     check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
@@ -143,6 +149,20 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space, ranks, others)
+
+
+def scored(spec: TaskSpec, config: SearchConfig) -> TaskSpec:
+    """The task with the metric that candidates are scored by.
+
+    Raises:
+        UserError: it is none of a task of this kind.
+    """
+    chosen = config.objectives.score
+    if chosen == "metric":
+        return spec
+    if chosen not in spec.metrics:
+        raise UserError(f"objectives.score: {chosen!r} is none of a {spec.kind} task: use metric")
+    return replace(spec, metric=chosen)
 
 
 def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: int) -> ModelShape:

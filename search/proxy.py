@@ -78,7 +78,7 @@ class ProxyTrainer:
         return bool(self.halving.steps)
 
     def __call__(self, architectures: Sequence[Architecture], peers: Sequence[Trial] = ()) -> list[Result]:
-        """Trains the candidates shortly; their scores are the task's primary metric on the score split.
+        """Trains the candidates shortly; their scores are what `objectives.score` says, on the score split.
 
         Args:
             architectures: candidates.
@@ -211,5 +211,5 @@ class ProxyTrainer:
     def _score(self, members: list[Member]) -> Iterator[float]:
         ctx = self.ctx
         for member in members:
-            metrics = evaluate(member.model, self.score_data, ctx.spec, precision=ctx.precision)
-            yield primary(ctx.spec, metrics)[1]
+            metrics = evaluate(member.model, self.score_data, ctx.score_spec, precision=ctx.precision)
+            yield primary(ctx.score_spec, metrics)[1]

@@ -188,7 +188,7 @@ class _Resolution:
                 bar.update(done, f"best {max(c.score for c in self._inside(space)):.4f}")
 
     def _scores(self, architectures: list[Architecture]) -> list[float]:
-        prepared, spec = self.prepared, self.prepared.spec
+        prepared, spec = self.prepared, self.prepared.score_spec
         if self.evaluator is not None:
             return [primary(spec, m)[1] for m in self.evaluator.evaluate(architectures, spec)]
         options = {"precision": prepared.precision}

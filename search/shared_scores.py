@@ -86,7 +86,7 @@ class SharedScorer:
         sentinel.scoring("stage3", logits)
 
     def _score(self, architectures: Sequence[Architecture]) -> list[Result]:
-        spec = self.ctx.spec
+        spec = self.ctx.score_spec
         return [Result(primary(spec, m)[1]) for m in self.evaluator.evaluate(architectures, spec)]
 
     def _race(self, architectures: Sequence[Architecture]) -> list[Result]:
@@ -97,6 +97,6 @@ class SharedScorer:
         ]
 
     def _alone(self, architecture: Architecture) -> float:
-        ctx = self.ctx
-        metrics = evaluate(self.model, ctx.data.score, ctx.spec, precision=ctx.precision, architecture=architecture)
-        return primary(ctx.spec, metrics)[1]
+        ctx, spec = self.ctx, self.ctx.score_spec
+        metrics = evaluate(self.model, ctx.data.score, spec, precision=ctx.precision, architecture=architecture)
+        return primary(spec, metrics)[1]

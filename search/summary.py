@@ -77,6 +77,7 @@ def summarise(
     logs = list(stages.values())
     return {
         "task": {**ctx.spec.to_dict(), "rows": {n: len(getattr(ctx.data, n)) for n in _SPLITS}},
+        "score": {"name": ctx.score_spec.metric, "split": "score"},
         "best": {**describe(ctx, best), "model": "best/model"},
         "baselines": {name: describe(ctx, derived) for name, derived in baselines.items()},
         "teacher": describe_teacher(ctx, teacher_metrics),

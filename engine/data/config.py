@@ -56,8 +56,8 @@ class DataConfig:
     kind: Literal["auto", "classification", "regression"] = "auto"
     """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
 
-    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman", "exact_match"] = "auto"
-    """The number that ranks candidates. `auto`: the task's own where the path names a GLUE task, otherwise by kind."""
+    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman", "exact_match", "neg_log_loss"] = "auto"
+    """The number that ranks models. `auto`: the task's own where the path names a GLUE task, otherwise by kind."""
 
     encoding: str = "utf-8"
     """Character encoding of CSV, TSV, JSONL and text files, for example `latin-1`."""

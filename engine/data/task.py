@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from engine.data.dataset import EncodedDataset
     from engine.data.shards import ShardedText
 
+NEG_LOG_LOSS = "neg_log_loss"
+"""Name, as scikit-learn's, of the mean log-likelihood of the gold classes: continuous where accuracy has steps."""
+
 METRICS = {
-    "classification": ("accuracy", "f1", "mcc"),
+    "classification": ("accuracy", "f1", "mcc", NEG_LOG_LOSS),
     "regression": ("pearson", "spearman"),
     "question_answering": ("f1", "exact_match"),
-    "multiple_choice": ("accuracy",),
+    "multiple_choice": ("accuracy", NEG_LOG_LOSS),
 }
 """Per kind of task the metrics that can rank models."""
 

@@ -132,6 +132,11 @@ class RunData:
         return [m for m in self.models if m.kind == "baseline"]
 
     @property
+    def score(self) -> str | None:
+        """What candidates were scored by."""
+        return self.summary.get("score", {}).get("name")
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Wall time per phase, in order; a sum named "total" is left out."""
         return {k: v for k, v in self.summary.get("seconds", {}).items() if k != "total"}
@@ -269,9 +274,11 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 def _check_summary(path: Path, summary: dict[str, Any]) -> None:
     """Shapes of the parts that are shown as they are."""
-    for name in ("baselines", "trials", "seconds", "versions", "task", "student", "budget"):
+    for name in ("baselines", "trials", "seconds", "versions", "task", "score", "student", "budget"):
         if name in summary:
             _field(path, summary, name, dict)
+    if "score" in summary:
+        _field(path, summary["score"], "name", str, "score.")
     for name, kind in (("trials", int), ("seconds", float)):
         for key in summary.get(name, {}):
             _field(path, summary[name], key, kind, f"{name}.")

@@ -291,8 +291,7 @@ def _unit(params: list[int]) -> tuple[float, str]:
 
 
 def _score_label(data: RunData) -> str:
-    named = next((m.metric.name for m in data.models if m.metric is not None), None)
-    return f"{named} on score split" if named else "score"
+    return f"{data.score} on score split" if data.score else "score"
 
 
 def _legend_below(panel: Axes, columns: int) -> None:

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 from engine.data import TaskSpec
 from engine.metrics import compute_metrics, primary
@@ -124,6 +125,28 @@ def test_tensors_are_taken_as_they_are(dtype):
     got = compute_metrics(BINARY, logits, torch.tensor([0, 1]))
     assert got == {"accuracy": 1.0, "f1": 1.0, "mcc": 1.0}
     assert all(type(value) is float for value in got.values())
+
+
+@pytest.mark.parametrize("kind", ["classification", "multiple_choice"])
+def test_neg_log_loss_is_scikit_learns(kind):
+    columns = ("text",) if kind == "classification" else ("text", "a", "b", "c")
+    spec = TaskSpec("toy", kind, columns, "label", ("a", "b", "c"), "neg_log_loss")
+    rng = np.random.default_rng(3)
+    gold, logits = rng.integers(0, 2, 61), (3 * rng.normal(size=(61, 3))).astype(np.float32)  # class 2 never
+    odds = np.exp(logits.astype(np.float64))
+    expected = -log_loss(gold, odds / odds.sum(axis=1, keepdims=True), labels=[0, 1, 2])
+    got = compute_metrics(spec, logits, gold)
+    assert got["neg_log_loss"] == pytest.approx(expected, rel=1e-12)  # float64 throughout
+    assert primary(spec, got) == ("neg_log_loss", got["neg_log_loss"])
+
+
+def test_neg_log_loss_is_finite_for_any_logits_and_needs_them():
+    spec = TaskSpec("toy", "classification", ("text",), "label", ("a", "b"), "neg_log_loss")
+    got = compute_metrics(spec, np.array([[1e30, -1e30], [0.0, 0.0]], dtype=np.float32), np.array([1, 0]))
+    assert got["neg_log_loss"] == pytest.approx(-1e30)
+    with pytest.raises(ValueError, match="neg_log_loss of class ids"):
+        compute_metrics(spec, np.array([1, 0]), np.array([1, 0]))
+    assert "neg_log_loss" not in compute_metrics(BINARY, np.zeros((2, 2)), np.array([1, 0]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

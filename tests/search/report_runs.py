@@ -68,6 +68,7 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
         json.dumps(
             {
                 "task": {"name": "sentiment", "kind": "classification", "rows": {"train": 9000, "dev": 2000}},
+                "score": {"name": "accuracy", "split": "score"},
                 "best": _model(winner, shape, 0.741),
                 "baselines": {"gelu": _model(gelu, shape, 0.722), "random": _model(gelu, shape, 0.7312)},
                 "teacher": {

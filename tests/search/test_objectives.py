@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from engine.data import TaskSpec
+from engine.data.task import METRICS
 from engine.errors import UserError
 from engine.params import ModelShape
+from search.context import scored
 from search.costs import Costs
 from search.ledger import Trial
 from search.options import parse
@@ -27,12 +30,23 @@ def test_objectives_are_a_list_and_bring_their_sampler():
         (["--objectives", "latency"], "give score"),
         (["--objectives", "score,latency", "--sampler.name", "random"], "use --sampler.name nsga2"),
         (["--budget.memory-mb", "0"], "budget.memory_mb: 0.0 is out of range"),
+        (["--objectives.score", "loss"], "objectives.score: 'loss' is not known: choose one of metric, neg_log_loss"),
+        (["--objectives.score", "neg_log_loss", "--stage3.race", "4"], "stage3.race: 4: a race counts right answers"),
         (["--objectives.threads", "0"], "objectives.threads: 0 is out of range"),
     ],
 )
 def test_wrong_objectives_are_named(arguments, match):
     with pytest.raises(UserError, match=match):
         parse(arguments)
+
+
+@pytest.mark.parametrize("kind", ["regression", "question_answering"])
+def test_a_task_without_classes_has_no_likelihood(kind):
+    spec = TaskSpec("toy", kind, ("a", "b"), "label", metric=METRICS[kind][0])
+    config, _ = parse(["--objectives.score", "neg_log_loss"])
+    with pytest.raises(UserError, match=f"objectives.score: 'neg_log_loss' is none of a {kind} task: use metric"):
+        scored(spec, config)
+    assert scored(spec, parse([])[0]) is spec
 
 
 def test_nsga2_finds_the_front_of_score_against_the_cost_it_is_given():

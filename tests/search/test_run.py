@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from latency_toys import RATIOS, toy_table
 
+from search.report.tables import read_candidates
+
 REPO = Path(__file__).resolve().parents[2]
 WORDS = {
     "bad": ["awful", "broken", "poor", "sad", "terrible", "worst", "hate", "useless"],
@@ -146,6 +148,11 @@ def test_run_directory_is_complete(finished: Path):
     assert values["trials"]["2"] == 3
     assert values["trials"]["3"] == 4
     assert values["trials"]["random"] == 10
+    assert values["score"] == {"name": "neg_log_loss", "split": "score"}
+    for n in (1, 2, 3):
+        scores = [t.score for t in read_candidates(finished / f"stage{n}" / "candidates.csv")]
+        assert len(set(scores)) == len(scores), "likelihoods tell candidates apart"
+        assert max(scores) == json.loads((finished / f"stage{n}" / "best.json").read_text())["score"] < 0
     low, high = values["budget"]["params"]
     assert low <= values["best"]["params"] <= high
     assert values["best"]["metric"]["split"] == "dev"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from engine.architecture import Architecture, LayerSpec
 from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate, predict
 from engine.params import ModelShape
 from engine.supernet import build_student
 from kernels.expression import GELU_FFN
@@ -54,6 +55,7 @@ def ctx_of(data, spec, settings):
         config=SimpleNamespace(stage3=SharedStageConfig(**settings)),
         data=SimpleNamespace(score=data),
         spec=spec,
+        score_spec=spec,
         precision="fp32",
         sentinel=None,
         seed=lambda *_: 7,
@@ -81,6 +83,15 @@ def test_scores_are_those_of_evaluating_alone(tmp_path):
         alone = evaluate(model, ctx.data.score, TASK, architecture=trial.architecture)
         assert trial.score == alone["accuracy"]
         assert trial.state == "complete"
+
+
+def test_scores_by_likelihood_are_the_mean_over_the_split(tmp_path):
+    ctx, model = context(rows=90)
+    ctx.score_spec = replace(TASK, metric="neg_log_loss")
+    for trial in search(ctx, model, tmp_path / "a.db", count=6, together=3):
+        logits, gold = predict(model, ctx.data.score, architecture=trial.architecture)
+        own = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(gold))
+        assert trial.score == pytest.approx(-own.item(), rel=1e-12)
 
 
 def test_a_race_prunes_losers_and_keeps_exact_scores_of_the_rest(tmp_path):
