@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels import dispatch, saved_memory
 from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
 from kernels.expression import ExpressionError
@@ -132,7 +132,7 @@ def _tag(call: FFNCall, backend: dispatch.Backend) -> Tensor:
     return call.x.new_empty((dispatch.number(backend), 0))
 
 
-def _backward(grad_out: Tensor, *args: Any) -> list[Tensor]:
+def _backward(grad_out: Tensor, *args: Any, overwrite: bool = False) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
     call = _make_call(*common, compute_dtype)
     _check_program(call)
@@ -140,7 +140,7 @@ def _backward(grad_out: Tensor, *args: Any) -> list[Tensor]:
     backend = dispatch.by_number(saved[0].shape[0])
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    return backend.backward(call, grad_out, saved[1:], needs)
+    return backend.backward(call, grad_out, saved[1:], needs, overwrite)
 
 
 def _backward_fake(grad_out: Tensor, *args: Any) -> list[Tensor]:
@@ -164,7 +164,7 @@ def _check_backward(call: FFNCall, grad_out: Tensor, saved: Tensors, needs: Sequ
 
 
 class _Constants(NamedTuple):
-    """What the autograd functions are given besides tensors."""
+    """What the autograd functions are given besides tensors; `private`: no caller gets the saved tensors."""
 
     layers: int
     flags: int
@@ -172,6 +172,7 @@ class _Constants(NamedTuple):
     eps: float
     save: bool
     compute_dtype: torch.dtype | None
+    private: bool
 
 
 def _run_forward(
@@ -185,7 +186,7 @@ def _run_forward(
 
 def _remember(ctx: Any, c: _Constants, inputs: Sequence[Tensor | None], output: tuple[Tensor, ...]) -> None:
     """Keeps what backward needs; `inputs` are x, program, seed and the parameters."""
-    ctx.constants, ctx.num_inputs = c, len(inputs)
+    ctx.constants, ctx.num_inputs, ctx.private = c, len(inputs), c.private and saved_memory.is_unhooked()
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, *output[1:])
@@ -202,9 +203,9 @@ def _run_backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...
     tensors = ctx.saved_tensors
     x, program, seed, *parameters = tensors[: ctx.num_inputs]
     groups, saved = _groups(parameters, c.layers), list(tensors[ctx.num_inputs :])
-    gradients = iter(
-        _call_backward(grad_out, x, *groups, program, c.flags, c.p_drop, seed, c.eps, c.compute_dtype, saved, needed)
-    )
+    overwrite = ctx.private and saved_memory.is_freed()
+    arguments = (x, *groups, program, c.flags, c.p_drop, seed, c.eps, c.compute_dtype, saved, needed)
+    gradients = iter(_call_backward(grad_out, *arguments, overwrite=overwrite))
     dx, *dparameters = [next(gradients) if need else None for need in needed]
     return None, dx, None, None, *dparameters
 
@@ -249,10 +250,10 @@ def call_forward(*args: Any) -> Tensor:
         return ffn_fwd(*args)[0]
     args = tuple(_autocast_arguments(args[0].device.type, args))
     if torch._C._are_functorch_transforms_active():
-        constants, inputs = _flatten(args)
+        constants, inputs = _flatten(args, private=True)
         return _TransformableFFN.apply(constants, *inputs)[0]
     if args[_SAVE]:
-        constants, inputs = _flatten(args)
+        constants, inputs = _flatten(args, private=True)
         return _FFN.apply(constants, *inputs)[0]
     return _forward_below(*args)[0]
 
@@ -268,10 +269,10 @@ def _forward_below(*args: Any) -> tuple[Tensor, list[Tensor]]:
         return ffn_fwd(*args)
 
 
-def _flatten(args: Sequence[Any]) -> tuple[_Constants, list[Any]]:
+def _flatten(args: Sequence[Any], private: bool = False) -> tuple[_Constants, list[Any]]:
     x, *groups = args[:7]
     program, flags, p_drop, seed, eps, save, compute_dtype = args[7:]
-    constants = _Constants(len(groups[0]), flags, p_drop, eps, save, compute_dtype)
+    constants = _Constants(len(groups[0]), flags, p_drop, eps, save, compute_dtype, private)
     return constants, [x, program, seed, *(t for group in groups for t in group)]
 
 
@@ -318,12 +319,15 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
-def _call_backward(*args: Any) -> Sequence[Tensor]:
-    """`ffn_bwd(*args)`, past the autograd rule unless a graph of the gradients is asked for."""
+def _call_backward(*args: Any, overwrite: bool) -> Sequence[Tensor]:
+    """`ffn_bwd(*args)`, past the autograd rule unless a graph of the gradients is asked for.
+
+    overwrite: nobody reads the saved tensors again; a plain call may write over them.
+    """
     if torch.is_grad_enabled():
         return _OnceDifferentiable.apply(*_flatten_backward(args))
     if is_plain((*args[:2], *(t for group in args[2:8] for t in group))):
-        return _backward(*args)
+        return _backward(*args, overwrite=overwrite)
     with torch._C._AutoDispatchBelowAutograd():
         return ffn_bwd(*args)
 

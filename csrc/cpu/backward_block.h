@@ -135,9 +135,9 @@ struct BackwardLayer {
       if (saved.sum.data == nullptr) {
         again_sum(r, n, c, z + c);
       } else if (saved.sum.dtype == kFloat32) {
-        restore_to_rows(static_cast<const float*>(saved.sum.data), r, n, c, z + c);
+        restore_to_rows<float>(r, n, c, z + c);
       } else {
-        restore_to_rows(static_cast<const bf16*>(saved.sum.data), r, n, c, z + c);
+        restore_to_rows<bf16>(r, n, c, z + c);
       }
     }
     if (grad_out.dtype == kFloat32)
@@ -148,14 +148,17 @@ struct BackwardLayer {
 
   // A saved tile into rows; the next panel's is asked for, which hardware does not foresee.
   template <class T>
-  void restore_to_rows(const T* saved_sum, int64_t r, int n, int64_t c, float* to) {
-    const T* from = saved_sum + saved_at(row + r, c, call.tokens);
-    const T* next = saved_sum + saved_at(row + r, least(c + kTileColumns, padded_width(call.hidden) - kTileColumns), call.tokens);
-    for (int i = 0; i < n; ++i, from += kTileColumns, next += kTileColumns, to += block.z_stride)
-      for (int64_t j = 0; j < kTileColumns; j += kLanes) {
-        __builtin_prefetch(next + j);
-        store(to + j, load(from + j));
-      }
+  void restore_to_rows(int64_t r, int n, int64_t c, float* to) {
+    const int64_t columns = saved_columns(saved.sum, c), after = least(c + kTileColumns, padded_width(call.hidden) - kTileColumns);
+    for_saved_groups(n, [&](int64_t first, int rows) {
+      const T* from = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, c, call.tokens);
+      const T* next = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, after, call.tokens);
+      for (int i = 0; i < rows; ++i, from += columns, next += kTileColumns, to += block.z_stride)
+        for (int64_t j = 0; j < kTileColumns; j += kLanes) {
+          __builtin_prefetch(next + j);
+          store(to + j, columns == kTileColumns ? load(from + j) : columns > j ? load_part(from + j, columns - j) : zero());
+        }
+    });
   }
 
   // x + dropout(post(x, y))

@@ -17,23 +17,46 @@ constexpr int32_t kSavedType = kPlanes == 1 ? kBFloat16 : kFloat32;
 inline bool streams(const View& v, int32_t dtype) {
   return v.data == nullptr || (v.dtype == dtype && reinterpret_cast<uintptr_t>(v.data) % 64 == 0);
 }
-template <class T>
-inline T* saved_tile(const View& v, int64_t row, int64_t column, int64_t tokens) {
-  return v.data == nullptr ? nullptr : static_cast<T*>(v.data) + saved_at(row, column, tokens);
-}
-// A row of a saved tile, if it is saved; then the next.
-inline void stream_row(float*& to, F low, F high) {
-  if (to == nullptr) return;
+inline void save_row(float* to, F low, F high) {
   stream(to, low);
   stream(to + kLanes, high);
-  to += kTileColumns;
 }
-inline void stream_row(bf16*& to, F low, F high) {
-  if (to == nullptr) return;
-  const __m512i row = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), row);
-  to += kTileColumns;
+inline void save_row(float* to, F low, F high, __mmask32 valid) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(valid), low);
+  _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(valid >> kLanes), high);
 }
+inline __m512i bf16_row(F low, F high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
+}
+inline void save_row(bf16* to, F low, F high) { _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bf16_row(low, high)); }
+inline void save_row(bf16* to, F low, F high, __mmask32 valid) { _mm512_mask_storeu_epi16(to, valid, bf16_row(low, high)); }
+
+// The rows of a panel where they are saved, one after the other from the row of a block on; nowhere without `to`.
+template <class T>
+struct SavedRows {
+  T* to;
+  const View* view;
+  int64_t row, column, tokens, left;  // left: rows of this group
+
+  SavedRows() = default;
+  SavedRows(const View& v, int64_t row, int64_t column, int64_t tokens)
+      : to(nullptr), view(&v), row(row), column(column), tokens(tokens), left(0) {
+    if (v.data != nullptr) enter();
+  }
+  void enter() {
+    to = static_cast<T*>(view->data) + saved_at(*view, row, column, tokens);
+    left = least(kBlockUnit, tokens - row);
+  }
+  void put(F low, F high, __mmask32 valid) {
+    if (to == nullptr) return;
+    if (valid == ~__mmask32{0})
+      save_row(to, low, high);
+    else
+      save_row(to, low, high, valid);
+    to += __builtin_popcount(valid);
+    if (--left == 0 && (row += kBlockUnit) < tokens) enter();
+  }
+};
 
 inline __mmask32 columns_below(int64_t n) { return n >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << n) - 1u); }
 inline F load_masked(const bf16* p, __mmask16 m) { return widen(_mm256_maskz_loadu_epi16(m, p)); }
@@ -57,7 +80,7 @@ struct ProductRow {
 template <class Op>
 struct MidRow {
   ProductRow product;
-  Saved* h;
+  SavedRows<Saved> h;
   bf16* to;
   int64_t stride;
   __mmask32 valid;
@@ -65,7 +88,7 @@ struct MidRow {
   void run() {
     F low, high;
     product.take(low, high);
-    stream_row(h, low, high);
+    h.put(low, high, valid);
     const Planes v = planes_of(Op::value(low), Op::value(high));
     for (int p = 0; p < kPlanes; ++p) _mm512_storeu_si512(to + 32 * p, _mm512_maskz_mov_epi16(valid, v.plane[p]));
     to += stride;
@@ -76,8 +99,8 @@ struct MidRow {
 template <class Op, class T>
 struct PostRow {
   ProductRow product;
-  Saved* y;
-  T* sum;
+  SavedRows<Saved> y;
+  SavedRows<T> sum;
   const T* x;
   int64_t x_stride;
   __mmask32 valid;
@@ -87,10 +110,10 @@ struct PostRow {
   void run() {
     F low, high;
     product.take(low, high);
-    stream_row(y, low, high);
+    y.put(low, high, valid);
     low = load_masked(x, static_cast<__mmask16>(valid)) + Op::value(low);
     high = load_masked(x + kLanes, static_cast<__mmask16>(valid >> kLanes)) + Op::value(high);
-    stream_row(sum, low, high);
+    sum.put(low, high, valid);
     store(z, low);
     store(z + kLanes, high);
     x += x_stride;
@@ -151,7 +174,7 @@ inline bool first_beside(const ForwardRows& f) {
   const Widths w = widths_of(call);
   return with_operator(only_operator(call.program.segment[kMid]), [&](auto op) {
     const auto row_of = [&](int64_t c, ProductRow product) {
-      return MidRow<decltype(op)>{product, saved_tile<Saved>(f.layer.h, f.row, c, call.tokens),
+      return MidRow<decltype(op)>{product, SavedRows<Saved>(f.layer.h, f.row, c, call.tokens),
                                   f.block.second + operand_column(c), f.block.stride2, columns_below(w.out1 - c)};
     };
     products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1, row_of);
@@ -166,8 +189,8 @@ inline bool second_beside_as(const ForwardRows& f) {
   return with_operator(only_operator(call.program.segment[kPost]), [&](auto op) {
     const auto row_of = [&](int64_t c, ProductRow product) {
       return PostRow<decltype(op), T>{product,
-                                      saved_tile<Saved>(f.layer.y, f.row, c, call.tokens),
-                                      saved_tile<T>(f.layer.sum, f.row, c, call.tokens),
+                                      SavedRows<Saved>(f.layer.y, f.row, c, call.tokens),
+                                      SavedRows<T>(f.layer.sum, f.row, c, call.tokens),
                                       static_cast<const T*>(f.x.data) + c,
                                       f.x.stride,
                                       columns_below(w.out2 - c),

@@ -58,9 +58,21 @@ inline void store_tile(const View& v, int64_t row, int64_t column, int rows, int
     store_rows(static_cast<bf16*>(v.data) + at, v.stride, rows, width - column, tile);
 }
 
-// Saved activations are kept tile by tile, [panel of kTileColumns][token][kTileColumns], so that both writing and reading
-// them goes through memory in full lines: no edges, no rows that straddle lines.
-inline int64_t saved_at(int64_t row, int64_t column, int64_t tokens) { return column * tokens + row * kTileColumns; }
+// Saved activations, [tokens, width] elements, lie tile by tile within groups of kBlockUnit rows, of which every block of
+// rows is made: [group][panel of kTileColumns][row][column of the panel]. Writing and reading goes through memory in full
+// lines but for a last panel that is narrower, no row straddles lines, and a group takes the memory of its rows in a matrix
+// of rows: what a block has read can be written over with rows of the same type (backward's gradient of x is).
+inline int64_t saved_width(const View& v) { return v.stride; }
+inline int64_t saved_columns(const View& v, int64_t column) { return least(kTileColumns, saved_width(v) - column); }
+inline int64_t saved_at(const View& v, int64_t row, int64_t column, int64_t tokens) {
+  const int64_t first = row / kBlockUnit * kBlockUnit, rows = least(kBlockUnit, tokens - first);
+  return first * saved_width(v) + column * rows + (row - first) * saved_columns(v, column);
+}
+// Calls fn(r, rows) for the parts of a tile that lie in one group each; `row` begins one.
+template <class Fn>
+inline void for_saved_groups(int64_t rows, Fn&& fn) {
+  for (int64_t r = 0; r < rows; r += kBlockUnit) fn(r, static_cast<int>(least(kBlockUnit, rows - r)));
+}
 // They are read in the backward pass, when caches hold other things: written past the caches, which spares reading the
 // lines first (forward with saving 3 to 9 % faster at 256 to 4096 tokens, backward no slower).
 template <class T>
@@ -68,19 +80,36 @@ inline void stream_tile(T* p, int rows, const float* tile) {
   if (reinterpret_cast<uintptr_t>(p) % 64 != 0) return store_rows(p, kTileColumns, rows, kTileColumns, tile);
   for (int i = 0; i < rows * kTileColumns; i += kLanes) stream(p + i, load(tile + i));
 }
+template <class T>
+inline void save_tile_as(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, const float* tile) {
+  const int64_t columns = saved_columns(v, column);
+  for_saved_groups(rows, [&](int64_t r, int n) {
+    T* to = static_cast<T*>(v.data) + saved_at(v, row + r, column, tokens);
+    if (columns == kTileColumns)
+      stream_tile(to, n, tile + r * kTileColumns);
+    else
+      store_rows(to, columns, n, columns, tile + r * kTileColumns);
+  });
+}
 inline void save_tile(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, const float* tile) {
-  const int64_t at = saved_at(row, column, tokens);
   if (v.dtype == kFloat32)
-    stream_tile(static_cast<float*>(v.data) + at, rows, tile);
+    save_tile_as<float>(v, row, column, rows, tokens, tile);
   else
-    stream_tile(static_cast<bf16*>(v.data) + at, rows, tile);
+    save_tile_as<bf16>(v, row, column, rows, tokens, tile);
+}
+template <class T>
+inline void restore_tile_as(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, float* tile) {
+  const int64_t columns = saved_columns(v, column);
+  for_saved_groups(rows, [&](int64_t r, int n) {
+    load_rows(static_cast<const T*>(v.data) + saved_at(v, row + r, column, tokens), columns, n, columns,
+              tile + r * kTileColumns);
+  });
 }
 inline void restore_tile(const View& v, int64_t row, int64_t column, int rows, int64_t tokens, float* tile) {
-  const int64_t at = saved_at(row, column, tokens);
   if (v.dtype == kFloat32)
-    load_rows(static_cast<const float*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+    restore_tile_as<float>(v, row, column, rows, tokens, tile);
   else
-    load_rows(static_cast<const bf16*>(v.data) + at, kTileColumns, rows, kTileColumns, tile);
+    restore_tile_as<bf16>(v, row, column, rows, tokens, tile);
 }
 
 // A tile of a float matrix whose stride is a multiple of kTileColumns: no edges.

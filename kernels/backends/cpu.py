@@ -12,7 +12,8 @@ them, float32 products are used: more exact, only slower. float64 and float16 go
 
 Saved for backward, per layer: the layer's input (but not x itself), h, and y where its gradient reads it (compute
 dtype); otherwise LayerNorm's input in its place (x's dtype); mean and deviation of its rows. All
-else is computed again.
+else is computed again. They lie in tiles (csrc/cpu/tile.h), so their rows are not the matrices' rows; but each block of
+rows has the memory of its rows, so the gradient of x can be written where y, or LayerNorm's input, has been read.
 
 Chosen: a plain C interface with pointers in one int64 array, about 3 us a call. Rejected: a torch.library operator in
 C++; its boxed call with six tensor lists costs more and ties the library to one PyTorch version.
@@ -59,7 +60,7 @@ class CpuBackend:
     """See the module; the methods are those of `kernels.backends.base.Backend`."""
 
     name = "cpu"
-    saved_layout = 2
+    saved_layout = 3
     """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
 
     def __init__(self, path: Path) -> None:
@@ -103,19 +104,31 @@ class CpuBackend:
             if layer > 0:
                 like.append(x.new_empty((tokens, call.hidden)))
             if kept.h:
-                like.append(x.new_empty(_in_tiles(tokens, call.inner), dtype=dtype))
+                like.append(x.new_empty((tokens, call.inner), dtype=dtype))
             if kept.y:
-                like.append(x.new_empty(_in_tiles(tokens, call.hidden), dtype=dtype))
+                like.append(x.new_empty((tokens, call.hidden), dtype=dtype))
             if kept.sum:
-                like.append(x.new_empty(_in_tiles(tokens, call.hidden)))
+                like.append(x.new_empty((tokens, call.hidden)))
             if kept.stats:
                 like.append(x.new_empty((tokens, 2), dtype=torch.float32))
         return like
 
-    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    def backward(
+        self,
+        call: FFNCall,
+        grad_out: Tensor,
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+        overwrite: bool = False,
+    ) -> list[Tensor]:
         inputs = [call.x, *call.parameters]
         make = torch.empty if call.tokens else torch.zeros
-        gradients = [make(t.shape, dtype=t.dtype) if n else None for t, n in zip(inputs, needs, strict=True)]
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        if overwrite and needs[0]:
+            gradients[0] = _room_for_dx(call, saved)
+        for i, (tensor, need) in enumerate(zip(inputs, needs, strict=True)):
+            if need and gradients[i] is None:
+                gradients[i] = make(tensor.shape, dtype=tensor.dtype)
         if call.tokens and any(needs):
             dx, *rest = gradients
             words = self._words(call, grad_out, call.x)
@@ -200,11 +213,6 @@ def _saves(call: FFNCall) -> _Saves:
     return _Saves(y or not call.flags & Flag.PARALLEL, y, call.has_ln and not y, call.has_ln)
 
 
-def _in_tiles(tokens: int, width: int) -> tuple[int, int, int]:
-    """Shape of an activation kept in tiles, the width rounded up to that of the widest tile; opaque to Python."""
-    return -(-width // 32), tokens, 32
-
-
 def _view(t: Tensor) -> tuple[int, int, int]:
     return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
 
@@ -219,6 +227,15 @@ def _parameter_views(call: FFNCall) -> list[list[int]]:
     absent = (2 - len(norm)) * _NO_VIEW
     layers = zip(call.w1, call.b1, call.w2, call.b2, *norm, strict=True)
     return [[v for t in layer for v in _view(t)] + [*absent] for layer in layers]
+
+
+def _room_for_dx(call: FFNCall, saved: Sequence[Tensor]) -> Tensor | None:
+    """The first layer's saved LayerNorm's input, or y, if x's gradient can take its memory."""
+    kept = _saves(call)
+    if not (kept.sum or kept.y) or not call.tokens:
+        return None
+    room = saved[kept.h + kept.y + kept.sum - 1]
+    return room if room.dtype == call.x.dtype else None
 
 
 def _saved_views(call: FFNCall, saved: Sequence[Tensor]) -> list[list[int]]:
