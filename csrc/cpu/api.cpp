@@ -23,8 +23,8 @@ namespace amx_fp32 { extern const Kernels kernels; }
 
 namespace {
 
-// Keep in step with kernels/backends/cpu.py: the layout of a call's words, status codes, instruction sets.
-constexpr int64_t kAbiVersion = 4;
+// Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
+constexpr int64_t kAbiVersion = 5;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 

@@ -42,7 +42,7 @@ ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 """Instruction sets in rising order; the position is the number the library knows."""
 
 _FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
