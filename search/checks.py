@@ -114,7 +114,7 @@ def _objectives(config: SearchConfig) -> None:
         value = getattr(budget, name)
         if value is not None:
             _positive(f"budget.{name}", value)
-    _choice("objectives.score", chosen.score, ("metric", "neg_log_loss"))
+    _choice("objectives.score", chosen.score, ("metric", "neg_log_loss", "smooth"))
     if chosen.score != "metric" and config.stage3.race > 1:
         raise UserError(
             f"stage3.race: {config.stage3.race}: a race counts right answers, and objectives.score is {chosen.score}:"

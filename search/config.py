@@ -104,9 +104,10 @@ class ObjectiveConfig:
         latency_table: file made by `ffnas latency --build-table` (null: the one made before for this student, space
             and device, or one measured before the search begins).
         unfit_table: use a latency table even where its predictions do not rank architectures as measurement does.
-        score: what candidates are scored by: 'metric' (the task's, see data.metric), or 'neg_log_loss', the mean
+        score: what candidates are scored by: 'metric' (the task's, see data.metric), 'neg_log_loss', the mean
             log-likelihood of the gold classes, which still tells candidates apart that were trained too shortly, or on
-            too few examples, for accuracy to. Finished models are compared by the metric either way.
+            too few examples, for accuracy to, or 'smooth' (that where there are classes, otherwise the metric).
+            Finished models are compared by the metric in any case.
     """
 
     names: list[str] = field(default_factory=lambda: ["score"])

@@ -20,6 +20,7 @@ from engine.architecture import Architecture
 from engine.checkpoint import load_weights
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
 from engine.data.mixture import other_tasks
+from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
 from engine.errors import UserError
 from engine.files import write_json_atomic
@@ -158,6 +159,8 @@ def scored(spec: TaskSpec, config: SearchConfig) -> TaskSpec:
         UserError: it is none of a task of this kind.
     """
     chosen = config.objectives.score
+    if chosen == "smooth":
+        chosen = NEG_LOG_LOSS if NEG_LOG_LOSS in spec.metrics else "metric"
     if chosen == "metric":
         return spec
     if chosen not in spec.metrics:

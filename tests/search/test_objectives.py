@@ -30,7 +30,10 @@ def test_objectives_are_a_list_and_bring_their_sampler():
         (["--objectives", "latency"], "give score"),
         (["--objectives", "score,latency", "--sampler.name", "random"], "use --sampler.name nsga2"),
         (["--budget.memory-mb", "0"], "budget.memory_mb: 0.0 is out of range"),
-        (["--objectives.score", "loss"], "objectives.score: 'loss' is not known: choose one of metric, neg_log_loss"),
+        (
+            ["--objectives.score", "loss"],
+            "objectives.score: 'loss' is not known: choose one of metric, neg_log_loss",
+        ),
         (["--objectives.score", "neg_log_loss", "--stage3.race", "4"], "stage3.race: 4: a race counts right answers"),
         (["--objectives.threads", "0"], "objectives.threads: 0 is out of range"),
     ],
@@ -46,6 +49,14 @@ def test_a_task_without_classes_has_no_likelihood(kind):
     config, _ = parse(["--objectives.score", "neg_log_loss"])
     with pytest.raises(UserError, match=f"objectives.score: 'neg_log_loss' is none of a {kind} task: use metric"):
         scored(spec, config)
+    for arguments in ([], ["--objectives.score", "smooth"]):
+        assert scored(spec, parse(arguments)[0]) is spec
+
+
+def test_smooth_is_the_likelihood_where_there_are_classes():
+    spec = TaskSpec("toy", "classification", ("a", "b"), "label", ("yes", "no"), "f1")
+    config, _ = parse(["--objectives.score", "smooth"])
+    assert scored(spec, config).metric == "neg_log_loss"
     assert scored(spec, parse([])[0]) is spec
 
 
