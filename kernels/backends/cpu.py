@@ -217,6 +217,11 @@ def _view(t: Tensor) -> tuple[int, int, int]:
     return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
 
 
+def _tiles(t: Tensor) -> tuple[int, int, int]:
+    """View of a tensor kept in tiles: its width, where others have the distance of rows (any, of a single row)."""
+    return t.data_ptr(), t.shape[1], _DTYPE_CODES[t.dtype]
+
+
 def _optional_view(t: Tensor | None) -> tuple[int, int, int]:
     return _NO_VIEW if t is None else _view(t)
 
@@ -246,8 +251,8 @@ def _saved_views(call: FFNCall, saved: Sequence[Tensor]) -> list[list[int]]:
     kept = _saves(call)
     views = []
     for layer in range(call.layers):
-        row: list[int] = []
-        for is_kept in (layer > 0, *kept):
-            row += _view(next(rest)) if is_kept else _NO_VIEW
+        row = [*(_view(next(rest)) if layer > 0 else _NO_VIEW)]
+        for is_kept in kept:
+            row += _tiles(next(rest)) if is_kept else _NO_VIEW
         views.append(row)
     return views

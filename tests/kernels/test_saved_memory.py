@@ -130,3 +130,16 @@ def test_an_operators_own_results_are_left_alone():
     before = [s.clone() for s in saved]
     out.square().sum().backward()
     assert all(map(torch.equal, saved, before))
+
+
+def test_a_single_rows_stride_does_not_count():
+    """Compilers give a dimension of size 1 any stride."""
+    x, *parameters = inputs(SUM, tokens=1)
+    lowered = lower(parse_expression(SUM))
+    call = FFNCall(
+        x.detach(), *([p.detach()] for p in parameters), lowered.tensor, int(lowered.flags), 0.0, None, 1e-12, x.dtype
+    )
+    _, saved = BACKEND.forward(call, True)
+    odd = [s.as_strided(s.shape, (1, 1)) for s in saved]
+    expected = BACKEND.backward(call, torch.ones_like(x), saved, [True] * 7)
+    assert all(map(torch.equal, BACKEND.backward(call, torch.ones_like(x), odd, [True] * 7), expected))
