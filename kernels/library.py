@@ -140,7 +140,8 @@ def _backward(grad_out: Tensor, *args: Any, overwrite: bool = False) -> list[Ten
     backend = dispatch.by_number(saved[0].shape[0])
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    return backend.backward(call, grad_out, saved[1:], needs, overwrite)
+    extra = {"overwrite": True} if overwrite and getattr(backend, "takes_saved", False) else {}
+    return backend.backward(call, grad_out, saved[1:], needs, **extra)
 
 
 def _backward_fake(grad_out: Tensor, *args: Any) -> list[Tensor]:

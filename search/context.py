@@ -127,7 +127,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     task = load_task(config.data, seed=config.seed)
     for note in task.notes:
         reporter.info(f"data: {note}")
-    scored(task.spec, config)
+    scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed)
     student = config.student
     check_heads(student.hidden_size, student.num_heads or teacher.num_heads)

@@ -113,16 +113,9 @@ class Backend(Protocol):
         ...
 
     def backward(
-        self,
-        call: FFNCall,
-        grad_out: torch.Tensor,
-        saved: Sequence[torch.Tensor],
-        needs: Sequence[bool],
-        overwrite: bool = False,
+        self, call: FFNCall, grad_out: torch.Tensor, saved: Sequence[torch.Tensor], needs: Sequence[bool]
     ) -> list[torch.Tensor]:
         """Gradients for the inputs with `needs[i]`, and only those, in the order x, then `call.parameters`.
-
-        overwrite: nobody reads `saved` again; gradients may lie in its memory.
 
         grad_out: [T, H], stride(1) == 1, x.dtype. Each gradient is contiguous, has its input's shape ([d, H] for
         a strided w1, say) and dtype. Dropout masks are generated again from the seed, never stored.

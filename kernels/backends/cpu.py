@@ -62,6 +62,8 @@ class CpuBackend:
     name = "cpu"
     saved_layout = 3
     """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
+    takes_saved = True
+    """`backward` takes `overwrite`: nobody reads `saved` again, and gradients may lie in its memory."""
 
     def __init__(self, path: Path) -> None:
         self._library = _open(path)

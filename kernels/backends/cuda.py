@@ -106,14 +106,7 @@ class CudaBackend:
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return stack.saved_like(call) if self._route(call) == "stack" else self._ffn.saved_like(call)
 
-    def backward(
-        self,
-        call: FFNCall,
-        grad_out: Tensor,
-        saved: Sequence[Tensor],
-        needs: Sequence[bool],
-        overwrite: bool = False,
-    ) -> list[Tensor]:
+    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
         with _on(call.x.device):
             if self._route(call) == "stack":
                 return stack.backward(call, grad_out, saved, needs)

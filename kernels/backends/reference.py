@@ -59,14 +59,7 @@ class ReferenceBackend:
             like += [x.new_empty((tokens, n), dtype=call.compute_dtype) for n in widths]
         return like
 
-    def backward(
-        self,
-        call: FFNCall,
-        grad_out: Tensor,
-        saved: Sequence[Tensor],
-        needs: Sequence[bool],
-        overwrite: bool = False,
-    ) -> list[Tensor]:
+    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
         tensors = [call.x, *call.parameters]
         groups = len(call.parameters) // call.layers
         gradients: list[Tensor | None] = [None] * len(tensors)

@@ -69,14 +69,7 @@ class TritonBackend:
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return self._ffn.saved_like(call)
 
-    def backward(
-        self,
-        call: FFNCall,
-        grad_out: Tensor,
-        saved: Sequence[Tensor],
-        needs: Sequence[bool],
-        overwrite: bool = False,
-    ) -> list[Tensor]:
+    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
         with _on(call.x.device):
             return self._ffn.backward(call, grad_out, saved, needs)
 
