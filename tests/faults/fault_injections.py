@@ -138,8 +138,8 @@ def wrong_gradient() -> None:
 
     backward = CpuBackend.backward
 
-    def wrong(self: CpuBackend, *args: object) -> object:
-        gradients = backward(self, *args)
+    def wrong(self: CpuBackend, *args: object, **options: object) -> object:
+        gradients = backward(self, *args, **options)
         for gradient in gradients:
             gradient.mul_(1.1)
         return gradients

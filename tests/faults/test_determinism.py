@@ -131,8 +131,8 @@ def test_the_sentinel_takes_wrong_kernels_out_of_service(kept_backends, monkeypa
 
     inner = getattr(CpuBackend, "backward" if harm == "backward" else "forward")
 
-    def wrong(self, *args):
-        answer = inner(self, *args)
+    def wrong(self, *args, **options):
+        answer = inner(self, *args, **options)
         if harm == "backward":
             return [g * 1.2 for g in answer]
         out, saved = answer
