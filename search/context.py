@@ -25,7 +25,6 @@ from engine.distill import Distiller, TeacherTargets
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.init import init_from_teacher
-from engine.latency import LatencyTable
 from engine.objective import KDWeights, layer_map
 from engine.parallel import ALONE, Ranks
 from engine.params import ModelShape
@@ -38,11 +37,10 @@ from engine.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.teacher import Teacher
 from engine.training import PhaseLog
 from kernels.cache import cache_dir
-from kernels.operators import KRON
 from search.board import Board, LocalBoard, RankBoard
-from search.checks import check_heads, parse_ratios
+from search.checks import check_heads
 from search.config import SearchConfig
-from search.costs import Costs
+from search.configured_space import build_space, student_shape
 from search.environment import unused_gpu
 from search.identity import facts
 from search.latency_tables import table_for
@@ -52,8 +50,6 @@ from search.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
-from search.space.limits import Limits
-from search.space.options import with_block
 from search.tracking import Scalars
 
 NOTICE = 600.0
@@ -166,57 +162,6 @@ def scored(spec: TaskSpec, config: SearchConfig) -> TaskSpec:
     if chosen not in spec.metrics:
         raise UserError(f"objectives.score: {chosen!r} is none of a {spec.kind} task: use metric")
     return replace(spec, metric=chosen)
-
-
-def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: int) -> ModelShape:
-    """Sizes of the student of a configuration, for a teacher of these sizes; Kronecker weights included."""
-    student = config.student
-    shape = ModelShape(
-        hidden_size=student.hidden_size,
-        num_layers=student.num_layers,
-        ffn_size=student.ffn_size or student.hidden_size,
-        vocab_size=vocab_size,
-        embedding_size=student.embedding_size if student.embedding == "trigram" else None,
-        teacher_hidden_size=teacher_hidden_size,
-    )
-    chosen = config.space
-    return with_block(shape, parse_ratios(chosen.ratios), chosen.linears, chosen.kron_block)
-
-
-def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | None = None) -> SearchSpace:
-    """The joint search space of a configuration, within its budget; latency is limited where there is a table.
-
-    Raises:
-        UserError: the space's values do not fit together, or nothing fits the budget.
-    """
-    budget, chosen = config.budget, config.objectives
-    if KRON in config.space.linears and chosen.needs_latency(budget):
-        raise UserError(
-            "space.linears: latency tables know no Kronecker weights: leave kron out, or latency (budget, objective)"
-        )
-    costs = Costs(
-        shape=shape,
-        policy=config.space.policy,
-        sequence_length=chosen.sequence_length or config.data.max_length,
-        batch_size=chosen.batch_size,
-        table=table,
-    )
-    limits = Limits(costs, budget.flops, budget.memory_mb, budget.latency_ms if table is not None else None)
-    return SearchSpace.from_config(
-        shape,
-        budget=budget.params,
-        stacks=tuple(config.space.stacks),
-        ratios=parse_ratios(config.space.ratios),
-        heights=tuple(config.space.heights),
-        policy=config.space.policy,
-        activations=config.space.activations,
-        binaries=config.space.binaries,
-        linears=config.space.linears,
-        layer_expressions=config.space.layer_expressions,
-        layer_shapes=config.space.layer_shapes,
-        kron_block=shape.kron_block,
-        limits=limits,
-    )
 
 
 def agree_on(prepared: Prepared) -> None:

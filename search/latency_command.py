@@ -44,7 +44,8 @@ def command(argv: list[str]) -> None:
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.latency_tables import conditions, default_path, measure, student_space
+    from search.configured_space import student_space
+    from search.latency_tables import conditions, default_path, measure
     from search.libraries import quiet
     from search.options import parse
     from search.progress import Reporter

@@ -7,7 +7,6 @@ measured once per device and found by every later search. It is measured on rand
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,27 +125,6 @@ def require_match(table: LatencyTable, path: Path, space: SearchSpace, heads: in
 
 _FREE = ("vocab_size", "teacher_hidden_size", "max_positions", "type_vocab")
 _CONDITIONS = ("batch_size", "sequence_length", "threads", "precision")
-
-
-def student_space(config: SearchConfig) -> tuple[SearchSpace, int]:
-    """The space of a configuration and the student's heads, from the teacher's config.json alone.
-
-    Raises:
-        UserError: teacher or space cannot be had.
-    """
-    from transformers import AutoConfig  # deferred: seconds of import
-
-    from engine.teacher.sources import resolve
-    from search.context import build_space, student_shape
-
-    source = resolve(config.teacher)
-    try:
-        teacher = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"teacher {source.name!r}: its config.json cannot be used ({error})") from error
-    shape = student_shape(config, int(teacher.vocab_size), int(teacher.hidden_size))
-    unlimited = replace(config, budget=replace(config.budget, flops=None, memory_mb=None, latency_ms=None))
-    return build_space(unlimited, shape), config.student.num_heads or int(teacher.num_attention_heads)
 
 
 def _draw(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:

@@ -36,7 +36,8 @@ from engine.metrics import primary
 from engine.shared_evaluation import SharedEvaluator
 from engine.supernet import build_student, extract
 from search.config import SearchConfig
-from search.context import Prepared, build_space, prepare
+from search.configured_space import build_space
+from search.context import Prepared, prepare
 from search.costs import text
 from search.latency_tables import conditions
 from search.ledger import Trial
