@@ -34,15 +34,15 @@ from kernels import dispatch
 from kernels.arguments import check_call
 from kernels.backends.base import FFNCall
 from kernels.kron import KronWeight, Weight, whole
-from kernels.library import _check_program, _library
+from kernels.library_kernels import LIBRARY, check_program
 from kernels.ops import ProgramLike, _program_of, _seed_tensor, autocast_dtype, fused_ffn_stack
 
 _COMMON = (
     "Tensor[] x, Tensor[] parameters, Tensor[] programs, Tensor[] seeds, int[] layers, int[] flags, float[] p_drop,"
     " float[] eps"
 )
-_library.define(f"grouped_fwd({_COMMON}, bool save, ScalarType? compute_dtype) -> (Tensor[] out, Tensor[] saved)")
-_library.define(
+LIBRARY.define(f"grouped_fwd({_COMMON}, bool save, ScalarType? compute_dtype) -> (Tensor[] out, Tensor[] saved)")
+LIBRARY.define(
     f"grouped_bwd(Tensor[] grad_out, {_COMMON}, ScalarType? compute_dtype, Tensor[] saved, bool[] needs) -> Tensor[]"
 )
 grouped_fwd = torch.ops.ffnas.grouped_fwd.default
@@ -152,7 +152,7 @@ def _call(x: Tensor, m: GroupMember, dtype: torch.dtype | None) -> FFNCall:
     groups = (m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias)
     call = FFNCall(x, *groups, program, int(flags), float(m.p_drop), seed, float(m.eps), dtype or x.dtype)
     check_call(call)
-    _check_program(call)
+    check_program(call)
     return call
 
 
@@ -221,7 +221,7 @@ def _forward(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
     *common, save, compute_dtype = args
     calls = _calls(*common, compute_dtype)
     for call in calls:
-        _check_program(call)
+        check_program(call)
     outs, saved = _kernels().forward(calls, save)
     return outs, [t for own in saved for t in own]
 
@@ -237,7 +237,7 @@ def _backward(grad_out: list[Tensor], *args: Any) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
     calls = _calls(*common, compute_dtype)
     for call in calls:
-        _check_program(call)
+        check_program(call)
     grad_out = [g if g.stride(-1) == 1 else g.contiguous() for g in grad_out]
     counts = [len(_kernels().saved_like(call)) for call in calls]
     ends = list(accumulate(counts))
@@ -304,8 +304,8 @@ def _forward_autograd(keyset: Any, *args: Any) -> tuple[list[Tensor], list[Tenso
     return list(result[: len(x)]), list(result[len(x) :])
 
 
-_library.impl("grouped_fwd", _forward, "CompositeExplicitAutograd")
-_library.impl("grouped_bwd", _backward, "CompositeExplicitAutograd")
-_library.impl("grouped_fwd", _forward_autograd, "Autograd", with_keyset=True)
-torch.library.register_fake("ffnas::grouped_fwd", _forward_fake, lib=_library)
-torch.library.register_fake("ffnas::grouped_bwd", _backward_fake, lib=_library)
+LIBRARY.impl("grouped_fwd", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("grouped_bwd", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("grouped_fwd", _forward_autograd, "Autograd", with_keyset=True)
+torch.library.register_fake("ffnas::grouped_fwd", _forward_fake, lib=LIBRARY)
+torch.library.register_fake("ffnas::grouped_bwd", _backward_fake, lib=LIBRARY)

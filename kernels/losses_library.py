@@ -15,8 +15,8 @@ What an operator returns does not depend on the backend, so a traced graph may r
 
 Autocast sets the dtype of `hidden_mse`'s projection and leaves the others alone: their inputs are taken as they are.
 
-Chosen: `Library.define`/`impl` with `register_autograd`. Rejected: the hand-written autograd of `kernels.library`;
-these are called once a step or once a layer, where its microseconds do not count.
+Chosen: `Library.define`/`impl` with `register_autograd`. Rejected: autograd written by hand as in
+`kernels.library_autograd`; these are called once a step or once a layer, where its microseconds do not count.
 """
 
 from __future__ import annotations

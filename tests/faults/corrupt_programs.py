@@ -22,7 +22,7 @@ from ffn_cases import random_case
 
 from kernels.dispatch import load_backend
 from kernels.expression import ExpressionError
-from kernels.library import _make_call
+from kernels.library_kernels import make_call
 from kernels.lowering import lower
 from kernels.program import FIRST_INSTRUCTION
 from kernels.validation import validate_program
@@ -76,7 +76,7 @@ def attack(count: int, seed: int) -> dict[str, int]:
         with_ln = rng.random() < 0.5
         x, w1, b1, w2, b2, ln_weight, ln_bias = tensors
         ln = ([ln_weight], [ln_bias]) if with_ln else ([], [])
-        call = _make_call(x, [w1], [b1], [w2], [b2], *ln, program.tensor, int(program.flags), 0.0, None, 1e-12, None)
+        call = make_call(x, [w1], [b1], [w2], [b2], *ln, program.tensor, int(program.flags), 0.0, None, 1e-12, None)
         _, saved = backend.forward(call, True)
         call.program = bad
         for run in (

@@ -125,7 +125,7 @@ def error(value: torch.Tensor, exact: torch.Tensor) -> float:
     if exact.numel() == 0:
         return 0.0
     scale = exact.square().mean().sqrt()
-    return float((value - exact).square().mean().sqrt() / scale.clamp_min(1e-30))
+    return float((value.detach() - exact).square().mean().sqrt() / scale.clamp_min(1e-30))
 
 
 KINKED = frozenset(("relu", "leaky_relu", "max"))

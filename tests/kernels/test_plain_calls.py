@@ -9,7 +9,7 @@ import torch
 from ffn_cases import Case, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import library
+from kernels import library_autograd
 from kernels.dispatch import available_backends, use_backend
 from kernels.expression import parse_expression
 from kernels.ops import fused_ffn
@@ -58,8 +58,8 @@ def through_dispatcher(monkeypatch):
     """Names of the operators called through the dispatcher."""
     called = []
     for name in ("ffn_fwd", "ffn_bwd"):
-        op = getattr(library, name)
-        monkeypatch.setattr(library, name, lambda *args, op=op, name=name: called.append(name) or op(*args))
+        op = getattr(library_autograd, name)
+        monkeypatch.setattr(library_autograd, name, lambda *args, op=op, name=name: called.append(name) or op(*args))
     return called
 
 
