@@ -86,8 +86,8 @@ def _check(name: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Ten
 
 
 def _rows(t: Tensor) -> Tensor:
-    """[..., K] as [rows, K] with neighbouring columns."""
-    flat = t.reshape(-1, t.shape[-1])
+    """[..., K] as [rows, K] with neighbouring columns; a matrix of that kind itself, so that it is known again."""
+    flat = t if t.ndim == 2 else t.reshape(-1, t.shape[-1])
     return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
 
 

@@ -24,7 +24,7 @@ namespace amx_fp32 { extern const Kernels kernels; }
 namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
-constexpr int64_t kAbiVersion = 5;
+constexpr int64_t kAbiVersion = 6;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
@@ -192,6 +192,7 @@ struct Reader {
 };
 
 constexpr int64_t kFewTokens = 48;  // below, cutting the weights takes longer than AMX's float32 products save
+int64_t isa_for(int64_t isa, int64_t tokens) { return isa == kAmxFloat32 && tokens < kFewTokens ? kAvx512 : isa; }
 constexpr int64_t kScalarWords = 11;
 constexpr int64_t kViewWords = 3;
 
@@ -208,13 +209,25 @@ void prefer_huge_pages(const View& v, int64_t rows, int64_t columns) {
 #endif
 }
 
+constexpr int64_t kSamples = 32;
+
+uint64_t hash_of_samples(const View& w, int64_t rows, int64_t columns) {
+  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a over whole elements
+  for (int64_t s = 0; s < kSamples; ++s) {
+    const int64_t at = s * rows / kSamples * w.stride + (s * 2654435761 + s) % columns;
+    const uint64_t bits = w.dtype == kFloat32 ? static_cast<const uint32_t*>(w.data)[at] : static_cast<const bf16*>(w.data)[at];
+    hash = (hash ^ bits) * 0x100000001B3u;
+  }
+  return hash;
+}
+
 int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool backward) {
   Reader in{words};
   if (count < kScalarWords || in.next() != kAbiVersion) return kBadCall;
   Call call = {};
   const int64_t isa = in.next();
   call.tokens = in.next();
-  const Kernels* kernels = kernels_of(isa == kAmxFloat32 && call.tokens < kFewTokens ? kAvx512 : isa);
+  const Kernels* kernels = kernels_of(isa_for(isa, call.tokens));
   call.hidden = in.next();
   call.inner = in.next();
   call.layers = in.next();
@@ -227,7 +240,7 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
   call.drop_scale = static_cast<float>(drop_scale);
   if (kernels == nullptr || call.tokens < 0 || call.hidden < 1 || call.inner < 1 || call.layers < 1) return kBadCall;
   const int64_t views = backward ? 3 + 17 * call.layers : 2 + 11 * call.layers;
-  if (count != kScalarWords + kViewWords * views) return kBadCall;
+  if (count != kScalarWords + kViewWords * views + (backward ? 0 : 2 * call.layers)) return kBadCall;
   if (!decode(program, program_words, call.program)) return kBadProgram;
   if (call.program.parallel && call.hidden != call.inner) return kBadProgram;
   if (backward) {
@@ -246,7 +259,10 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
     for (View* v : {&layer.w1, &layer.b1, &layer.w2, &layer.b2, &layer.ln_weight, &layer.ln_bias, &layer.z, &layer.h,
                     &layer.y, &layer.sum, &layer.stats})
       *v = in.view();
-    if (!backward) continue;
+    if (!backward) {
+      for (void** p : {&layer.packed1, &layer.packed2}) *p = reinterpret_cast<void*>(static_cast<intptr_t>(in.next()));
+      continue;
+    }
     for (View* v : {&layer.grad_w1, &layer.grad_b1, &layer.grad_w2, &layer.grad_b2, &layer.grad_ln_weight,
                     &layer.grad_ln_bias})
       *v = in.view();
@@ -313,6 +329,24 @@ FFNAS_EXPORT int64_t ffnas_abi_version() { return ffnas::kAbiVersion; }
 FFNAS_EXPORT int ffnas_built(int isa) { return ffnas::kernels_of(isa) != nullptr; }
 // Whether this machine can run them.
 FFNAS_EXPORT int ffnas_runs(int isa) { return ffnas::cpu_runs(isa) ? 1 : 0; }
+
+// The instruction set that a call of so many tokens runs on, where `isa` was asked for.
+FFNAS_EXPORT int64_t ffnas_isa_for(int64_t isa, int64_t tokens) { return ffnas::isa_for(isa, tokens); }
+// Weights kept packed, see Kernels; both for an `isa` that `ffnas_isa_for` gave.
+FFNAS_EXPORT int64_t ffnas_packed_bytes(int64_t isa, int64_t tokens, int64_t outputs, int64_t inputs) {
+  const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
+  return kernels == nullptr || outputs < 1 || inputs < 1 ? 0 : kernels->packed_bytes(tokens, outputs, inputs);
+}
+FFNAS_EXPORT int ffnas_pack(int64_t isa, void* data, int64_t stride, int64_t dtype, int64_t outputs, int64_t inputs, void* packed) {
+  const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
+  if (kernels == nullptr || outputs < 1 || inputs < 1) return ffnas::kBadCall;
+  kernels->pack({data, stride, static_cast<int32_t>(dtype)}, outputs, inputs, packed);
+  return ffnas::kOk;
+}
+// A number made of some elements of a matrix, spread over it: what tells that somebody wrote to it.
+FFNAS_EXPORT uint64_t ffnas_samples(const void* data, int64_t stride, int64_t dtype, int64_t rows, int64_t columns) {
+  return ffnas::hash_of_samples({const_cast<void*>(data), stride, static_cast<int32_t>(dtype)}, rows, columns);
+}
 
 FFNAS_EXPORT int ffnas_forward(const int64_t* words, int64_t count, double eps, double drop_scale) {
   return ffnas::run(words, count, eps, drop_scale, false);

@@ -28,7 +28,7 @@ struct BackwardShared {
     PackedLayer no_layer;
     float *none1, *none2;
     for (int64_t l = 0; l < call.layers; ++l) {
-      (packed == nullptr ? no_layer : packed[l]).carve(c, w, false);
+      (packed == nullptr ? no_layer : packed[l]).carve(c, w, call.layer[l], false);
       (grad_w1 == nullptr ? none1 : grad_w1[l]) = accumulator(c, call.layer[l].grad_w1, w.out1 * w.in1);
       (grad_w2 == nullptr ? none2 : grad_w2[l]) = accumulator(c, call.layer[l].grad_w2, w.out2 * w.in2);
     }

@@ -51,6 +51,7 @@ struct Layer {
   View h, y, sum;  // results of the products; LayerNorm's input, instead of y where that is all y is for (in tiles)
   View stats;     // [tokens, 2] float32: mean and 1 / deviation of LayerNorm's rows
   View grad_w1, grad_b1, grad_w2, grad_b2, grad_ln_weight, grad_ln_bias;
+  void *packed1, *packed2;  // w1 and w2 as `Kernels::pack` wrote them, for forward; nullptr: packed for this call
 };
 
 // Runs fn(ctx, task) for task in [0, tasks) on PyTorch's threads, in any order; returns when all are done.
@@ -85,6 +86,10 @@ struct Kernels {
   const char* name;
   int (*forward)(Call&);
   int (*backward)(Call&);
+  // Weights that are kept packed from one inference pass to the next (kernels/packed_weights.py): bytes of a weight
+  // [outputs, inputs] for calls of so many tokens, 0 where those do not pack it; and writing it there.
+  int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
+  void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
   // Test hook, see kernels.h.
   void (*unary)(int32_t opcode, int32_t mode, const float* in, float* out, int64_t n);
 };

@@ -51,15 +51,21 @@ inline Widths widths_of(const Call& call) {
   return {call.hidden, call.inner, call.inner, call.hidden};  // in the parallel form hidden == inner
 }
 
+inline int64_t packed_elements(int64_t outputs, int64_t inputs) { return panels(outputs) * panel_elements(inputs); }
+// A weight in panels for forward, where the caller keeps it packed, or room for it.
+inline Element* packed_or_room(void* kept, Carver& c, int64_t outputs, int64_t inputs) {
+  return kept != nullptr ? static_cast<Element*>(kept) : c.take<Element>(packed_elements(outputs, inputs));
+}
+
 // Both weights of one layer in panels, vectors as zero-padded floats.
 struct PackedLayer {
   Element *w1, *w2;
   float *b1, *b2, *ln_weight, *ln_bias;
 
   // transposed: panels over the outputs, for forward; otherwise panels over the inputs, for gradients of operands.
-  void carve(Carver& c, const Widths& w, bool transposed) {
-    w1 = c.take<Element>(transposed ? panels(w.out1) * panel_elements(w.in1) : panels(w.in1) * panel_elements(w.out1));
-    w2 = c.take<Element>(transposed ? panels(w.out2) * panel_elements(w.in2) : panels(w.in2) * panel_elements(w.out2));
+  void carve(Carver& c, const Widths& w, const Layer& layer, bool transposed) {
+    w1 = transposed ? packed_or_room(layer.packed1, c, w.out1, w.in1) : c.take<Element>(packed_elements(w.in1, w.out1));
+    w2 = transposed ? packed_or_room(layer.packed2, c, w.out2, w.in2) : c.take<Element>(packed_elements(w.in2, w.out2));
     b1 = c.take<float>(padded_width(w.out1));
     b2 = c.take<float>(padded_width(w.out2));
     ln_weight = c.take<float>(padded_width(w.out2));
@@ -77,7 +83,7 @@ inline void pack_weight_panel(const View& w, int64_t outputs, int64_t inputs, in
     pack_panel(static_cast<const bf16*>(w.data), w.stride, depth, first, width - first, transposed, to);
 }
 
-// Packs every layer, in parallel over panels; the vectors alone without `weights`.
+// Packs every layer, in parallel over panels; the vectors alone without `weights`, and where the caller kept those.
 inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, bool weights) {
   const Widths w = widths_of(call);
   const int64_t first = weights ? panels(transposed ? w.out1 : w.in1) : 0;
@@ -88,9 +94,9 @@ inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, 
     PackedLayer& to = packed[t / per_layer];
     const int64_t p = t % per_layer;
     if (p < first) {
-      pack_weight_panel(layer.w1, w.out1, w.in1, p, transposed, to.w1);
+      if (layer.packed1 == nullptr) pack_weight_panel(layer.w1, w.out1, w.in1, p, transposed, to.w1);
     } else if (p < first + second) {
-      pack_weight_panel(layer.w2, w.out2, w.in2, p - first, transposed, to.w2);
+      if (layer.packed2 == nullptr) pack_weight_panel(layer.w2, w.out2, w.in2, p - first, transposed, to.w2);
     } else {
       load_vector(layer.b1, w.out1, padded_width(w.out1), to.b1);
       load_vector(layer.b2, w.out2, padded_width(w.out2), to.b2);
@@ -99,6 +105,14 @@ inline void pack_layers(const Call& call, PackedLayer* packed, bool transposed, 
     }
   };
   parallel_tasks(per_layer * call.layers, task);
+}
+
+inline int64_t packed_bytes(int64_t tokens, int64_t outputs, int64_t inputs) {
+  return tokens <= kSkinnyTokens ? 0 : packed_elements(outputs, inputs) * static_cast<int64_t>(sizeof(Element));
+}
+inline void pack(const View& w, int64_t outputs, int64_t inputs, void* packed) {
+  auto task = [&](int64_t p) { pack_weight_panel(w, outputs, inputs, p, true, static_cast<Element*>(packed)); };
+  parallel_tasks(panels(outputs), task);
 }
 
 // The interpreter's registers: one tile each; and room for two panels of a product over a block's rows.

@@ -78,6 +78,7 @@ constexpr int64_t kMaxLinears = 4;
 struct LinearLayer {
   View w, b, out;
   int64_t outputs;
+  void* packed;  // w as `Kernels::pack` wrote it; nullptr: packed for this call
 };
 struct LinearCall {
   int64_t tokens, inputs, layers;

@@ -134,6 +134,7 @@ int run_linear(LossReader& in, const double* reals, const LossKernels& kernels) 
     LinearLayer& layer = call.layer[l];
     for (View* v : {&layer.w, &layer.b, &layer.out}) *v = in.view();
     layer.outputs = in.next();
+    layer.packed = in.pointer<void>();
     if (layer.outputs < 1) return kBadCall;
     prefer_huge_pages(layer.out, call.tokens, layer.outputs);
   }

@@ -96,17 +96,17 @@ def is_over_keys(mask: Any) -> bool:
     return mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
 
 
-_FEWEST_TOKENS = 64
-"""Below, packing the weights takes longer than the fused linear layers save."""
+_FEWEST_TOKENS = {torch.float32: 64, torch.bfloat16: 16}
+"""By dtype; below, the fused linear layers save nothing, even with weights that are kept packed."""
 
 
 def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
     """Whether `kernels.linear` takes the place of these layers: plain `nn.Linear`, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    if x.dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+    if x.dtype not in _FEWEST_TOKENS or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
         return False
-    return x.numel() // x.shape[-1] >= _FEWEST_TOKENS and all(
+    return x.numel() // x.shape[-1] >= _FEWEST_TOKENS[x.dtype] and all(
         type(m) is nn.Linear and m.weight.dtype == x.dtype and not m._forward_hooks for m in layers
     )
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.backends.cpu_losses import CpuLosses
 from kernels.build import BuildError, library_path
+from kernels.packed_weights import PackedWeights, limit_bytes
 from kernels.philox import drop_threshold
 from kernels.program import Flag
 
@@ -42,7 +43,7 @@ ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 """Instruction sets in rising order; the position is the number the library knows."""
 
 _FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
-_ABI_VERSION = 5
+_ABI_VERSION = 6
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
@@ -72,7 +73,8 @@ class CpuBackend:
             torch.float32: max(i for i in best if ISAS[i] in _FLOAT32),
             torch.bfloat16: max(i for i in best if ISAS[i] != "amx_fp32"),
         }
-        self.losses = CpuLosses(self._library, _ABI_VERSION, self._isa)
+        self.packed = PackedWeights(self._library, limit_bytes())
+        self.losses = CpuLosses(self._library, _ABI_VERSION, self._isa, self.packed)
 
     def isa(self, dtype: torch.dtype) -> str:
         """The instruction set that serves products in `dtype`."""
@@ -92,11 +94,21 @@ class CpuBackend:
         saved = self.saved_like(call) if save else []
         if call.tokens:
             words = self._words(call, call.x, out)
-            for own, kept in zip(_parameter_views(call), _saved_views(call, saved), strict=True):
+            packed = [(None, None)] * call.layers if save else self._packed(call)  # held until the call is done
+            for own, kept, weights in zip(_parameter_views(call), _saved_views(call, saved), packed, strict=True):
                 words.extend(own)
                 words.extend(kept)
+                words.extend(0 if w is None else w.data_ptr() for w in weights)
             self._run(self._library.ffnas_forward, call, words)
         return out, saved
+
+    def _packed(self, call: FFNCall) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Per layer w1 and w2 as they were kept, None where they were not."""
+        isa = self.packed.isa_for(self._isa[call.compute_dtype], call.tokens)
+        find = self.packed.find
+        return [
+            (find(w1, isa, call.tokens), find(w2, isa, call.tokens)) for w1, w2 in zip(call.w1, call.w2, strict=True)
+        ]
 
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         x, tokens, dtype = call.x, call.tokens, call.compute_dtype

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.losses_reference import gradient_like
+from kernels.packed_weights import PackedWeights
 from kernels.philox import drop_threshold
 
 _SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR = range(6)
@@ -37,13 +38,14 @@ class CpuLosses:
         library: the loaded library.
         abi: its interface version.
         isa: instruction set by the dtype of products.
+        packed: weights of linear layers that were packed before.
     """
 
-    def __init__(self, library: ctypes.CDLL, abi: int, isa: dict[torch.dtype, int]) -> None:
+    def __init__(self, library: ctypes.CDLL, abi: int, isa: dict[torch.dtype, int], packed: PackedWeights) -> None:
         self._call = library.ffnas_loss
         self._call.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._call.restype = ctypes.c_int
-        self._abi, self._isa = abi, isa
+        self._abi, self._isa, self._packed = abi, isa, packed
 
     def supports(self, tensors: Tensors) -> str | None:
         """None where calls with these tensors can be served, else one line saying why not."""
@@ -151,11 +153,14 @@ class CpuLosses:
         """See `kernels.linear.linear_fwd`; x and the residual have two dimensions."""
         outs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
         if x.shape[0]:
-            words = self._words(_LINEAR, x.dtype, *x.shape, len(weights))
+            isa = self._packed.isa_for(self._isa[x.dtype], x.shape[0])
+            packed = [self._packed.find(w, isa, x.shape[0]) for w in weights]  # held until the call is done
+            words = array("q", (self._abi, _LINEAR, isa, *x.shape, len(weights)))
             for t in (x, residual, *(norm or (None, None))):
                 words.extend(_NO_VIEW if t is None else _view(t))
-            for weight, bias, out in zip(weights, biases, outs, strict=True):
+            for weight, bias, out, kept in zip(weights, biases, outs, packed, strict=True):
                 words.extend((*_view(weight), *_view(bias), *_view(out), weight.shape[0]))
+                words.append(0 if kept is None else kept.data_ptr())
             self._run(words, eps)
         return outs
 

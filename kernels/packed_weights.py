@@ -1,0 +1,138 @@
+"""Weights that stay packed from one inference pass to the next, for the CPU backend.
+
+Its kernels read weights in panels (csrc/cpu/layer.h), cut into three bfloat16 parts for float32 products on AMX. Packing
+is done in every call: weights of a training step or of a candidate change from call to call. In a model that answers
+one short sequence after the other they do not, and packing takes as long as multiplying by 128 tokens. So what a
+call without gradients packs for a second time is kept.
+
+Kept are whole parameters (`torch.nn.Parameter` itself; views, subnets and products of factors are not), while
+
+- the parameter lives, and is unchanged by its version, which all of PyTorch's in-place operations count, autograd's own
+  means of noticing that a saved tensor was written to;
+- its memory, strides and dtype are the same, and so are 32 of its elements: writes through `.data`, NumPy or another
+  process are not counted as versions, but those change nearly every element;
+- all that is kept stays below `FFNAS_PACKED_MIB` (512 by default; 0 keeps nothing).
+
+A write past PyTorch that changes few elements (`weight.data[3, 5] = 0.0`) can go unnoticed, as it can for autograd: write
+without `.data` under `torch.no_grad()`, or set FFNAS_PACKED_MIB=0.
+
+Rejected: a hash of every element, which is exact, but reads all weights once more: a quarter of what is saved. Packing
+when a module goes to eval mode, too: the op is called with parameters, not with modules, and weights change after.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.backends.base import BackendUnavailable
+
+ENVIRONMENT = "FFNAS_PACKED_MIB"
+DEFAULT_MIB = 512
+MOST_TOKENS = 1024
+"""With more, packing is a few percent of a call, and evaluations during a search would fill memory for it."""
+
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _Entry(NamedTuple):
+    """What is known of a parameter; `packed` is None as long as it was met once."""
+
+    parameter: weakref.ref[Tensor]
+    state: tuple[Any, ...]
+    packed: Tensor | None
+
+
+class PackedWeights:
+    """The packed weights of one loaded library.
+
+    Args:
+        library: csrc/cpu.
+        limit: bytes to keep at most.
+    """
+
+    def __init__(self, library: ctypes.CDLL, limit: int) -> None:
+        self._library, self._limit = library, limit
+        self._entries: dict[tuple[int, int], _Entry] = {}
+        int64, pointer = ctypes.c_int64, ctypes.c_void_p
+        for function, result, arguments in (
+            (library.ffnas_isa_for, int64, [int64] * 2),
+            (library.ffnas_packed_bytes, int64, [int64] * 4),
+            (library.ffnas_pack, ctypes.c_int, [int64, pointer, *[int64] * 4, pointer]),
+            (library.ffnas_samples, ctypes.c_uint64, [pointer, *[int64] * 4]),
+        ):
+            function.restype, function.argtypes = result, arguments
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all packed weights."""
+        return sum(e.packed.numel() for e in list(self._entries.values()) if e.packed is not None)
+
+    def isa_for(self, isa: int, tokens: int) -> int:
+        """The instruction set that a call of so many tokens runs on, where `isa` was asked for."""
+        return self._library.ffnas_isa_for(isa, tokens)
+
+    def find(self, weight: Tensor, isa: int, tokens: int) -> Tensor | None:
+        """`weight` packed, or None where the call packs it for itself.
+
+        Args:
+            weight: [outputs, inputs], a parameter of a call without gradients.
+            isa: as `isa_for` gives it.
+            tokens: rows of the call.
+
+        Returns:
+            uint8 tensor; to be held until the call has returned.
+        """
+        if type(weight) is not torch.nn.Parameter or tokens > MOST_TOKENS or not self._limit or weight.is_inference():
+            return None
+        key = (id(weight), isa)
+        known = self._entries.get(key)
+        state = self._state(weight)
+        if known is not None and known.parameter() is weight and known.state == state:
+            return known.packed if known.packed is not None else self._pack(key, known, weight, tokens)
+        self._entries[key] = _Entry(weakref.ref(weight, partial(self._forget, key)), state, None)
+        return None
+
+    def _state(self, weight: Tensor) -> tuple[Any, ...]:
+        rows, columns = weight.shape
+        address, stride, dtype = weight.data_ptr(), weight.stride(0), _DTYPE_CODES[weight.dtype]
+        samples = self._library.ffnas_samples(address, stride, dtype, rows, columns)
+        return weight._version, samples, address, stride, dtype, rows, columns
+
+    def _pack(self, key: tuple[int, int], known: _Entry, weight: Tensor, tokens: int) -> Tensor | None:
+        *_, address, stride, dtype, rows, columns = known.state
+        size = self._library.ffnas_packed_bytes(key[1], tokens, rows, columns)
+        if not size or self.kept_bytes + size > self._limit:
+            return None
+        packed = torch.empty(size, dtype=torch.uint8)
+        if self._library.ffnas_pack(key[1], address, stride, dtype, rows, columns, packed.data_ptr()):
+            raise RuntimeError("ffnas cpu backend: the weight does not fit this build of the library")
+        self._entries[key] = known._replace(packed=packed)
+        return packed
+
+    def _forget(self, key: tuple[int, int], dead: weakref.ref[Tensor]) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.parameter is dead:
+            del self._entries[key]
+
+
+def limit_bytes() -> int:
+    """Bytes that may be kept.
+
+    Raises:
+        BackendUnavailable: `FFNAS_PACKED_MIB` is not a number of at least 0.
+    """
+    text = os.environ.get(ENVIRONMENT, str(DEFAULT_MIB))
+    try:
+        mib = float(text)
+    except ValueError:
+        mib = -1.0
+    if not 0 <= mib < float("inf"):
+        raise BackendUnavailable(f"{ENVIRONMENT}={text!r} is not a number of MiB, 0 or more")
+    return int(mib * 2**20)
