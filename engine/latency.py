@@ -38,6 +38,7 @@ from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.params import ModelShape, inner_width
 from kernels.bounded import EXPRESSIONS
+from kernels.build import source_folder, source_key
 from kernels.expression import Expression
 from kernels.lowering import lower
 from kernels.operators import OPERATORS
@@ -288,9 +289,16 @@ def segment_widths(shape: ModelShape, ratio: Fraction) -> dict[str, int]:
 def identity(
     shape: ModelShape, heads: int, policy: str, stacks: tuple[int, ...], ratios: tuple[Fraction, ...], at: Conditions
 ) -> str:
-    """A short hash of everything a table depends on but its numbers; names its file in the cache."""
+    """A short hash of everything a table depends on but its numbers; names its file in the cache.
+
+    The CPU kernels' sources are part of it: faster kernels ask for another measurement.
+    """
+    sources = source_folder()
+    kernels = "" if sources is None else source_key(sources)
     sizes = {k: v for k, v in asdict(shape).items() if k not in ("teacher_hidden_size", "vocab_size")}
-    text = json.dumps([FORMAT, sizes, heads, policy, stacks, [str(r) for r in ratios], asdict(at)], sort_keys=True)
+    text = json.dumps(
+        [FORMAT, kernels, sizes, heads, policy, stacks, [str(r) for r in ratios], asdict(at)], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

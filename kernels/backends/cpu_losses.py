@@ -153,9 +153,9 @@ class CpuLosses:
         """See `kernels.linear.linear_fwd`; x and the residual have two dimensions."""
         outs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
         if x.shape[0]:
-            isa = self._packed.isa_for(self._isa[x.dtype], x.shape[0])
+            isa = self._isa[x.dtype]
             packed = [self._packed.find(w, isa, x.shape[0]) for w in weights]  # held until the call is done
-            words = array("q", (self._abi, _LINEAR, isa, *x.shape, len(weights)))
+            words = self._words(_LINEAR, x.dtype, *x.shape, len(weights))
             for t in (x, residual, *(norm or (None, None))):
                 words.extend(_NO_VIEW if t is None else _view(t))
             for weight, bias, out, kept in zip(weights, biases, outs, packed, strict=True):
