@@ -4,7 +4,8 @@ Sides take no arguments and run the same mathematics on the same tensors:
 
     eager     plain PyTorch (`kernels.reference`), what a user writes without ffnas
     compile   the same under torch.compile, one graph per case, steady state
-    ffnas     `fused_ffn`
+    ffnas     `fused_ffn`, which packs the weights in every call
+    kept      the same with parameters, whose packed weights are kept (`kernels.packed_weights`); forward only
     floor     the matrix products alone on oneDNN, weights packed beforehand: what no fusion can go below
 """
 
@@ -74,7 +75,9 @@ def runner(case: Case, side: str) -> Callable[[], object]:
         return floor(case)
     tensors = inputs(case)
     expression = parse_expression(case.expression)
-    if side == "ffnas":
+    if side == "kept":
+        tensors = [tensors[0], *(torch.nn.Parameter(t, requires_grad=False) for t in tensors[1:])]
+    if side in ("ffnas", "kept"):
         call = lambda: fused_ffn(*tensors, expression)  # noqa: E731
     elif side == "eager":
         call = lambda: ffn(*tensors, expression)  # noqa: E731
@@ -84,7 +87,9 @@ def runner(case: Case, side: str) -> Callable[[], object]:
         compiled = torch.compile(lambda *t: ffn(*t, expression), fullgraph=True, dynamic=False, mode=mode)
         call = lambda: compiled(*tensors)  # noqa: E731
     else:
-        raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}, floor")
+        raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}, kept, floor")
+    if side == "kept" and case.backward:
+        raise ValueError("side 'kept' is of forward passes only")
     if not case.backward:
         return torch.no_grad()(call)
     weight = torch.randn(case.tokens, case.hidden, generator=torch.Generator().manual_seed(1))
