@@ -137,7 +137,7 @@ struct ForwardShared {
   void carve(Carver& c, const Call& call) {
     packed = c.take<PackedLayer>(call.layers);
     PackedLayer sizes;
-    for (int64_t l = 0; l < call.layers; ++l) 
+    for (int64_t l = 0; l < call.layers; ++l)
       (packed == nullptr ? sizes : packed[l]).carve(c, widths_of(call), call.layer[l], true);
   }
 };

@@ -3,33 +3,22 @@
 //     out_i = x @ w_i.T + b_i                                  layers of one x, which is read and packed once
 //     out   = LayerNorm(residual + x @ w.T + b)                one layer, its rows normalized while in cache
 //
-// As in forward.h a block of rows stays in cache while the packed weights go by.
-//
-// Of few tokens the threads share the panels of the weights, not the rows: each reads its part of the weights once. (128
-// tokens, 540 x 540 in float32 on AMX, two threads: by rows no faster than one.)
+// As in forward.h a block of rows stays in cache while the packed weights go by. Where there are few rows and no LayerNorm
+// the threads share the panels of the weights instead: at 16 to 32 rows two threads take 0.7 to 0.95 of the time by rows, at
+// 64 rows 0.95. Rejected: the same with LayerNorm, and in forward.h (0.9 at 16 rows, but 1.1 from 128 rows on): operands then
+// move between the caches of the threads, who wait for each other after every step.
 
-constexpr int64_t kFewRows = 256;
-
-// Operand rows of x, and rows of LayerNorm's input.
-struct LinearRows {
-  Element* x;
-  float* z;
-  int64_t stride, z_stride;
-
-  void carve(Carver& c, const LinearCall& call, int64_t rows) {
-    stride = operand_stride(call.inputs);
-    z_stride = padded_width(call.layer[0].outputs);
-    x = c.take<Element>(rows * stride);
-    z = c.take<float>(call.residual.data == nullptr ? 0 : rows * z_stride);
-  }
-};
+constexpr int64_t kFewRows = 64;
 
 struct LinearShared {
   Element* w[kMaxLinears];
   float* b[kMaxLinears];
   float *ln_weight, *ln_bias;
-  LinearRows all;  // of few tokens
+  Element* x;  // all rows, where threads share panels
 
+  static bool shares_panels(const LinearCall& call) {
+    return call.tokens <= kFewRows && call.residual.data == nullptr && num_threads() > 1;
+  }
   void carve(Carver& c, const LinearCall& call) {
     for (int64_t l = 0; l < call.layers; ++l) {
       w[l] = packed_or_room(call.layer[l].packed, c, call.layer[l].outputs, call.inputs);
@@ -37,24 +26,23 @@ struct LinearShared {
     }
     ln_weight = c.take<float>(padded_width(call.layer[0].outputs));
     ln_bias = c.take<float>(padded_width(call.layer[0].outputs));
-    all.carve(c, call, call.tokens <= kFewRows ? call.tokens + kTileRows : 0);
+    x = c.take<Element>(shares_panels(call) ? (call.tokens + kTileRows) * operand_stride(call.inputs) : 0);
   }
 };
 
-struct LinearTiles {
-  float *product, *old;
-  void carve(Carver& c) {
-    product = c.take<float>(kTileFloats);
-    old = c.take<float>(kTileFloats);
-  }
-};
 struct LinearBlock {
-  LinearRows rows;
-  LinearTiles tiles;
+  Element* x;
+  float *tile, *z, *old;
+  int64_t stride, z_stride;
 
   void carve(Carver& c, const LinearCall& call) {
-    rows.carve(c, call, kBlockRows + kTileRows);
-    tiles.carve(c);
+    constexpr int64_t kRows = kBlockRows + kTileRows;
+    stride = operand_stride(call.inputs);
+    z_stride = padded_width(call.layer[0].outputs);
+    x = c.take<Element>(kRows * stride);
+    tile = c.take<float>(kTileFloats);
+    old = c.take<float>(kTileFloats);
+    z = c.take<float>(call.residual.data == nullptr ? 0 : kRows * z_stride);
   }
 };
 
@@ -68,95 +56,64 @@ inline void pack_linears(const LinearCall& call, LinearShared& shared) {
   load_vector(call.ln_bias, call.layer[0].outputs, padded_width(call.layer[0].outputs), shared.ln_bias);
 }
 
-struct Linear {
-  LinearCall& call;
-  LinearShared shared;
-
-  int run() {
-    if (!carve(kShared, shared, call)) return 1;
-    pack_linears(call, shared);
-    call.tokens <= kFewRows ? by_panels() : by_rows();
-    return call.failed;
-  }
-
- private:
-  void by_rows() {
-    const int64_t step = block_rows(call.tokens);
-    auto task = [&](int64_t t) {
-      LinearBlock block;
-      if (!carve(kPrivate, block, call)) {
-        call.failed = 1;
-        return;
-      }
-      const int64_t row = t * step, rows = least(step, call.tokens - row);
-      read(block.rows, row, rows);
-      multiply(block.rows, block.tiles, row, rows, 0, all_panels());
-      normalize(block.rows, row, rows);
-    };
-    parallel_tasks((call.tokens + step - 1) / step, task);
-  }
-
-  void by_panels() {
-    const int64_t groups = (call.tokens + kTileRows - 1) / kTileRows, total = all_panels();
-    const int64_t share = (total + num_threads() - 1) / num_threads();
-    const auto group = [&](int64_t t) { return part(shared.all, t * kTileRows); };
-    const auto rows_of_group = [&](int64_t t) { return least(kTileRows, call.tokens - t * kTileRows); };
-    auto read_task = [&](int64_t t) { read(group(t), t * kTileRows, rows_of_group(t)); };
-    auto multiply_task = [&](int64_t t) {
-      LinearTiles tiles;
-      if (!carve(kPrivate, tiles)) {
-        call.failed = 1;
-        return;
-      }
-      multiply(shared.all, tiles, 0, call.tokens, t * share, least(total, (t + 1) * share));
-    };
-    auto normalize_task = [&](int64_t t) { normalize(group(t), t * kTileRows, rows_of_group(t)); };
-    parallel_tasks(groups, read_task);
-    parallel_tasks((total + share - 1) / share, multiply_task);
-    if (call.residual.data != nullptr && !call.failed) parallel_tasks(groups, normalize_task);
-  }
-
-  static LinearRows part(LinearRows rows, int64_t first) {
-    rows.x += first * rows.stride;
-    if (rows.z != nullptr) rows.z += first * rows.z_stride;
-    return rows;
-  }
-  int64_t all_panels() const {
-    int64_t count = 0;
-    for (int64_t l = 0; l < call.layers; ++l) count += panels(call.layer[l].outputs);
-    return count;
-  }
-
-  void read(const LinearRows& to, int64_t row, int64_t rows) const {
-    copy_operand(rows_of(call.x, row), rows, call.inputs, to.x, to.stride);
-  }
-  // Panels [begin, end), counted through all layers, of rows [row, row + rows).
-  void multiply(const LinearRows& block, const LinearTiles& tiles, int64_t row, int64_t rows, int64_t begin,
-                int64_t end) const {
-    const ProductScope scope;
-    int64_t first = 0;
-    for (int64_t l = 0; l < call.layers; first += panels(call.layer[l].outputs), ++l) {
-      const LinearLayer& layer = call.layer[l];
-      const int64_t last = least(end, first + panels(layer.outputs));
-      for (int64_t p = most(begin, first); p < last; ++p)
-        for_row_groups(rows, [&](int64_t r, int n) { tile(l, block, tiles, row, r, n, (p - first) * kTileColumns); });
-    }
-  }
-  void tile(int64_t l, const LinearRows& block, const LinearTiles& tiles, int64_t row, int64_t r, int n, int64_t c) const {
+// Rows [row, row + rows) of all layers.
+inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row, int64_t rows) {
+  copy_operand(rows_of(call.x, row), rows, call.inputs, block.x, block.stride);
+  for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];
-    product(block.x, block.stride, r, n, shared.w[l], call.inputs, c, layer.outputs, shared.b[l] + c, tiles.product);
-    if (call.residual.data == nullptr) return store_tile(layer.out, row + r, c, n, layer.outputs, tiles.product);
-    load_tile(call.residual, row + r, c, n, layer.outputs, tiles.old);
-    add_to_block(tiles.product, tiles.old, block.z + r * block.z_stride + c, block.z_stride, n);
+    for_tiles(rows, layer.outputs, [&](int64_t r, int n, int64_t c) {
+      product(block.x, block.stride, r, n, shared.w[l], call.inputs, c, layer.outputs, shared.b[l] + c, block.tile);
+      if (call.residual.data == nullptr) return store_tile(layer.out, row + r, c, n, layer.outputs, block.tile);
+      load_tile(call.residual, row + r, c, n, layer.outputs, block.old);
+      add_to_block(block.tile, block.old, block.z + r * block.z_stride + c, block.z_stride, n);
+    });
   }
-  void normalize(const LinearRows& block, int64_t row, int64_t rows) const {
-    if (call.residual.data == nullptr) return;
+  if (call.residual.data != nullptr)
     normalize_rows(block.z, block.z_stride, rows, call.layer[0].outputs, call.eps, shared.ln_weight, shared.ln_bias,
                    rows_of(call.layer[0].out, row), nullptr);
-  }
-};
+}
+
+// All rows of every thread's share of the panels, counted through all layers.
+inline int linear_by_panels(const LinearCall& call, const LinearShared& shared) {
+  const int64_t stride = operand_stride(call.inputs);
+  copy_operand(call.x, call.tokens, call.inputs, shared.x, stride);
+  int64_t total = 0;
+  for (int64_t l = 0; l < call.layers; ++l) total += panels(call.layer[l].outputs);
+  const int64_t share = (total + num_threads() - 1) / num_threads();
+  auto task = [&](int64_t t) {
+    const ProductScope scope;
+    alignas(64) float tile[kTileFloats];
+    int64_t l = 0, first = 0;  // the layer of panel p, and its first panel
+    for (int64_t p = t * share; p < least(total, (t + 1) * share); ++p) {
+      while (p >= first + panels(call.layer[l].outputs)) first += panels(call.layer[l++].outputs);
+      const LinearLayer& layer = call.layer[l];
+      const int64_t c = (p - first) * kTileColumns;
+      for_row_groups(call.tokens, [&](int64_t r, int n) {
+        product(shared.x, stride, r, n, shared.w[l], call.inputs, c, layer.outputs, shared.b[l] + c, tile);
+        store_tile(layer.out, r, c, n, layer.outputs, tile);
+      });
+    }
+  };
+  parallel_tasks((total + share - 1) / share, task);
+  return 0;
+}
 
 inline int linear(LinearCall& call) {
   if (call.tokens == 0) return 0;
-  return Linear{call, {}}.run();
+  LinearShared shared;
+  if (!carve(kShared, shared, call)) return 1;
+  pack_linears(call, shared);
+  if (LinearShared::shares_panels(call)) return linear_by_panels(call, shared);
+  const int64_t step = block_rows(call.tokens);
+  auto task = [&](int64_t t) {
+    LinearBlock block;
+    if (!carve(kPrivate, block, call)) {
+      call.failed = 1;
+      return;
+    }
+    const ProductScope scope;
+    linear_block(call, shared, block, t * step, least(step, call.tokens - t * step));
+  };
+  parallel_tasks((call.tokens + step - 1) / step, task);
+  return call.failed;
 }

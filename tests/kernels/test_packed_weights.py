@@ -258,15 +258,28 @@ def test_threads_share_what_is_kept(packed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 9, 33, 64, 255, 256, 257, 400])
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize("tokens", [1, 9, 33, 64, 65, 400])
 @torch.no_grad()
-def test_linear_layers_too(packed, dtype, tokens):
+def test_linear_layers_too(packed, dtype, tokens, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _check_linears(packed, dtype, tokens)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_linears(packed, dtype, tokens):
     torch.manual_seed(0)
     layers = [nn.Linear(50, n).to(dtype) for n in (50, 3, 70)]
     norm, x, residual = nn.LayerNorm(50).to(dtype), torch.randn(tokens, 50).to(dtype), torch.randn(tokens, 50).to(dtype)
     weights, biases = [m.weight for m in layers], [m.bias for m in layers]
     plain = [w.detach() for w in weights]
     expected = fused_linears(x, plain, biases)
+    rows = [fused_linears(x[k : k + 70], plain, biases) for k in range(0, tokens, 70)]
+    for layer, own in zip(expected, zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(layer, torch.cat(own))
     normed = fused_linear_norm(x, plain[0], biases[0], residual, norm.weight, norm.bias)
     for _ in range(3):
         assert all(map(torch.equal, fused_linears(x, weights, biases), expected))
