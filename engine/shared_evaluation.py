@@ -28,7 +28,7 @@ from torch import Tensor
 from engine.activations import ActivationStore
 from engine.architecture import Architecture
 from engine.autocast import autocast
-from engine.continuation import Continuation, run_ffns
+from engine.continuation import Continuation
 from engine.data import Batch, EncodedDataset, TaskSpec
 from engine.metrics import compute_metrics
 from engine.student import FFNASForSequenceClassification
@@ -209,7 +209,7 @@ class SharedEvaluator:
         if begin == 0:
             x = self._after_attention(run, node)
         assert x is not None
-        out = run_ffns(ffns, x, branch.plan, begin, stack)
+        out = ffns.part(x, branch.plan, begin, stack)
         self.work["ffn"] += stack - begin
         if any(longer > stack for longer in branch.stacks):
             self.store.put(key, out, 2 * node.depth + 1)

@@ -85,13 +85,17 @@ class FFNStack(nn.ModuleList):
 
     def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
         """[..., H] to [..., H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
-        used = list(islice(self, plan.stack))
+        return self.part(x, plan, 0, plan.stack, self.p_drop if self.training else 0.0)
+
+    def part(self, x: Tensor, plan: FFNPlan, begin: int, end: int, p_drop: float = 0.0) -> Tensor:
+        """[..., H] to [..., H] through FFNs `begin` to `end` - 1 at inner width `plan.inner`."""
+        used = list(islice(self, begin, end))
         return fused_ffn_stack(
             x,
             *ffn_weights(used, plan.inner),
             [ffn.layernorm.weight for ffn in used],
             [ffn.layernorm.bias for ffn in used],
             plan.program,
-            p_drop=self.p_drop if self.training else 0.0,
+            p_drop=p_drop,
             eps=self.eps,
         )

@@ -7,13 +7,13 @@ import pytest
 import torch
 from encoder_reference import TRUNCATE, architecture, random_architecture, randomize, small_config
 
-from engine import continuation
 from engine.activations import ActivationStore
 from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
 from engine.evaluation import evaluate, predict, predict_batches
 from engine.shared_evaluation import SharedEvaluator
 from engine.student import FFNASForSequenceClassification
+from engine.student.ffn import FFNStack
 from engine.trie import Work, build_trie, work_apart, work_shared
 from kernels import use_backend
 
@@ -163,14 +163,13 @@ def test_expressions_with_one_canonical_form_share_a_branch():
 
 
 def test_a_continuation_that_changes_bits_is_not_taken(monkeypatch):
-    real, plans = continuation.run_ffns, []
+    real, plans = FFNStack.part, []
 
     def other_bits(stack, x, plan, begin, end):  # of every FFN but the first of a call
         plans.append((begin, end))
         return real(stack, x, plan, begin, end) * (1 + (end - begin - 1) * 1e-6)
 
-    monkeypatch.setattr("engine.continuation.run_ffns", other_bits)
-    monkeypatch.setattr("engine.shared_evaluation.run_ffns", other_bits)
+    monkeypatch.setattr(FFNStack, "part", other_bits)
     model, chosen = supernet(), candidates(8, texts=TRUNCATE[:1])
     evaluator = SharedEvaluator(model, dataset(20), batch_size=20)
     plan = model.base_model.planner(chosen[0])[2]._replace(stack=2)
