@@ -52,7 +52,7 @@ fuzz: $(DEV_STAMP) ## a million hostile inputs for the expression parser, thousa
 
 # AddressSanitizer must be the first library of the process; Python itself leaks by design.
 PROGRAMS ?= 20000
-SANITIZED ?= $(addprefix tests/kernels/,test_cpu_ffn.py test_saved_memory.py test_cpu_math.py test_losses_fused.py test_attention.py)
+SANITIZED ?= $(addprefix tests/kernels/,test_cpu_ffn.py test_saved_memory.py test_packed_weights.py test_linear.py test_cpu_math.py test_losses_fused.py test_attention.py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 sanitize: $(DEV_STAMP) ## CPU kernels under AddressSanitizer and UBSan: kernel tests and corrupted programs
 	@env FFNAS_CXXFLAGS="$(SANITIZE)" FFNAS_CACHE=$(CURDIR)/.cache-sanitize OMP_NUM_THREADS=2 \

@@ -199,6 +199,20 @@ MUTATIONS = [
         "@lru_cache(maxsize=None)",
         "tests/faults/test_long_runs.py::test_every_cache_has_a_bound",
     ),
+    Mutation(
+        "packed weights are those of unchanged parameters",
+        "kernels/packed_weights.py",
+        " and known.state == state:",
+        ":",
+        "tests/kernels/test_packed_weights.py::test_changed_weights_are_noticed",
+    ),
+    Mutation(
+        "writes past PyTorch are noticed",
+        "kernels/packed_weights.py",
+        "self._library.ffnas_samples(address, stride, dtype, rows, columns)",
+        "0",
+        "tests/kernels/test_packed_weights.py::test_changed_weights_are_noticed",
+    ),
 ]
 
 
