@@ -1,10 +1,12 @@
 """The sentinel: do the fused kernels agree with plain PyTorch on this machine, for this model, on this data?
 
-Asked once at the beginning of every phase, on its first batch: loss terms and gradients (or logits) are computed
+Asked at the beginning of phases, on their first batch: loss terms and gradients (or logits) are computed
 twice, with the backends as chosen and with `reference`, from the same random numbers. Where they differ by more than
 rounding, one line says so and the reference serves from there on, so that a miscompiled kernel, a broken driver or a
 defective device costs time, not a week of wrong scores. It costs two further steps per phase and changes no result:
-generators are put back, gradients are not kept.
+generators are put back, gradients are not kept. On a CPU phases of fewer than `SHORT` steps, of which that would be
+more than a tenth, are left out once a phase of their kind (on text, on the task, ...) has been compared in the run:
+kernels are not compiled for a model there, and the wrong scores that cost most are those of long phases.
 
 Limits (relative): float32 losses 1e-4, gradients 1e-2 of their norm; bf16 losses 3e-2, gradients 0.3. Sums of float32
 in another order differ by 1e-6 to 1e-5, gradients through kinks (relu, max) by more; bf16 rounds at 4e-3, and a layer
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,9 @@ LIMITS = {"fp32": (1e-4, 1e-2), "bf16": (3e-2, 0.3)}
 FLOOR = 1e-6
 """Losses and gradient norms below this are compared absolutely: a difference of nothing from nothing is no defect."""
 
+SHORT = 20
+"""Steps of a phase on a CPU below which one comparison of its kind is enough for a run."""
+
 _TERMS = ("total", "hidden", "attention", "prediction")
 
 
@@ -60,20 +65,29 @@ class Sentinel:
         device: where the models run.
         precision: `"fp32"` or `"bf16"`, of the student.
         note: takes the one line about a disagreement.
+        compared: kinds of phases that were compared.
     """
 
     device: torch.device
     precision: str
     note: Callable[[str], None]
+    compared: set[str] = field(default_factory=set)
 
-    def training(self, where: str, model: nn.Module, loss: Callable[[], KDLoss]) -> bool:
-        """Whether losses and gradients of one batch agree; falls back if not.
+    def training(
+        self, where: str, model: nn.Module, loss: Callable[[], KDLoss], *, kind: str = "", steps: int = SHORT
+    ) -> bool:
+        """Whether losses and gradients of one batch agree, as far as they are compared; falls back if not.
 
         Args:
             where: the phase, for the message.
             model: in the mode it trains in.
             loss: the objective on the phase's first batch; called twice.
+            kind: what the phase trains on: its kernels and losses are those of other phases of its kind.
+            steps: how many steps the phase has.
         """
+        if steps < SHORT and kind in self.compared and self.device.type == "cpu":
+            return True
+        self.compared.add(kind)
         parameters = [p for p in model.parameters() if p.requires_grad]
 
         def measure() -> list[_Measured]:

@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,7 +100,7 @@ def run_phase(
     """Trains `model` for `total_steps` optimizer steps; returns the step it started from (0 unless resumed).
 
     Args:
-        name: of the phase, for logs and messages.
+        name: of the phase, for logs and messages; its last word says what it trains on.
         model: trained in place, left in eval mode.
         batches: `batches(step)` gives the batches from that step on, the same on every rank.
         loss: `loss(batch, step)` runs the forward pass and returns the objective. Where a step has several parts it is
@@ -116,7 +117,7 @@ def run_phase(
         weights: of the loss's terms, needed to weigh parts term by term; without them every term must be a mean over
             sequences.
         ranks: processes that train together; `log`, `after_step` and the two above are called on the first only.
-        sentinel: compares backends on the first batch.
+        sentinel: compares backends on the first batch (of a short phase not always).
 
     Raises:
         Diverged: a loss term became NaN or infinite, or every step between two log lines had gradients that did
@@ -147,7 +148,8 @@ def run_phase(
                 part = next(stream)
                 last = part.last
                 if sentinel is not None:
-                    sentinel.training(name, model, lambda b=part.batch, s=step: loss(b, s))
+                    check = partial(loss, part.batch, step)
+                    sentinel.training(name, model, check, kind=name.rpartition(" ")[2], steps=total_steps)
                     sentinel = None
                 with accumulating(objective, more=not last):
                     total, terms = objective(part, step)

@@ -280,8 +280,8 @@ class SearchConfig:
             into ~/.pgpass or PGPASSWORD; one in the URL is not saved.
         tensorboard: write TensorBoard scalars to the run directory.
         checkpoint_every: optimizer steps between checkpoints of a long phase.
-        sentinel: compare the fused kernels with plain PyTorch on the first batch of every phase, and fall back to it
-            where they differ.
+        sentinel: compare the fused kernels with plain PyTorch on the first batch of every phase (on a CPU, of phases
+            under 20 steps, the first of each kind), and fall back to it where they differ.
     """
 
     preset: str = "demo"

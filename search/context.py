@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -236,9 +237,9 @@ class Context(Prepared):
             teacher_precision=self.config.teacher_precision,
         )
 
-    @property
+    @cached_property
     def sentinel(self) -> Sentinel | None:
-        """Compares backends at the beginning of phases, where wanted."""
+        """Compares backends at the beginning of phases, where wanted; one for the run, which knows what it compared."""
         if not self.config.sentinel:
             return None
         return Sentinel(self.device, self.precision, self.reporter.info)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -174,7 +175,9 @@ class ProxyTrainer:
         model, batch_size = member.model.train(), self.settings.task.batch_size
         batch = next(cycle(self.task, batch_size, seed=self.ctx.seed("proxy", "task"))).to(self.ctx.device)
         targets = self._answers(self.task_targets)(0, batch)
-        sentinel.training(self.name, model, lambda: self.distiller.task_loss(model, batch, targets=targets))
+        steps = self.total_steps * self.settings.trials
+        loss = partial(self.distiller.task_loss, model, batch, targets=targets)
+        sentinel.training(self.name, model, loss, kind="task", steps=steps)
 
     def _halve(self, done: int, living: dict[int, Member], rungs: dict[int, dict[int, float]]) -> None:
         scores = dict(zip(living, self._score(list(living.values())), strict=True))

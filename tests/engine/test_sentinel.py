@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import sentinel
 from engine.autocast import autocast
+from engine.objective import KDLoss
 from engine.sentinel import Sentinel
 from kernels.dispatch import preferred_backend
 
@@ -73,6 +74,33 @@ def test_rounding_is_no_defect(
     assert bool(retired) is not agrees
     assert len(notes) == (not agrees)
     assert all("stage3: logits differs by" in n for n in notes)
+
+
+def test_short_phases_are_compared_once_of_a_kind(retired: list[str], notes: list[str]) -> None:
+    model, asked = nn.Linear(3, 1), []
+    x = torch.ones(2, 3)
+
+    def loss() -> KDLoss:
+        asked.append(preferred_backend("cpu"))
+        value, zero = model(x).square().mean(), torch.zeros(())
+        return KDLoss(value, value, zero, zero)
+
+    def comparisons(watch: Sentinel, **phase: object) -> int:
+        asked.clear()
+        assert watch.training("derive", model, loss, **phase)
+        assert asked in ([], ["cpu", "reference"])
+        return len(asked) // 2
+
+    watch = Sentinel(CPU, "fp32", notes.append)
+    assert comparisons(watch, kind="text", steps=19) == 1
+    assert comparisons(watch, kind="text", steps=19) == 0
+    assert comparisons(watch, kind="task", steps=3) == 1
+    assert comparisons(watch, kind="task", steps=20) == 1
+    assert comparisons(watch, kind="task", steps=1) == 0
+    assert comparisons(watch) == 1
+    assert comparisons(watch) == 1  # whoever does not say how long a phase is
+    assert comparisons(Sentinel(CPU, "fp32", notes.append), kind="text", steps=19) == 1
+    assert notes == retired == []
 
 
 def test_what_is_not_finite_is_a_defect_in_bf16(retired: list[str], notes: list[str]) -> None:
