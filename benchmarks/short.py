@@ -10,10 +10,10 @@ over d, smallest and largest in brackets. Times are medians of interleaved round
 from __future__ import annotations
 
 import argparse
-import math
 
 import torch
 
+from benchmarks.compare import geometric_mean
 from benchmarks.environment import describe
 from benchmarks.ffn_cases import INNER, RELEASED, Case, runner
 from benchmarks.timing import interleaved
@@ -24,8 +24,7 @@ SIDES = ("eager", "ffnas", "kept")
 def ratios(times: list[dict[str, float]], over: str, under: str) -> str:
     """`over` / `under` of all cases in a few words."""
     values = [t[over] / t[under] for t in times]
-    mean = math.exp(sum(map(math.log, values)) / len(values))
-    return f"{mean:.2f} ({min(values):.2f}-{max(values):.2f})"
+    return f"{geometric_mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def main() -> None:

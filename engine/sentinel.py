@@ -73,6 +73,10 @@ class Sentinel:
     note: Callable[[str], None]
     compared: set[str] = field(default_factory=set)
 
+    def wants(self, kind: str, steps: int) -> bool:
+        """Whether a phase of `steps` steps is to be compared; `kind` is what it trains on, with which losses."""
+        return steps >= SHORT or kind not in self.compared or self.device.type != "cpu"
+
     def training(
         self, where: str, model: nn.Module, loss: Callable[[], KDLoss], *, kind: str = "", steps: int = SHORT
     ) -> bool:
@@ -82,10 +86,9 @@ class Sentinel:
             where: the phase, for the message.
             model: in the mode it trains in.
             loss: the objective on the phase's first batch; called twice.
-            kind: what the phase trains on: its kernels and losses are those of other phases of its kind.
-            steps: how many steps the phase has.
+            kind, steps: of the phase, see `wants`.
         """
-        if steps < SHORT and kind in self.compared and self.device.type == "cpu":
+        if not self.wants(kind, steps):
             return True
         self.compared.add(kind)
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -2,12 +2,12 @@
 
 Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 parts. Calls
 pack them: weights of a training step or of a candidate change from call to call. In a model that answers one short
-sequence after the other they do not, and packing takes as long as multiplying by about 100 tokens. So what calls
+sequence after the other they do not, and packing takes as long as multiplying by some 100 tokens. So what calls
 without gradients would pack for the second time is kept.
 
-Measured on two cores of an Intel Xeon with AMX, against packing in every call (one FFN, H = 540, d of 540, 270 and 135,
-float32 and bfloat16, one thread): 1.25 to 1.66 times as fast at 16 to 64 tokens, 1.27 to 1.36 at 128, 1.05 to 1.24 at
-256 to 1024. The same bits.
+Against packing in every call, on two cores of an Intel Xeon with AMX (`python -m benchmarks.short`; H = 540, means over
+d, float32 and bfloat16, one and two threads): 1.2 to 1.6 times as fast at 16 to 128 tokens, 1.07 to 1.33 at 256 to
+1024. The same bits.
 
 Kept are whole parameters (`torch.nn.Parameter` itself; views, subnets and products of factors are not), while
 
@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,7 +44,7 @@ DEFAULT_MIB = 1024
 MOST_TOKENS = 1024
 """With more, packing is a few percent of a call, and evaluations during a search would fill memory for it."""
 
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class _Entry(NamedTuple):
@@ -59,11 +61,16 @@ class PackedWeights:
     Args:
         library: csrc/cpu.
         limit: bytes to keep at most.
+
+    Attributes:
+        kept_bytes: of all packed weights.
     """
 
     def __init__(self, library: ctypes.CDLL, limit: int) -> None:
         self._library, self._limit = library, limit
         self._entries: dict[tuple[int, int], _Entry] = {}
+        self._lock = threading.RLock()  # a parameter may die, and its entry go, while another is stored
+        self.kept_bytes = 0
         int64, pointer = ctypes.c_int64, ctypes.c_void_p
         for function, result, arguments in (
             (library.ffnas_isa_for, int64, [int64] * 2),
@@ -73,57 +80,75 @@ class PackedWeights:
         ):
             function.restype, function.argtypes = result, arguments
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of all packed weights."""
-        return sum(e.packed.numel() for e in list(self._entries.values()) if e.packed is not None)
-
     def isa_for(self, isa: int, tokens: int) -> int:
         """The instruction set that a call of so many tokens runs on, where `isa` was asked for."""
         return self._library.ffnas_isa_for(isa, tokens)
 
-    def find(self, weight: Tensor, isa: int, tokens: int) -> Tensor | None:
-        """`weight` packed, or None where the call packs it for itself.
+    def find(self, weights: Sequence[Tensor], isa: int, tokens: int) -> list[Tensor | None]:
+        """Weights packed, each None where the call packs it for itself.
 
         Args:
-            weight: [outputs, inputs], a parameter of a call without gradients.
+            weights: [outputs, inputs] each, of a call without gradients.
             isa: as `isa_for` gives it.
             tokens: rows of the call.
 
         Returns:
-            uint8 tensor; to be held until the call has returned.
+            uint8 tensors; to be held until the call has returned.
         """
-        if type(weight) is not torch.nn.Parameter or tokens > MOST_TOKENS or not self._limit or weight.is_inference():
+        if not self._limit or tokens > MOST_TOKENS or not self._library.ffnas_packed_bytes(isa, tokens, 1, 1):
+            return [None] * len(weights)
+        return [self._find(weight, isa, tokens) for weight in weights]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._entries.clear()
+            self.kept_bytes = 0
+
+    def _find(self, weight: Tensor, isa: int, tokens: int) -> Tensor | None:
+        if type(weight) is not torch.nn.Parameter or weight.is_inference():
             return None
         key = (id(weight), isa)
         known = self._entries.get(key)
         state = self._state(weight)
         if known is not None and known.parameter() is weight and known.state == state:
-            return known.packed if known.packed is not None else self._pack(key, known, weight, tokens)
-        self._entries[key] = _Entry(weakref.ref(weight, partial(self._forget, key)), state, None)
+            return known.packed if known.packed is not None else self._pack(key, known, tokens)
+        self._store(key, _Entry(weakref.ref(weight, partial(self._forget, key)), state, None))
         return None
 
     def _state(self, weight: Tensor) -> tuple[Any, ...]:
         rows, columns = weight.shape
-        address, stride, dtype = weight.data_ptr(), weight.stride(0), _DTYPE_CODES[weight.dtype]
+        address, stride, dtype = weight.data_ptr(), weight.stride(0), DTYPE_CODES[weight.dtype]
         samples = self._library.ffnas_samples(address, stride, dtype, rows, columns)
         return weight._version, samples, address, stride, dtype, rows, columns
 
-    def _pack(self, key: tuple[int, int], known: _Entry, weight: Tensor, tokens: int) -> Tensor | None:
+    def _pack(self, key: tuple[int, int], known: _Entry, tokens: int) -> Tensor | None:
         *_, address, stride, dtype, rows, columns = known.state
         size = self._library.ffnas_packed_bytes(key[1], tokens, rows, columns)
-        if not size or self.kept_bytes + size > self._limit:
+        if self.kept_bytes + size > self._limit:
             return None
         packed = torch.empty(size, dtype=torch.uint8)
         if self._library.ffnas_pack(key[1], address, stride, dtype, rows, columns, packed.data_ptr()):
             raise RuntimeError("ffnas cpu backend: the weight does not fit this build of the library")
-        self._entries[key] = known._replace(packed=packed)
+        self._store(key, known._replace(packed=packed))
         return packed
 
+    def _store(self, key: tuple[int, int], entry: _Entry | None) -> None:
+        with self._lock:
+            before = self._entries.pop(key, None)
+            if entry is not None:
+                self._entries[key] = entry
+            self.kept_bytes += _bytes(entry) - _bytes(before)
+
     def _forget(self, key: tuple[int, int], dead: weakref.ref[Tensor]) -> None:
-        entry = self._entries.get(key)
-        if entry is not None and entry.parameter is dead:
-            del self._entries[key]
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.parameter is dead:
+                self._store(key, None)
+
+
+def _bytes(entry: _Entry | None) -> int:
+    return 0 if entry is None or entry.packed is None else entry.packed.numel()
 
 
 def limit_bytes() -> int:

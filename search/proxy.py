@@ -172,10 +172,12 @@ class ProxyTrainer:
 
     def _compare_backends(self, member: Member, sentinel: Sentinel) -> None:
         """On the first batch of the task, with the stage's first candidate as it starts."""
+        steps = self.total_steps * self.settings.trials
+        if not sentinel.wants("task", steps):
+            return
         model, batch_size = member.model.train(), self.settings.task.batch_size
         batch = next(cycle(self.task, batch_size, seed=self.ctx.seed("proxy", "task"))).to(self.ctx.device)
         targets = self._answers(self.task_targets)(0, batch)
-        steps = self.total_steps * self.settings.trials
         loss = partial(self.distiller.task_loss, model, batch, targets=targets)
         sentinel.training(self.name, model, loss, kind="task", steps=steps)
 

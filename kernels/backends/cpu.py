@@ -34,7 +34,7 @@ from torch import Tensor
 from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.backends.cpu_losses import CpuLosses
 from kernels.build import BuildError, library_path
-from kernels.packed_weights import PackedWeights, limit_bytes
+from kernels.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.philox import drop_threshold
 from kernels.program import Flag
 
@@ -44,7 +44,6 @@ ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 
 _FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
 _ABI_VERSION = 6
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _NO_VIEW = (0, 0, 0)
 
@@ -85,7 +84,7 @@ class CpuBackend:
             return f"it serves CPU tensors, x is on {call.x.device}"
         if call.compute_dtype not in self._isa:
             return f"it has float32 and bfloat16 products, not {call.compute_dtype}"
-        if call.x.dtype not in _DTYPE_CODES:
+        if call.x.dtype not in DTYPE_CODES:
             return f"it serves float32 and bfloat16, x is {call.x.dtype}"
         return None
 
@@ -105,10 +104,8 @@ class CpuBackend:
     def _packed(self, call: FFNCall) -> list[tuple[Tensor | None, Tensor | None]]:
         """Per layer w1 and w2 as they were kept, None where they were not."""
         isa = self.packed.isa_for(self._isa[call.compute_dtype], call.tokens)
-        find = self.packed.find
-        return [
-            (find(w1, isa, call.tokens), find(w2, isa, call.tokens)) for w1, w2 in zip(call.w1, call.w2, strict=True)
-        ]
+        found = self.packed.find([*call.w1, *call.w2], isa, call.tokens)
+        return list(zip(found[: call.layers], found[call.layers :], strict=True))
 
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         x, tokens, dtype = call.x, call.tokens, call.compute_dtype
@@ -228,12 +225,12 @@ def _saves(call: FFNCall) -> _Saves:
 
 
 def _view(t: Tensor) -> tuple[int, int, int]:
-    return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
+    return t.data_ptr(), t.stride(0), DTYPE_CODES[t.dtype]
 
 
 def _tiles(t: Tensor) -> tuple[int, int, int]:
     """View of a tensor kept in tiles: its width, where others have the distance of rows (any, of a single row)."""
-    return t.data_ptr(), t.shape[1], _DTYPE_CODES[t.dtype]
+    return t.data_ptr(), t.shape[1], DTYPE_CODES[t.dtype]
 
 
 def _optional_view(t: Tensor | None) -> tuple[int, int, int]:

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from kernels.losses_reference import gradient_like
-from kernels.packed_weights import PackedWeights
+from kernels.packed_weights import DTYPE_CODES, PackedWeights
 from kernels.philox import drop_threshold
 
 _SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR = range(6)
 _FORMS = {"auto": 0, "dense": 1, "tiled": 1, "gram": 2}
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _ERRORS = {1: "out of memory", 3: "the call does not fit this build of the library"}
 _NO_HEADS = (0, 0, 0, 0, 0)
 _NO_VIEW = (0, 0, 0)
@@ -52,7 +51,7 @@ class CpuLosses:
         for t in tensors:
             if t.device.type != "cpu":
                 return f"it serves CPU tensors, got one on {t.device}"
-            if t.dtype not in _DTYPE_CODES:
+            if t.dtype not in DTYPE_CODES:
                 return f"its losses and attention serve float32 and bfloat16, got {t.dtype}"
         return None
 
@@ -94,7 +93,7 @@ class CpuLosses:
             sizes = (len(h_s), weight.shape[1], weight.shape[0])
             words = self._words(_HIDDEN, dtype, loss.data_ptr(), *_mask(mask), *sizes)
             for p in (weight, bias, *shared):
-                words.extend(_NO_VIEW if p is None else (p.data_ptr(), p.stride(0), _DTYPE_CODES[p.dtype]))
+                words.extend(_NO_VIEW if p is None else (p.data_ptr(), p.stride(0), DTYPE_CODES[p.dtype]))
             for layer in zip(*inputs, grads, strict=True):
                 for tensor in layer:
                     words.extend(_NO_HEADS if tensor is None else _heads(tensor))
@@ -111,8 +110,8 @@ class CpuLosses:
             flat = [x.reshape(-1, classes).contiguous() for x in (student, teacher)]
             words = self._words(_SOFT, torch.float32, loss.data_ptr(), flat[0].shape[0], classes)
             for x in flat:
-                words.extend((x.data_ptr(), classes, _DTYPE_CODES[x.dtype]))
-            words.extend((grads[0].data_ptr(), classes, _DTYPE_CODES[student.dtype]) if gradient else _NO_VIEW)
+                words.extend((x.data_ptr(), classes, DTYPE_CODES[x.dtype]))
+            words.extend((grads[0].data_ptr(), classes, DTYPE_CODES[student.dtype]) if gradient else _NO_VIEW)
             self._run(words, temperature)
         return loss, grads
 
@@ -154,7 +153,7 @@ class CpuLosses:
         outs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
         if x.shape[0]:
             isa = self._isa[x.dtype]
-            packed = [self._packed.find(w, isa, x.shape[0]) for w in weights]  # held until the call is done
+            packed = self._packed.find(weights, isa, x.shape[0])  # held until the call is done
             words = self._words(_LINEAR, x.dtype, *x.shape, len(weights))
             for t in (x, residual, *(norm or (None, None))):
                 words.extend(_NO_VIEW if t is None else _view(t))
@@ -194,7 +193,7 @@ def _common_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def _view(t: Tensor) -> tuple[int, int, int]:
-    return t.data_ptr(), t.stride(0), _DTYPE_CODES[t.dtype]
+    return t.data_ptr(), t.stride(0), DTYPE_CODES[t.dtype]
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -209,7 +208,7 @@ def _heads(x: Tensor) -> tuple[int, int, int, int, int]:
     """[B, heads, S, d] or [B, S, d]."""
     strides = x.stride()
     head = strides[1] if x.ndim == 4 else 0
-    return x.data_ptr(), strides[0], head, strides[-2], _DTYPE_CODES[x.dtype]
+    return x.data_ptr(), strides[0], head, strides[-2], DTYPE_CODES[x.dtype]
 
 
 def _mask(mask: Tensor) -> tuple[int, int, int]:

@@ -32,9 +32,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 @pytest.fixture
 def packed():
     """What the backend keeps, empty before and after."""
-    CPU.packed._entries.clear()
+    CPU.packed.clear()
     yield CPU.packed
-    CPU.packed._entries.clear()
+    entries = CPU.packed._entries.values()
+    assert CPU.packed.kept_bytes == sum(e.packed.numel() for e in entries if e.packed is not None)
+    CPU.packed.clear()
 
 
 def ffn(hidden=37, inner=37, expression=CHAIN, dtype=torch.float32, seed=0) -> FusedFFN:
@@ -206,7 +208,7 @@ def test_the_limit_holds_and_the_rest_is_packed_in_each_call(packed, monkeypatch
         assert torch.equal(stack(x), first)
     assert packed.kept_bytes == 3 * size
     monkeypatch.setattr(packed, "_limit", 0)
-    packed._entries.clear()
+    packed.clear()
     for _ in range(3):
         assert torch.equal(stack(x), first)
     assert packed._entries == {}
