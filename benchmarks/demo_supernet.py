@@ -23,11 +23,11 @@ from engine.student import FFNASForSequenceClassification
 from kernels.cache import cache_dir
 from kernels.expression import parse_expression
 from search.context import Context, prepare
-from search.ledger import Ledger
-from search.libraries import quiet
-from search.options import parse, save_config
+from search.ledger.ledger import Ledger
+from search.console.libraries import quiet
+from search.config.options import parse, save_config
 from search.pipeline import teach
-from search.progress import Reporter
+from search.console.progress import Reporter
 from search.rundir import RunDir
 from search.space import SearchSpace
 from search.stages import stage3_supernet, warm_up

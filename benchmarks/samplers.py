@@ -39,7 +39,7 @@ from engine.files import write_json_atomic
 from engine.params import ModelShape
 from kernels.cache import cache_dir
 from kernels.expression import parse_expression
-from search.ledger import Trial
+from search.ledger.ledger import Trial
 from search.samplers import make_sampler
 from search.space import SearchSpace
 

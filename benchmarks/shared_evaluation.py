@@ -42,7 +42,7 @@ from engine.racing import Finish
 from engine.shared_evaluation import SharedEvaluator
 from engine.trie import build_trie, work_apart, work_shared
 from kernels import use_backend
-from search.shared_scores import RACE_BATCH
+from search.scoring.shared_scores import RACE_BATCH
 
 RESULTS = Path(__file__).parent / "results"
 SLICES = 10

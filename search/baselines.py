@@ -21,11 +21,11 @@ from engine.architecture import Architecture, LayerSpec
 from kernels.expression import GELU_FFN
 from search.context import Context
 from search.derive import Derived, derive, text_steps
-from search.proxy import ProxyTrainer
+from search.scoring.proxy import ProxyTrainer
 from search.report.tables import write_candidates
 from search.space import SearchSpace
 from search.stages import new_sampler
-from search.trials import TrialLog, run_trials
+from search.scoring.trials import TrialLog, run_trials
 
 COUNT_TOLERANCE = 0.005
 """Two models within this share of parameters count as of the same size."""

@@ -21,17 +21,17 @@ from typing import Any
 
 COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
-    "join": ("search.join", "help a search that shares its ledger"),
-    "teacher": ("search.teacher", "fine-tune a teacher on a task, or find it in the cache"),
-    "convert": ("search.convert", "published EfficientBERT checkpoints to model directories, and back"),
-    "derive": ("search.derive_command", "distil a given architecture or preset, without a search"),
-    "export": ("search.export_command", "a model as torch.export program, ONNX and int8 ONNX"),
-    "presets": ("search.presets_command", "models known by name, with parameters, FLOPs and recipes"),
-    "prepare": ("search.prepare", "tokenize and pack pre-training text into shards"),
-    "predict": ("search.predict", "answer rows of a file or of a published split, GLUE submissions included"),
-    "latency": ("search.latency_command", "measure a latency table of this device, or compare models"),
-    "doctor": ("search.doctor", "what this machine has, what is off and why, a self-test: for bug reports"),
-    "report": ("search.report.command", "build the report of a run directory again"),
+    "join": ("search.commands.join", "help a search that shares its ledger"),
+    "teacher": ("search.commands.teacher", "fine-tune a teacher on a task, or find it in the cache"),
+    "convert": ("search.commands.convert", "published EfficientBERT checkpoints to model directories, and back"),
+    "derive": ("search.commands.derive", "distil a given architecture or preset, without a search"),
+    "export": ("search.commands.export", "a model as torch.export program, ONNX and int8 ONNX"),
+    "presets": ("search.commands.presets", "models known by name, with parameters, FLOPs and recipes"),
+    "prepare": ("search.commands.prepare", "tokenize and pack pre-training text into shards"),
+    "predict": ("search.commands.predict", "answer rows of a file or of a published split, GLUE submissions included"),
+    "latency": ("search.commands.latency", "measure a latency table of this device, or compare models"),
+    "doctor": ("search.commands.doctor", "what this machine has, what is off and why, a self-test: for bug reports"),
+    "report": ("search.commands.report", "build the report of a run directory again"),
 }
 
 
@@ -61,11 +61,11 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
         argv: what it is given.
         old: run it with versions that are too old, too.
     """
-    from search.waiting import wait_briefly
+    from search.console.waiting import wait_briefly
 
     wait_briefly()
     from engine.errors import ToldElsewhere, UserError
-    from search.environment import check_names, check_versions
+    from search.console.environment import check_names, check_versions
 
     try:
         check_names()

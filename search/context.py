@@ -38,16 +38,16 @@ from engine.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.teacher import Teacher
 from engine.training import PhaseLog
 from kernels.cache import cache_dir
-from search.board import Board, LocalBoard, RankBoard
-from search.checks import check_heads
-from search.config import SearchConfig
-from search.configured_space import build_space, student_shape
-from search.environment import unused_gpu
-from search.identity import facts
-from search.latency_tables import table_for
-from search.ledger import Ledger
-from search.ledger_board import LedgerBoard
-from search.progress import Reporter
+from search.ledger.board import Board, LocalBoard, RankBoard
+from search.config.checks import check_heads
+from search.config.schema import SearchConfig
+from search.config.space import build_space, student_shape
+from search.console.environment import unused_gpu
+from search.config.identity import facts
+from search.config.latency_tables import table_for
+from search.ledger.ledger import Ledger
+from search.ledger.shared_board import LedgerBoard
+from search.console.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
@@ -182,7 +182,7 @@ class Context(Prepared):
         scalars: TensorBoard, where wanted.
         joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
-        proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.proxy`).
+        proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.scoring.proxy`).
     """
 
     rundir: RunDir

@@ -17,7 +17,7 @@ from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
 from kernels.cache import cache_dir
 from search.context import Context, Prepared
-from search.progress import Reporter
+from search.console.progress import Reporter
 
 
 def teach_others(prepared: Prepared, reporter: Reporter) -> dict[str, Teacher]:

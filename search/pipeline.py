@@ -20,12 +20,12 @@ from kernels.cache import cache_dir
 from search.baselines import derive_baseline, hand_designed, random_search
 from search.context import Context, Prepared
 from search.derive import Derived, derive
-from search.progress import Reporter
+from search.console.progress import Reporter
 from search.report import build_report
 from search.report.card import architecture_png
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
-from search.trials import TrialLog
+from search.scoring.trials import TrialLog
 
 LICENSE = "apache-2.0"
 """Of the model card; data and teacher may ask for another, which their owner then writes there."""

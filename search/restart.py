@@ -18,8 +18,8 @@ from pathlib import Path
 
 from engine.files import write_text_atomic
 from engine.parallel import Ranks
-from search.config import SearchConfig
-from search.options import parse
+from search.config.schema import SearchConfig
+from search.config.options import parse
 from search.rundir import RunDir
 
 

@@ -1,8 +1,8 @@
 """`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
 
 `torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices together
-(`engine.parallel`) and divides candidates among them (`search.board`). With `--ledger URL`, other processes may help
-(`search.join`).
+(`engine.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other processes may help
+(`search.commands.join`).
 
 Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
 they do can reach the run's files.
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.parallel import Ranks
-    from search.config import SearchConfig
+    from search.config.schema import SearchConfig
 
 
 def command(argv: list[str]) -> None:
     """Runs, resumes or resolves a search; raises `UserError` before anything is written when the input is wrong."""
     from engine.errors import ToldElsewhere, UserError
-    from search.options import parse, parse_resolve
+    from search.config.options import parse, parse_resolve
 
     given = parse_resolve(argv)
     if given is not None:
@@ -50,9 +50,9 @@ def command(argv: list[str]) -> None:
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
-    from search.libraries import quiet
-    from search.progress import Reporter
-    from search.resolve import require_finished, resolve
+    from search.console.libraries import quiet
+    from search.console.progress import Reporter
+    from search.commands.resolve import require_finished, resolve
 
     quiet()
     require_finished(folder)
@@ -61,12 +61,12 @@ def _resolve(folder: Path, config: SearchConfig) -> None:
 
 def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str]) -> None:
     from search.context import Context, agree_on, prepare
-    from search.ledger import Ledger
-    from search.ledger_copy import open_ledger
-    from search.libraries import quiet
-    from search.options import save_config
+    from search.ledger.ledger import Ledger
+    from search.ledger.copy import open_ledger
+    from search.console.libraries import quiet
+    from search.config.options import save_config
     from search.pipeline import run
-    from search.progress import Reporter, silent
+    from search.console.progress import Reporter, silent
     from search.restart import sign
     from search.rundir import LATENCY_TABLE, RunDir, default_name
     from search.tracking import Scalars

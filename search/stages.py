@@ -25,17 +25,17 @@ from engine.files import write_json_atomic
 from engine.objective import KDLoss
 from engine.supernet import inherit
 from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
-from search.board import Board
-from search.config import StageConfig
+from search.ledger.board import Board
+from search.config.schema import StageConfig
 from search.context import Context
 from search.multitask import TaskDistillers, all_training_data, several_heads
 from search.phases import train_phase
-from search.proxy import ProxyTrainer
+from search.scoring.proxy import ProxyTrainer
 from search.report.tables import write_candidates
 from search.samplers import Sampler, make_sampler, sampler_options
-from search.shared_scores import SharedScorer
+from search.scoring.shared_scores import SharedScorer
 from search.space import SearchSpace
-from search.trials import Evaluate, TrialLog, run_trials
+from search.scoring.trials import Evaluate, TrialLog, run_trials
 
 
 def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:

@@ -14,7 +14,7 @@ from engine.supernet import extract
 from kernels.dispatch import preferred_backend
 from search.context import Context
 from search.derive import Derived
-from search.trials import TrialLog
+from search.scoring.trials import TrialLog
 
 _PACKAGES = ("ffnas", "torch", "transformers", "datasets", "numpy", "optuna", "scikit-learn")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.training import PhaseLog
-from search.ledger import Trial
+from search.ledger.ledger import Trial
 
 
 class Scalars:

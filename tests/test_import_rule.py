@@ -1,13 +1,20 @@
-"""Imports point one way only: search -> engine -> kernels; found by reading every file, lazy imports included."""
+"""Imports point one way only, found by reading every file, lazy imports included.
+
+search -> engine -> kernels between the packages; inside each, no circle between rooms (folders, and files at the
+package's top), and none between files anywhere.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("search", "engine", "kernels")
 FORBIDDEN = {"kernels": ("engine", "search"), "engine": ("search",), "csrc": ("kernels", "engine", "search")}
 
 
@@ -60,3 +67,69 @@ def test_the_walk_sees_lazy_and_relative_imports(tmp_path, monkeypatch):
 
 def test_every_package_is_walked():
     assert all(sources(folder) for folder in ("kernels", "engine", "search"))
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a source file; a package's is that of its `__init__.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def names_imported(path: Path) -> set[str]:
+    """What `path` imports, and for `from a import b` both `a` and `a.b`: b may be a module."""
+    found = {name for name, _ in imported_modules(path)}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str:
+    """A folder of a package is one room with all below it, and so is each file at a package's top."""
+    return ".".join(module.split(".")[:2])
+
+
+def imports_between(folders: tuple[str, ...], place: Callable[[str], str]) -> dict[str, set[str]]:
+    """Places and the places they import from; a package's own `__init__`, which only names its contents, is left out."""
+    files = {module_of(path): path for folder in folders for path in sources(folder)}
+    edges: dict[str, set[str]] = {place(module): set() for module in files}
+    for module, path in files.items():
+        if path.name == "__init__.py" and module in folders:
+            continue
+        for name in names_imported(path) & set(files):
+            if place(name) != place(module) and name not in folders:
+                edges[place(module)].add(place(name))
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """A circle of imports per line, as `a -> b -> a`; none where there are none."""
+    sorter = TopologicalSorter(edges)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [" -> ".join(reversed(error.args[1]))]
+    return []
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_no_circle_of_rooms(folder):
+    """Whoever goes from room to room along imports never comes back."""
+    assert not circles(imports_between((folder,), room_of))
+
+
+def test_no_circle_of_files():
+    assert not circles(imports_between(PACKAGES, str))
+
+
+def test_a_circle_is_found():
+    """Guards the guard."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_a_package_shows_few_things_at_its_top(folder):
+    """A newcomer can take in 16 files and 12 folders."""
+    tracked = [p for p in (ROOT / folder).iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())]
+    folders = [p for p in tracked if p.is_dir()]
+    assert len(folders) <= 12 and len(tracked) - len(folders) <= 16, sorted(p.name for p in tracked)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.files import write_text_atomic
-from search.costs import text
+from search.space.costs import text
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
 from search.report.insights import cost_fronts, latency, operators, partition

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.architecture import Architecture
 from engine.errors import UserError
-from search.failures import by_reason
+from search.scoring.failures import by_reason
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.files import write_text_atomic
-from search.ledger import STATES, Trial
+from search.ledger.ledger import STATES, Trial
 
 COLUMNS = ("number", "state", "score", "params", "seconds", "architecture", "reason")
 COSTS = ("flops", "memory_mb", "latency_ms")

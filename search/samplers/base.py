@@ -22,8 +22,8 @@ import numpy as np
 from engine.architecture import Architecture
 from engine.errors import UserError
 from kernels.expression import Expression
-from search.ledger import Trial
-from search.records import PackedArchitecture, digest
+from search.ledger.ledger import Trial
+from search.ledger.records import PackedArchitecture, digest
 from search.space import NoNeighbour
 
 FORMAT = 2

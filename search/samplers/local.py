@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.architecture import Architecture
-from search.records import digest
+from search.ledger.records import digest
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.neighbours import neighbours
 

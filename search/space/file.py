@@ -37,7 +37,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     "layer_shapes": lambda v: options.sharing("layer_shapes", v),
     "kron_block": lambda v: v if v is None else list(options.kron_block(v) or ()),
 }
-"""Per field of a file (and of `search.config.SpaceConfig`) what checks it and makes it plain."""
+"""Per field of a file (and of `search.config.schema.SpaceConfig`) what checks it and makes it plain."""
 
 
 def space_names() -> list[str]:

@@ -26,7 +26,7 @@ import numpy as np
 from engine.architecture import Architecture, LayerSpec
 from engine.flops import fixed_flops, layer_flops
 from engine.memory import MIB, fixed_live, layer_live
-from search.costs import Costs, text
+from search.space.costs import Costs, text
 from search.space.budget import BudgetTable
 from search.space.choices import Choice, Group, draw
 
@@ -44,7 +44,7 @@ class Limits:
 
     Attributes:
         costs: of architectures of this student.
-        flops, memory_mb, latency_ms: limits, see `search.costs`.
+        flops, memory_mb, latency_ms: limits, see `search.space.costs`.
     """
 
     costs: Costs

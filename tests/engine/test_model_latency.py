@@ -13,7 +13,7 @@ from engine.export import export_model
 from engine.model_latency import Case, Timing, interleaved, subjects_of
 from engine.student import FFNASForSequenceClassification
 from search.cli import guarded
-from search.model_latency_command import command, table
+from search.commands.model_latency import command, table
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_without_onnxruntime_the_others_are_timed(monkeypatch, tmp_path, capsys)
     small = ["--batches", "1", "--lengths", "4", "--threads", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
     assert guarded(command, ["tinybert4", "--baseline", "none", "--sides", "onnx", *small]) == 2
     assert "ffnas[onnx]" in capsys.readouterr().err
-    monkeypatch.setattr("search.model_latency_command.SIDE_NAMES", {"eager": "eager", "onnx": "onnxruntime"})
+    monkeypatch.setattr("search.commands.model_latency.SIDE_NAMES", {"eager": "eager", "onnx": "onnxruntime"})
     assert guarded(command, ["tinybert4", "--baseline", "none", *small]) == 0
     out = capsys.readouterr()
     assert "without onnxruntime" in out.out + out.err

@@ -149,11 +149,11 @@ def wrong_gradient() -> None:
 
 def impatient_ledger() -> None:
     """A locked ledger is waited for a twentieth of a second only."""
-    import search.ledger
-    import search.ledger_copy
+    import search.ledger.ledger
+    import search.ledger.copy
 
-    search.ledger.Ledger.__init__.__kwdefaults__["timeout"] = 0.05
-    search.ledger_copy.problem_of.__kwdefaults__["timeout"] = 0.05
+    search.ledger.ledger.Ledger.__init__.__kwdefaults__["timeout"] = 0.05
+    search.ledger.copy.problem_of.__kwdefaults__["timeout"] = 0.05
     time.sleep = lambda _: None  # Optuna waits between its retries
 
 

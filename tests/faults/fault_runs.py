@@ -97,7 +97,7 @@ def options(inputs: Path, runs: Path, name: str) -> list[str]:
 def outcome(folder: Path) -> dict:
     """What must not depend on faults: every trial and its score to the last bit, the found architecture, its weights
     and its metrics."""
-    from search.ledger import Ledger
+    from search.ledger.ledger import Ledger
 
     with Ledger(folder / "study.db") as ledger:
         trials = [

@@ -204,7 +204,7 @@ def whole_words(value: dict) -> list[bytes]:
 
 def config_target(folder: Path) -> Target:
     from engine.errors import UserError
-    from search.options import parse, preset_path
+    from search.config.options import parse, preset_path
 
     path = folder / "config.yaml"
 
@@ -263,7 +263,7 @@ def data_target(folder: Path) -> Target:
 
 def ledger_target(folder: Path) -> Target:
     from engine.errors import UserError
-    from search.ledger import Ledger
+    from search.ledger.ledger import Ledger
 
     def run(data: bytes) -> None:
         text = data.decode("utf-8", errors="replace")

@@ -25,12 +25,12 @@ import torch
 from engine.architecture import Architecture
 from engine.params import ModelShape, inner_width
 from kernels import fused_ffn
-from search.ledger import Trial
-from search.ledger_copy import open_ledger
-from search.progress import silent
+from search.ledger.ledger import Trial
+from search.ledger.copy import open_ledger
+from search.console.progress import silent
 from search.samplers import make_sampler
 from search.space import SearchSpace
-from search.trials import Result, run_trials
+from search.scoring.trials import Result, run_trials
 
 HIDDEN = 24
 TIMED = 200

@@ -29,8 +29,8 @@ from engine.errors import UserError
 from engine.files import atomic_directory, remove_leftovers, write_text_atomic
 from engine.optim import build_optimizer, linear_schedule
 from kernels.expression import GELU_FFN
-from search.ledger import Trial
-from search.ledger_copy import copy_path, open_ledger
+from search.ledger.ledger import Trial
+from search.ledger.copy import copy_path, open_ledger
 
 
 def flip(path, position):

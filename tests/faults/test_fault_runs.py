@@ -248,7 +248,7 @@ def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(searc
                 "engine.optim/AdamW.step@3",
                 "engine.distill.distiller/Distiller.targets@2",
                 "search.context/Context.new_student@1",
-                "search.proxy/extract@1",
+                "search.scoring.proxy/extract@1",
                 "search.pipeline/evaluate_dev@1",
                 "search.derive/extract@1",
                 "search.pipeline/export_model@1",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.architecture import Architecture
 from engine.errors import UserError
 from kernels.expression import ExpressionError, parse_layers
-from search.options import parse
+from search.config.options import parse
 
 SHORT = {"parser": 3000, "architecture": 400, "ledger": 25, "checkpoint": 60}
 LONG = {"parser": 200_000, "architecture": 20_000, "ledger": 600, "checkpoint": 2000, "config": 300, "data": 300}

@@ -17,11 +17,11 @@ import search
 from engine.params import ModelShape
 from kernels.bounded import Bounded
 from kernels.lowering import lower
-from search.ledger import Ledger
-from search.records import Trial
+from search.ledger.ledger import Ledger
+from search.ledger.records import Trial
 from search.samplers import make_sampler
 from search.space import SearchSpace
-from search.trials import TrialLog
+from search.scoring.trials import TrialLog
 
 
 @pytest.mark.slow

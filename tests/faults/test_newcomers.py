@@ -54,9 +54,9 @@ def test_1_a_wrong_teacher_path(refused):
 
 def test_2_pytorch_without_cuda_on_a_gpu_node(refused, monkeypatch, capsys):
     monkeypatch.setattr("torch.version.cuda", None)
-    monkeypatch.setattr("search.environment.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("search.console.environment.shutil.which", lambda name: f"/usr/bin/{name}")
     assert "install a CUDA build and driver" in refused("--device", "cuda")
-    from search.environment import unused_gpu
+    from search.console.environment import unused_gpu
 
     assert "is built without CUDA, so the CPU is used: install a CUDA build" in unused_gpu()
 
@@ -84,11 +84,11 @@ def test_3_no_compiler(tmp_path):
 
 
 def test_4_an_old_pytorch(refused, monkeypatch):
-    import search.environment
+    import search.console.environment
 
-    version = search.environment.metadata.version
+    version = search.console.environment.metadata.version
     old = {"torch": "2.4.1+cu121"}
-    monkeypatch.setattr(search.environment.metadata, "version", lambda name: old.get(name) or version(name))
+    monkeypatch.setattr(search.console.environment.metadata, "version", lambda name: old.get(name) or version(name))
     message = refused()
     assert 'torch 2.4.1+cu121 is too old, ffnas needs 2.11 or later: run `pip install -U "torch>=2.11"`' in message
 

@@ -12,8 +12,8 @@ from engine.architecture import Architecture, LayerSpec
 from engine.latency import Check
 from engine.params import ModelShape, count_parameters
 from kernels.expression import GELU_FFN
-from search.costs import Costs
-from search.ledger import Trial
+from search.space.costs import Costs
+from search.ledger.ledger import Trial
 from search.report.tables import write_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import PartitionSampler

@@ -13,7 +13,7 @@ from pathlib import Path
 import board_worker
 import pytest
 
-from search.ledger import Ledger
+from search.ledger.ledger import Ledger
 
 REPO = Path(__file__).resolve().parents[2]
 WORKER = Path(board_worker.__file__)

@@ -12,7 +12,7 @@ from test_run import write_task
 from engine.architecture import Architecture
 from engine.presets import PRESETS
 from search.cli import main
-from search.derive_command import read
+from search.commands.derive import read
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.dispatch import load_backend
-from search import doctor
+from search.commands import doctor
 from search.cli import main
 
 
@@ -76,5 +76,5 @@ def test_old_and_new_versions_are_marked(monkeypatch):
 
 def test_a_gpu_this_pytorch_cannot_use_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr("search.environment.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("search.console.environment.shutil.which", lambda name: f"/usr/bin/{name}")
     assert "install a CUDA build" in dict(doctor.devices())["cuda"]

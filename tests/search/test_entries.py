@@ -4,10 +4,10 @@ import pytest
 
 from engine.architecture import Architecture
 from engine.errors import UserError
-from search.ledger import Ledger
-from search.ledger_board import LedgerBoard
-from search.records import Candidate, Trial
-from search.trials import TrialLog
+from search.ledger.ledger import Ledger
+from search.ledger.shared_board import LedgerBoard
+from search.ledger.records import Candidate, Trial
+from search.scoring.trials import TrialLog
 
 A = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")
 

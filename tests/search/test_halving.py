@@ -10,15 +10,15 @@ import pytest
 from engine.architecture import Architecture
 from engine.distill import Member, Outcome
 from engine.settings import PhaseSettings
-from search import proxy as proxy_module
-from search.config import StageConfig
-from search.halving import SuccessiveHalving, attributes
-from search.ledger import Ledger, Trial
-from search.progress import Reporter
-from search.proxy import ProxyTrainer
+from search.scoring import proxy as proxy_module
+from search.config.schema import StageConfig
+from search.scoring.halving import SuccessiveHalving, attributes
+from search.ledger.ledger import Ledger, Trial
+from search.console.progress import Reporter
+from search.scoring.proxy import ProxyTrainer
 from search.samplers import make_sampler
 from search.space import SearchSpace
-from search.trials import run_trials
+from search.scoring.trials import run_trials
 
 ARCHITECTURE = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")
 

@@ -34,7 +34,7 @@ def test_a_search_and_its_worker_find_what_one_process_finds(workspace: Path, un
     while not (folder / "stage1" / "supernet.safetensors").exists():
         assert search.poll() is None, search.communicate()
         time.sleep(0.01)
-    worker = start([str(folder)], "search.join", workspace)
+    worker = start([str(folder)], "search.commands.join", workspace)
     search.terminate()
     assert search.wait(timeout=60) == 143
     result = run(workspace, "--resume", str(folder))
@@ -45,7 +45,7 @@ def test_a_search_and_its_worker_find_what_one_process_finds(workspace: Path, un
     assert outcome(folder) == outcome(undisturbed)
     assert not (folder / "study.db").exists()
     # whoever comes late finds everything done
-    late = start([str(folder)], "search.join", workspace)
+    late = start([str(folder)], "search.commands.join", workspace)
     assert late.wait(timeout=120) == 0
     # another run of that name, with other settings, is refused
     other = [*options(workspace, "shared"), *WITHOUT_BASELINES, "--ledger", ledger, "--stage1.trials", "4"]
@@ -79,7 +79,7 @@ def test_a_shared_ledger_needs_a_name(workspace: Path, refused):  # noqa: F811
 
 def test_a_search_of_its_own_cannot_be_joined(tmp_path: Path, capsys):
     from search.cli import main
-    from search.options import parse, save_config
+    from search.config.options import parse, save_config
 
     assert main(["join", str(tmp_path)]) == 2
     assert "no config.yaml" in capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_a_search_of_its_own_cannot_be_joined(tmp_path: Path, capsys):
 
 
 def test_the_password_is_not_saved(tmp_path: Path):
-    from search.options import parse, save_config
+    from search.config.options import parse, save_config
 
     config, _ = parse(["--name", "x", "--ledger", "postgresql://me:s3cret@host/db"])
     assert config.ledger == "postgresql://me:s3cret@host/db"

@@ -14,7 +14,7 @@ import pytest
 from engine.architecture import LayerSpec, uniform
 from engine.errors import UserError
 from kernels.expression import GELU_FFN, parse_expression
-from search.ledger import Ledger, Trial
+from search.ledger.ledger import Ledger, Trial
 
 SPEC = LayerSpec(parse_expression("tanh(linear(gelu(linear(max(x,tanh(x)),wb1)),wb2))"), 4, Fraction(1, 3))
 
@@ -267,6 +267,6 @@ def test_a_url_is_accepted(path):
 
 
 def test_importing_the_search_loads_no_optuna():
-    code = "import sys, search, search.ledger; print('optuna' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, search, search.ledger.ledger; print('optuna' in sys.modules, 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "False False\n"

@@ -21,10 +21,10 @@ import pytest
 
 from engine.architecture import Architecture
 from engine.errors import UserError
-from search import ledger_url
-from search.ledger import Ledger
-from search.ledger_board import LedgerBoard
-from search.records import Candidate, Trial
+from search.ledger import url as ledger_url
+from search.ledger.ledger import Ledger
+from search.ledger.shared_board import LedgerBoard
+from search.ledger.records import Candidate, Trial
 
 REPO = Path(__file__).resolve().parents[2]
 A = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")

@@ -14,7 +14,7 @@ from engine.flops import count_flops
 from engine.memory import MIB, peak_activation_bytes
 from engine.params import ModelShape
 from kernels.expression import GELU_FFN, parse_expression
-from search.costs import Costs, text
+from search.space.costs import Costs, text
 from search.space import SearchSpace
 from search.space.budget import BudgetTable
 from search.space.limits import LimitedTable, Limits

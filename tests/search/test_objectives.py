@@ -8,9 +8,9 @@ from engine.data.task import METRICS
 from engine.errors import UserError
 from engine.params import ModelShape
 from search.context import scored
-from search.costs import Costs
-from search.ledger import Trial
-from search.options import parse
+from search.space.costs import Costs
+from search.ledger.ledger import Trial
+from search.config.options import parse
 from search.samplers import make_sampler
 from search.space import SearchSpace
 

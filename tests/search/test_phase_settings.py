@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import UserError
-from search.options import parse
+from search.config.options import parse
 
 
 def refused(*arguments: str) -> str:

@@ -15,7 +15,7 @@ from published_toys import write_glue, write_race, write_squad, write_teacher
 from engine.data.catalog import GLUE_TASKS, TASKS, find_split, read_split
 from engine.teacher import Teacher
 from search.cli import main
-from search.predict import submission_files
+from search.commands.predict import submission_files
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from engine.params import ModelShape
-from search.failures import by_reason
-from search.ledger import Trial
-from search.progress import Reporter
+from search.scoring.failures import by_reason
+from search.ledger.ledger import Trial
+from search.console.progress import Reporter
 from search.space import SearchSpace
 from search.tracking import Scalars
 

@@ -12,9 +12,9 @@ from engine.distill import Member, Outcome
 from engine.distill.room import SHARE, state_bytes, step_bytes
 from engine.params import ModelShape
 from engine.settings import PhaseSettings
-from search import proxy as proxy_module
-from search.config import StageConfig
-from search.proxy import ProxyTrainer
+from search.scoring import proxy as proxy_module
+from search.config.schema import StageConfig
+from search.scoring.proxy import ProxyTrainer
 from search.space import SearchSpace
 
 SHAPE = ModelShape(48, 3, 48, vocab_size=500, embedding_size=16)

@@ -19,7 +19,7 @@ from report_runs import write_run
 from engine.architecture import LayerSpec, uniform
 from engine.errors import UserError
 from kernels.expression import GELU_FFN, parse_expression
-from search.ledger import Trial
+from search.ledger.ledger import Trial
 from search.report import build as building
 from search.report import build_report
 from search.report.data import Stage, read_run

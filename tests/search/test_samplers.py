@@ -13,7 +13,7 @@ from engine.architecture import Architecture, LayerSpec
 from engine.errors import UserError
 from engine.params import ModelShape
 from kernels.expression import GELU_FFN
-from search.ledger import Trial
+from search.ledger.ledger import Trial
 from search.samplers import SAMPLERS, SpaceExhausted, make_sampler
 from search.samplers.tree import agreement, build, count, descend, ranks
 from search.space import NoNeighbour, SearchSpace

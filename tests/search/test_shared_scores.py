@@ -17,13 +17,13 @@ from engine.evaluation import evaluate, predict
 from engine.params import ModelShape
 from engine.supernet import build_student
 from kernels.expression import GELU_FFN
-from search.config import SharedStageConfig
-from search.ledger import Ledger
-from search.progress import Reporter
+from search.config.schema import SharedStageConfig
+from search.ledger.ledger import Ledger
+from search.console.progress import Reporter
 from search.samplers import make_sampler
-from search.shared_scores import SharedScorer
+from search.scoring.shared_scores import SharedScorer
 from search.space import SearchSpace
-from search.trials import run_trials
+from search.scoring.trials import run_trials
 
 SHAPE = ModelShape(24, 3, 24, vocab_size=101, embedding_size=8, max_positions=32)
 TASK = TaskSpec("toy", "classification", ("text",), "label", ("bad", "so-so", "good"))

@@ -19,9 +19,9 @@ from engine.params import ModelShape, count_parameters, ffn_parameters
 from kernels.expression import GELU_FFN, kron_weights, parse_expression, with_kron
 from kernels.operators import PAPER_BINARY, PAPER_UNARY
 from search import cli
-from search.costs import Costs
-from search.ledger import Trial
-from search.options import parse
+from search.space.costs import Costs
+from search.ledger.ledger import Trial
+from search.config.options import parse
 from search.samplers import SAMPLERS, make_sampler
 from search.samplers.neighbours import neighbours
 from search.space import SearchSpace

@@ -14,12 +14,12 @@ from engine.params import ModelShape
 from engine.training import Diverged
 from kernels.expression import GELU_FFN
 from search.baselines import COUNT_TOLERANCE, hand_designed
-from search.ledger import Ledger, Trial
-from search.progress import Reporter
+from search.ledger.ledger import Ledger, Trial
+from search.console.progress import Reporter
 from search.samplers import make_sampler
 from search.space import SearchSpace
 from search.stages import gelu_twin
-from search.trials import Result, TrialLog, one_by_one, run_trials
+from search.scoring.trials import Result, TrialLog, one_by_one, run_trials
 
 SHAPE = ModelShape(hidden_size=24, num_layers=3, ffn_size=24, vocab_size=100, embedding_size=8, teacher_hidden_size=16)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from search.waiting import SPIN_COUNT, wait_briefly
+from search.console.waiting import SPIN_COUNT, wait_briefly
 
 CODE = """
 import sys

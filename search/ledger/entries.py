@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.architecture import Architecture
-from search.records import RUN, Candidate, Trial, is_finished
+from search.ledger.records import RUN, Candidate, Trial, is_finished
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from search.arguments import QuietParser
+from search.console.arguments import QuietParser
 
 LICENSE = "apache-2.0"
 
@@ -64,7 +64,7 @@ def _forth(options: argparse.Namespace, target: Path) -> None:
     from engine.convert import from_published, read_published
     from engine.export import export_model
     from engine.presets import get_preset
-    from search.libraries import quiet
+    from search.console.libraries import quiet
     from search.report.card import architecture_png
 
     if (options.preset is None) == (options.architecture is None):
@@ -133,7 +133,7 @@ def _tokenizer(folder: str) -> Any:
 def _back(options: argparse.Namespace, target: Path) -> None:
     from engine.convert import to_published, write_published
     from engine.saved import load_saved
-    from search.libraries import quiet
+    from search.console.libraries import quiet
 
     quiet()
     state = to_published(load_saved(options.source), task=options.task, module=options.module)

@@ -19,9 +19,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from engine.errors import UserError
 from engine.files import copy_atomic, write_text_atomic
-from search.checks import validate
-from search.config import BudgetConfig, SearchConfig
-from search.ledger_url import without_password
+from search.config.checks import validate
+from search.config.schema import BudgetConfig, SearchConfig
+from search.ledger.url import without_password
 
 EXAMPLES = """
 examples:

@@ -18,8 +18,8 @@ from engine.latency_build import ROUNDS, Clock, build_table
 from engine.params import ModelShape
 from engine.precision import choose_device
 from kernels.cache import cache_dir
-from search.config import SearchConfig
-from search.progress import Reporter
+from search.config.schema import SearchConfig
+from search.console.progress import Reporter
 from search.space import SearchSpace
 
 TRAINING, CHECK = 100, 50

@@ -1,6 +1,6 @@
 """`ffnas latency --build-table`: measure what layers cost on this device, for searches with a latency budget.
 
-`ffnas latency MODEL...` compares finished models instead (`search.model_latency_command`).
+`ffnas latency MODEL...` compares finished models instead (`search.commands.model_latency`).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def command(argv: list[str]) -> None:
     if "--build-table" in argv:
         build([a for a in argv if a != "--build-table"])
         return
-    from search.model_latency_command import command as compare_models
+    from search.commands.model_latency import command as compare_models
 
     compare_models(argv)
 
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.configured_space import student_space
-    from search.latency_tables import conditions, default_path, measure
-    from search.libraries import quiet
-    from search.options import parse
-    from search.progress import Reporter
+    from search.config.space import student_space
+    from search.config.latency_tables import conditions, default_path, measure
+    from search.console.libraries import quiet
+    from search.config.options import parse
+    from search.console.progress import Reporter
 
     output, argv = _take(argv, "--output")
     as_json, argv = "--json" in argv, [a for a in argv if a != "--json"]

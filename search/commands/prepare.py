@@ -21,9 +21,9 @@ def command(argv: list[str]) -> None:
 
     from engine.data.prepare import PrepareConfig, prepare_text
     from engine.errors import UserError
-    from search.libraries import quiet
-    from search.options import HelpFormatter, one_line
-    from search.progress import Reporter
+    from search.console.libraries import quiet
+    from search.config.options import HelpFormatter, one_line
+    from search.console.progress import Reporter
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(

@@ -3,7 +3,7 @@
 Chosen: plain dataclasses with `jsonargparse` on top, so that the same names serve YAML, `--a.b value` and `--help`.
 Rejected: hand-written argparse (drifts from the YAML) and a schema-free dictionary (typing errors surface hours later).
 
-`search.checks` looks at every field before anything is loaded or written.
+`search.config.checks` looks at every field before anything is loaded or written.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.files import copy_atomic, write_atomic
-from search.ledger import Ledger
+from search.ledger.ledger import Ledger
 
 EVERY = 30.0
 """Seconds between two copies: at most that much work is lost with a ledger."""

@@ -35,13 +35,13 @@ from engine.latency_build import model_milliseconds
 from engine.metrics import primary
 from engine.shared_evaluation import SharedEvaluator
 from engine.supernet import build_student, extract
-from search.config import SearchConfig
-from search.configured_space import build_space
+from search.config.schema import SearchConfig
+from search.config.space import build_space
 from search.context import Prepared, prepare
-from search.costs import text
-from search.latency_tables import conditions
-from search.ledger import Trial
-from search.progress import Reporter
+from search.space.costs import text
+from search.config.latency_tables import conditions
+from search.ledger.ledger import Trial
+from search.console.progress import Reporter
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted

@@ -9,7 +9,7 @@ Several entries may bear the same number: abandoned ones, and those of workers t
 finished one counts before a live one, and an earlier one before a later one; Optuna locks the study while it adds an
 entry, so all workers agree on which is earlier.
 
-Scores are comparable only if all workers train alike. So a study notes what its trials depend on (`search.identity`),
+Scores are comparable only if all workers train alike. So a study notes what its trials depend on (`search.config.identity`),
 and a worker that differs is refused.
 
 Rejected: a table of claims of our own beside Optuna's. The dashboard would not show who works on what.
@@ -31,9 +31,9 @@ from typing import Any, TypeVar
 
 from engine.architecture import Architecture
 from engine.errors import UserError
-from search.entries import Entry
-from search.ledger import HEARTBEAT, Ledger
-from search.records import RUN, Candidate, Trial, optuna_state, outcome, to_optuna
+from search.ledger.entries import Entry
+from search.ledger.ledger import HEARTBEAT, Ledger
+from search.ledger.records import RUN, Candidate, Trial, optuna_state, outcome, to_optuna
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from search.config import SearchConfig
+    from search.config.schema import SearchConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,8 +33,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> tuple[SearchConfig, Path]:
     from engine.errors import UserError
-    from search.checks import validate
-    from search.options import parse
+    from search.config.checks import validate
+    from search.config.options import parse
 
     parser = _Parser(prog="ffnas join", description="Help a search that shares its ledger with its candidates.")
     parser.add_argument("run", type=Path, help="run directory of the search")
@@ -59,10 +59,10 @@ def command(argv: list[str]) -> None:
     """Helps until there is nothing left to do; raises `UserError` when the input is wrong."""
     config, run = _parse(argv)
     from search.context import Context, prepare
-    from search.ledger import Ledger
-    from search.libraries import quiet
+    from search.ledger.ledger import Ledger
+    from search.console.libraries import quiet
     from search.pipeline import help_out
-    from search.progress import Reporter
+    from search.console.progress import Reporter
     from search.rundir import LATENCY_TABLE, RunDir
 
     quiet()

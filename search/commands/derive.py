@@ -24,12 +24,12 @@ from engine.architecture import Architecture
 from engine.errors import ToldElsewhere, UserError
 from engine.files import write_json_atomic
 from engine.presets import ModelPreset, get_preset
-from search.arguments import QuietParser
+from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
     from engine.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
-    from search.config import SearchConfig
+    from search.config.schema import SearchConfig
     from search.context import Context
 
 PLAN = "derive.json"
@@ -74,7 +74,7 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     Raises:
         UserError: an option or file is wrong, or the architecture and the sizes do not fit.
     """
-    from search.options import parse
+    from search.config.options import parse
 
     parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help.")
     parser.add_argument("--preset", help="sizes, architecture and recipe of a preset (`ffnas presets`)")
@@ -165,10 +165,10 @@ def _read_plan(folder: Path) -> Plan:
 
 def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks) -> None:
     from search.context import Context, agree_on, prepare
-    from search.ledger import Ledger
-    from search.libraries import quiet
-    from search.options import save_config
-    from search.progress import Reporter, silent
+    from search.ledger.ledger import Ledger
+    from search.console.libraries import quiet
+    from search.config.options import save_config
+    from search.console.progress import Reporter, silent
     from search.rundir import RunDir, default_name
     from search.tracking import Scalars
 

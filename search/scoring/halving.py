@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from search.ledger import Trial
+from search.ledger.ledger import Trial
 
 ATTRIBUTE = "rungs"
 """Name of a trial's attribute that holds its scores at rungs, {"steps": score}."""

@@ -30,12 +30,12 @@ from engine.states import EncoderStates
 from engine.supernet import extract
 from engine.training import cycle
 from engine.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
-from search.config import StageConfig
+from search.config.schema import StageConfig
 from search.context import Context
-from search.halving import SuccessiveHalving, attributes
-from search.ledger import Trial
+from search.scoring.halving import SuccessiveHalving, attributes
+from search.ledger.ledger import Trial
 from search.phases import phase_data
-from search.trials import Result
+from search.scoring.trials import Result
 
 STOPPED = "stopped after"
 """How the reason of a candidate stopped at a rung begins."""

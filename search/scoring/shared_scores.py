@@ -26,8 +26,8 @@ from engine.race_subnets import race_subnets
 from engine.sentinel import Sentinel
 from engine.shared_evaluation import SharedEvaluator
 from search.context import Context
-from search.ledger import Trial
-from search.trials import Result, one_by_one
+from search.ledger.ledger import Trial
+from search.scoring.trials import Result, one_by_one
 
 RACE_BATCH = 64
 """Sequences per batch of a race, whose slices are small."""

@@ -1,6 +1,6 @@
 """What a configuration may hold: every field is checked before anything is loaded or written.
 
-One function per part of `search.config`; the first wrong field ends in a `UserError` of one line naming the field, its
+One function per part of `search.config.schema`; the first wrong field ends in a `UserError` of one line naming the field, its
 value and the remedy.
 
 Rejected: checks in the dataclasses' `__post_init__`. A command line is put together option by option, and a tree that
@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from engine.errors import UserError
 from engine.settings import PhaseSettings
-from search import ledger_url
-from search.config import SearchConfig, SharedStageConfig, SpaceConfig, StageConfig, StudentConfig
+from search.ledger import url as ledger_url
+from search.config.schema import SearchConfig, SharedStageConfig, SpaceConfig, StageConfig, StudentConfig
 
 
 def validate(config: SearchConfig) -> None:

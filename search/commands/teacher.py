@@ -8,11 +8,11 @@ def command(argv: list[str]) -> None:
     from engine.evaluation import evaluate_dev
     from engine.metrics import primary
     from search.context import prepare
-    from search.libraries import quiet
+    from search.console.libraries import quiet
     from search.multitask import teach_others
-    from search.options import parse
+    from search.config.options import parse
     from search.pipeline import teach
-    from search.progress import Reporter
+    from search.console.progress import Reporter
 
     config, _ = parse(argv, prog="ffnas teacher")
     quiet()

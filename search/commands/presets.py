@@ -8,7 +8,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.flops import PAPER_LENGTH
 from engine.presets import PRESETS, ModelPreset, get_preset
-from search.arguments import QuietParser
+from search.console.arguments import QuietParser
 
 CONVENTIONS = (
     "encoder: embeddings and encoder. + fit_dense: as the paper counts. deployed: with pooler and a classifier of two"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from search.environment import OLDEST, unused_gpu
+from search.console.environment import OLDEST, unused_gpu
 
 VARIABLES = ("FFNAS_BACKEND", "FFNAS_CPU_ISA", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "CXX")
 """Variables worth knowing; only these are shown, and of those that may hold a path whether they are set."""

@@ -1,6 +1,6 @@
 """Where the candidates of a stage are shared out: one process, the ranks of `torchrun`, or workers on one ledger.
 
-Every process runs the same trial loop (`search.trials`) with a sampler of its own, which proposes the same candidates
+Every process runs the same trial loop (`search.scoring.trials`) with a sampler of its own, which proposes the same candidates
 everywhere, since proposals depend on the seed and on finished trials only. A board says who evaluates which, and tells
 everybody what came out. So there is no process that must live for the others to have work, and what is found does not
 depend on how many they are.
@@ -21,8 +21,8 @@ from typing import Protocol
 from engine.architecture import Architecture
 from engine.claims import Claims
 from engine.parallel import Ranks
-from search.ledger import Ledger
-from search.records import Candidate, Trial
+from search.ledger.ledger import Ledger
+from search.ledger.records import Candidate, Trial
 
 POLL = (0.02, 0.25)
 """Seconds between two looks at what the other ranks have finished: at first, and in the end."""

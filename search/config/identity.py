@@ -17,7 +17,7 @@ from torch import nn
 
 from engine.data import EncodedTask
 from engine.latency import LatencyTable
-from search.config import SearchConfig
+from search.config.schema import SearchConfig
 
 IRRELEVANT = (
     *("preset", "runs", "name", "device", "threads", "ledger", "tensorboard", "checkpoint_every"),

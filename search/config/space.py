@@ -12,9 +12,9 @@ from engine.errors import UserError
 from engine.latency import LatencyTable
 from engine.params import ModelShape
 from kernels.operators import KRON
-from search.checks import parse_ratios
-from search.config import SearchConfig
-from search.costs import Costs
+from search.config.checks import parse_ratios
+from search.config.schema import SearchConfig
+from search.space.costs import Costs
 from search.space import SearchSpace
 from search.space.limits import Limits
 from search.space.options import with_block

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
-from search.arguments import QuietParser
+from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ def command(argv: list[str]) -> None:
         UserError: wrong options, an unknown model, or a library is missing.
     """
     options = _parser().parse_args(argv)
-    from search.libraries import quiet
+    from search.console.libraries import quiet
 
     quiet()
     import torch
@@ -44,7 +44,7 @@ def command(argv: list[str]) -> None:
     from engine.model_latency import Case, measure, subjects_of
     from engine.onnx_export import missing_onnx, require_onnx
     from engine.precision import choose_device
-    from search.progress import Reporter
+    from search.console.progress import Reporter
 
     reporter = Reporter()
     sides = list(SIDE_NAMES) if options.sides is None else options.sides

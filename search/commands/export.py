@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from search.arguments import QuietParser
+from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset, TaskSpec
@@ -41,7 +41,7 @@ def command(argv: list[str]) -> None:
     folder = source / "best" / "model" if is_run else source
     if not (folder / "config.json").is_file():
         raise UserError(f"{source}: neither a run directory with best/model nor a model directory: check the path")
-    from search.libraries import quiet
+    from search.console.libraries import quiet
 
     quiet()
     data = None
@@ -123,7 +123,7 @@ def _score(model: Any, spec: TaskSpec, data: EncodedDataset) -> dict[str, float]
 def _dev_split(run: Path, folder: Path) -> tuple[TaskSpec, EncodedDataset] | None:
     from engine.data import load_task
     from engine.data.encode import encode_task
-    from search.options import parse
+    from search.config.options import parse
 
     config, _ = parse(["--resume", str(run)])
     task = load_task(config.data, seed=config.seed)

@@ -1,6 +1,6 @@
 """The trial loop of every stage: propose, look up, evaluate, record, observe.
 
-Several processes run the same loop beside one another and divide the evaluations (`search.board`). Groups of candidates
+Several processes run the same loop beside one another and divide the evaluations (`search.ledger.board`). Groups of candidates
 are evaluated out of order, but observed in order and after a fixed delay (`concurrent`), so proposals do not depend on
 who was faster.
 
@@ -25,11 +25,11 @@ from engine.architecture import Architecture
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.training import Diverged
-from search.board import Board, LocalBoard
-from search.failures import by_reason
-from search.ledger import Candidate, Ledger, Trial
-from search.progress import Reporter
-from search.records import digest
+from search.ledger.board import Board, LocalBoard
+from search.scoring.failures import by_reason
+from search.ledger.ledger import Candidate, Ledger, Trial
+from search.console.progress import Reporter
+from search.ledger.records import digest
 from search.samplers import Sampler, SpaceExhausted
 from search.space import SearchSpace
 

@@ -54,8 +54,8 @@ def command(argv: list[str]) -> None:
     if options.batch_size < 1:
         raise UserError(f"--batch-size: {options.batch_size}: choose at least 1")
 
-    from search.libraries import quiet
-    from search.progress import Reporter
+    from search.console.libraries import quiet
+    from search.console.progress import Reporter
 
     quiet()
     Prediction(options, Reporter()).run()
@@ -275,7 +275,7 @@ def _spec_of(folder: Path) -> TaskSpec:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from search.arguments import QuietParser
+    from search.console.arguments import QuietParser
 
     parser = QuietParser(
         prog="ffnas predict",

@@ -1,0 +1,1 @@
+"""How candidates get their scores: trials, proxy training, successive halving, shared weights."""
