@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import EncodedDataset
 from engine.student import FFNASForSequenceClassification
 from kernels.cache import cache_dir
 from kernels.expression import parse_expression
+from search.config.options import parse, save_config
+from search.console.libraries import quiet
+from search.console.progress import Reporter
 from search.context import Context, prepare
 from search.ledger.ledger import Ledger
-from search.console.libraries import quiet
-from search.config.options import parse, save_config
 from search.pipeline import teach
-from search.console.progress import Reporter
 from search.rundir import RunDir
 from search.space import SearchSpace
 from search.stages import stage3_supernet, warm_up

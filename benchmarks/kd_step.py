@@ -36,17 +36,17 @@ from transformers import BertConfig, BertModel
 from benchmarks import kd_memory
 from benchmarks.environment import describe
 from benchmarks.memory import peak_bytes
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape
 from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
 from engine.distill import Distiller, Member, PopulationStep
 from engine.distill.population import side_by_side
 from engine.objective import KDWeights, layer_map
-from engine.params import ModelShape
-from engine.settings import PhaseSettings
 from engine.student import FFNASModel, attention
-from engine.supernet import build_student
+from engine.student.supernet import build_student
 from engine.teacher.capture import CAPTURE, recording
+from engine.training.settings import PhaseSettings
 from kernels import use_backend
 from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper
 from search.space import SearchSpace

@@ -6,7 +6,7 @@
     python -m benchmarks.samplers --build          trains the supernet and scores the table anew (five minutes)
 
 The table holds the accuracy of every choice with shared weights (`benchmarks.demo_supernet`, scored by
-`engine.shared_evaluation` on 3,192 held-out sentences). A replay proposes, looks the score up, observes.
+`engine.evaluation.shared` on 3,192 held-out sentences). A replay proposes, looks the score up, observes.
 The first table's supernet has the first three expressions of EfficientBERT's released architecture, the second one's
 the last three; settings of samplers were tried on the first only. Regret is the table's best score minus the best found
 so far; reported are its mean over seeds and a 95 % band (t).
@@ -34,9 +34,9 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from benchmarks.environment import describe
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.files import write_json_atomic
-from engine.params import ModelShape
 from kernels.cache import cache_dir
 from kernels.expression import parse_expression
 from search.ledger.ledger import Trial
@@ -106,7 +106,7 @@ def build(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from benchmarks.demo_supernet import EXPRESSIONS, OTHER_EXPRESSIONS, Supernet
-    from engine.shared_evaluation import SharedEvaluator
+    from engine.evaluation.shared import SharedEvaluator
 
     expressions = EXPRESSIONS if name == "first" else OTHER_EXPRESSIONS
     net = Supernet(expressions)

@@ -8,8 +8,8 @@ The supernet is `benchmarks.demo_supernet`'s (H = 192, 3 layers, 596 sentences).
     eager        one by one in plain PyTorch, all tokens of all layers, batches of 256 sorted by length (measured on
                  every 40th candidate)
     one by one   the same batches on the fast kernels, the last layer for the first token alone as in any prediction
-    shared       `engine.shared_evaluation`, same batches, an empty store
-    racing       the same with `engine.racing` over 10 random slices, one batch each, as stage 3 has them
+    shared       `engine.evaluation.shared`, same batches, an empty store
+    racing       the same with `engine.evaluation.racing` over 10 random slices, one batch each, as stage 3 has them
 
 Checked: shared logits equal one-by-one logits bit for bit; survivors' scores equal one-by-one scores over the same
 batches; every side has the same winner. Further rows: candidates given one at a time, and candidates from mutations
@@ -34,13 +34,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.demo_supernet import SPLITS, Supernet
 from benchmarks.environment import describe
-from engine.architecture import Architecture
-from engine.evaluation import predict_batches
-from engine.metrics import compute_metrics
-from engine.race_subnets import race_subnets
-from engine.racing import Finish
-from engine.shared_evaluation import SharedEvaluator
-from engine.trie import build_trie, work_apart, work_shared
+from engine.architecture.architecture import Architecture
+from engine.evaluation.evaluation import predict_batches
+from engine.evaluation.metrics import compute_metrics
+from engine.evaluation.race_subnets import race_subnets
+from engine.evaluation.racing import Finish
+from engine.evaluation.shared import SharedEvaluator
+from engine.evaluation.trie import build_trie, work_apart, work_shared
 from kernels import use_backend
 from search.scoring.shared_scores import RACE_BATCH
 

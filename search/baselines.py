@@ -17,15 +17,15 @@ from itertools import product
 
 from torch import nn
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from kernels.expression import GELU_FFN
 from search.context import Context
 from search.derive import Derived, derive, text_steps
-from search.scoring.proxy import ProxyTrainer
 from search.report.tables import write_candidates
+from search.scoring.proxy import ProxyTrainer
+from search.scoring.trials import TrialLog, run_trials
 from search.space import SearchSpace
 from search.stages import new_sampler
-from search.scoring.trials import TrialLog, run_trials
 
 COUNT_TOLERANCE = 0.005
 """Two models within this share of parameters count as of the same size."""

@@ -93,7 +93,7 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
         return _machine_failed(error, _OUT_OF_MEMORY)
     except RuntimeError as error:
         from engine.exhaustion import is_out_of_memory
-        from engine.training import Diverged
+        from engine.training.loop import Diverged
 
         if isinstance(error, Diverged):
             print(f"ffnas: error: {error}: choose a smaller learning rate for this phase", file=sys.stderr)
@@ -160,7 +160,7 @@ def _let_the_first_speak(seconds: float = 60) -> None:
 
 
 def _rank_lost(error: RuntimeError) -> bool:
-    from engine.parallel import RankLost
+    from engine.distributed.parallel import RankLost
 
     return isinstance(error, RankLost)
 

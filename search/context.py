@@ -17,37 +17,37 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.architecture import Architecture
-from engine.checkpoint import load_weights
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
+from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
+from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from engine.init import init_from_teacher
 from engine.objective import KDWeights, layer_map
-from engine.parallel import ALONE, Ranks
-from engine.params import ModelShape
-from engine.precision import choose_device, choose_precision
 from engine.seeding import derive_seed, seed_everything
-from engine.sentinel import Sentinel
+from engine.student.init import init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
-from engine.supernet import build_student
-from engine.target_cache import BatchPlan, DiskTargets, PartTargets
+from engine.student.supernet import build_student
 from engine.teacher import Teacher
-from engine.training import PhaseLog
+from engine.training.checkpoint import load_weights
+from engine.training.loop import PhaseLog
+from engine.training.precision import choose_device, choose_precision
+from engine.training.sentinel import Sentinel
 from kernels.cache import cache_dir
-from search.ledger.board import Board, LocalBoard, RankBoard
 from search.config.checks import check_heads
+from search.config.identity import facts
+from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
 from search.config.space import build_space, student_shape
 from search.console.environment import unused_gpu
-from search.config.identity import facts
-from search.config.latency_tables import table_for
+from search.console.progress import Reporter
+from search.ledger.board import Board, LocalBoard, RankBoard
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
-from search.console.progress import Reporter
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace

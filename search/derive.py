@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.architecture import Architecture
-from engine.evaluation import evaluate, evaluate_dev
-from engine.metrics import primary
-from engine.settings import PhaseSettings
-from engine.supernet import extract
+from engine.architecture.architecture import Architecture
+from engine.evaluation.evaluation import evaluate, evaluate_dev
+from engine.evaluation.metrics import primary
+from engine.student.supernet import extract
+from engine.training.settings import PhaseSettings
 from search.context import Context
 from search.phases import batch_plan, phase_data, train_phase
 

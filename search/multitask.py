@@ -11,13 +11,13 @@ from __future__ import annotations
 from engine.data import EncodedDataset
 from engine.data.mixture import TaskMixture
 from engine.distill import Distiller
-from engine.multitask import MultiTaskStudent
 from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.multitask import MultiTaskStudent
 from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
 from kernels.cache import cache_dir
-from search.context import Context, Prepared
 from search.console.progress import Reporter
+from search.context import Context, Prepared
 
 
 def teach_others(prepared: Prepared, reporter: Reporter) -> dict[str, Teacher]:

@@ -8,15 +8,15 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from engine.checkpoint import Damaged, load_weights, remove_training_state, save_weights, second_copy
 from engine.data import Batch, EncodedDataset
 from engine.data.mixture import TaskMixture
 from engine.data.shards import ShardedText
+from engine.distill.target_cache import BatchPlan
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
-from engine.settings import PhaseSettings
-from engine.target_cache import BatchPlan
-from engine.training import PhaseLog, cycle, run_phase
+from engine.training.checkpoint import Damaged, load_weights, remove_training_state, save_weights, second_copy
+from engine.training.loop import PhaseLog, cycle, run_phase
+from engine.training.settings import PhaseSettings
 from search.context import Context
 
 PhaseData = TypeVar("PhaseData", EncodedDataset, ShardedText, TaskMixture)
@@ -72,7 +72,7 @@ def train_phase(
         settings: the phase's settings; zero steps only writes `result`.
         loss: `loss(batch, step)`.
         result: where the finished weights go.
-        after_step, extra_state, restore_extra: passed to `engine.training.run_phase`.
+        after_step, extra_state, restore_extra: passed to `engine.training.loop.run_phase`.
         finish: called on the trained model before its weights are written.
         order: phases of the same `order` see the same batches in the same order, whatever their names.
     """

@@ -6,26 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.architecture import Architecture
-from engine.checkpoint import load_weights, save_weights
-from engine.evaluation import evaluate_dev
-from engine.export import export_model
+from engine.architecture.architecture import Architecture
+from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
+from engine.evaluation.evaluation import evaluate_dev
+from engine.evaluation.metrics import primary
+from engine.export.export import export_model
 from engine.files import write_json_atomic
-from engine.metrics import primary
 from engine.objective import layer_map
-from engine.sentinel import check_teacher
 from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
+from engine.training.checkpoint import load_weights, save_weights
+from engine.training.sentinel import check_teacher
 from kernels.cache import cache_dir
 from search.baselines import derive_baseline, hand_designed, random_search
+from search.console.progress import Reporter
 from search.context import Context, Prepared
 from search.derive import Derived, derive
-from search.console.progress import Reporter
 from search.report import build_report
 from search.report.card import architecture_png
+from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
-from search.scoring.trials import TrialLog
 
 LICENSE = "apache-2.0"
 """Of the model card; data and teacher may ask for another, which their owner then writes there."""
@@ -99,8 +100,8 @@ def help_out(ctx: Context) -> None:
 def _winner(ctx: Context, stages: dict[str, TrialLog], name: str, search: Callable[[], TrialLog]) -> Architecture:
     """The best candidate of a stage, the same on every rank; its trials go into `stages[name]`."""
     stages[name] = search()
-    data = ctx.ranks.agree(lambda: stages[name].best().architecture.to_dict(ctx.shape))
-    return Architecture.from_dict(data, shape=ctx.shape)
+    data = ctx.ranks.agree(lambda: architecture_to_dict(stages[name].best().architecture, ctx.shape))
+    return architecture_from_dict(data, shape=ctx.shape)
 
 
 def _finish(
@@ -160,7 +161,7 @@ def how_found(ctx: Context) -> dict[str, Any]:
 
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
-    best.architecture.save(ctx.rundir.architecture, ctx.shape)
+    save_architecture(best.architecture, ctx.rundir.architecture, ctx.shape)
     name, value = primary(ctx.spec, best.dev)
     card = {
         "name": ctx.rundir.path.name,

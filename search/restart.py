@@ -16,10 +16,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from engine.distributed.parallel import Ranks
 from engine.files import write_text_atomic
-from engine.parallel import Ranks
-from search.config.schema import SearchConfig
 from search.config.options import parse
+from search.config.schema import SearchConfig
 from search.rundir import RunDir
 
 

@@ -1,8 +1,8 @@
 """`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
 
 `torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices together
-(`engine.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other processes may help
-(`search.commands.join`).
+(`engine.distributed.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other
+processes may help (`search.commands.join`).
 
 Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
 they do can reach the run's files.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.parallel import Ranks
+    from engine.distributed.parallel import Ranks
     from search.config.schema import SearchConfig
 
 
@@ -40,7 +40,7 @@ def command(argv: list[str]) -> None:
 
     import torch
 
-    from engine.parallel import join
+    from engine.distributed.parallel import join
     from search.restart import continued
 
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
@@ -50,9 +50,9 @@ def command(argv: list[str]) -> None:
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
+    from search.commands.resolve import require_finished, resolve
     from search.console.libraries import quiet
     from search.console.progress import Reporter
-    from search.commands.resolve import require_finished, resolve
 
     quiet()
     require_finished(folder)
@@ -60,13 +60,13 @@ def _resolve(folder: Path, config: SearchConfig) -> None:
 
 
 def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str]) -> None:
-    from search.context import Context, agree_on, prepare
-    from search.ledger.ledger import Ledger
-    from search.ledger.copy import open_ledger
-    from search.console.libraries import quiet
     from search.config.options import save_config
-    from search.pipeline import run
+    from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
+    from search.context import Context, agree_on, prepare
+    from search.ledger.copy import open_ledger
+    from search.ledger.ledger import Ledger
+    from search.pipeline import run
     from search.restart import sign
     from search.rundir import LATENCY_TABLE, RunDir, default_name
     from search.tracking import Scalars

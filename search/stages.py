@@ -18,24 +18,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.distill import Distiller
 from engine.files import write_json_atomic
 from engine.objective import KDLoss
-from engine.supernet import inherit
+from engine.student.supernet import inherit
 from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
-from search.ledger.board import Board
 from search.config.schema import StageConfig
 from search.context import Context
+from search.ledger.board import Board
 from search.multitask import TaskDistillers, all_training_data, several_heads
 from search.phases import train_phase
-from search.scoring.proxy import ProxyTrainer
 from search.report.tables import write_candidates
 from search.samplers import Sampler, make_sampler, sampler_options
+from search.scoring.proxy import ProxyTrainer
 from search.scoring.shared_scores import SharedScorer
-from search.space import SearchSpace
 from search.scoring.trials import Evaluate, TrialLog, run_trials
+from search.space import SearchSpace
 
 
 def largest(ctx: Context, expressions: tuple[Expression, ...]) -> Architecture:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from engine.latency_build import model_milliseconds
-from engine.metrics import primary
-from engine.supernet import extract
+from engine.evaluation.metrics import primary
+from engine.latency.build import model_milliseconds
+from engine.student.supernet import extract
 from kernels.dispatch import preferred_backend
 from search.context import Context
 from search.derive import Derived

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.training import PhaseLog
+from engine.training.loop import PhaseLog
 from search.ledger.ledger import Trial
 
 

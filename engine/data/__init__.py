@@ -3,10 +3,12 @@
 from engine.data.batching import Batch, collate, plan_batches
 from engine.data.config import DataConfig
 from engine.data.dataset import EncodedDataset
-from engine.data.encode import check_max_length, encode_task, model_positions
+from engine.data.encode import encode_task
 from engine.data.load import load_task
-from engine.data.task import EncodedTask, Rows, TaskData, TaskSpec
+from engine.data.task import Rows, TaskSpec
+from engine.data.task_data import EncodedTask, TaskData
 from engine.data.text import encode_text
+from engine.data.tokenizing import check_max_length, model_positions
 
 __all__ = [
     "Batch",

@@ -10,11 +10,10 @@ Chosen: one table. Rejected: one reader class per task; eight of the nine GLUE f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from engine.data.columns import GLUE_METRICS
-from engine.data.task import Kind, Rows, TaskSpec
+from engine.data.task import Kind, TaskSpec
 from engine.errors import UserError
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -183,49 +182,3 @@ def published(name: str) -> PublishedTask:
     if name not in TASKS:
         raise UserError(f"data.task {name!r} is not known: choose one of {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def find_split(task: PublishedTask, folder: str | None, split: str, given: str | None = None) -> str | None:
-    """Where a split is: the path given, the published file below `folder`, or the hub's name; None where it is not.
-
-    A published file may lie in `folder` itself or in the task's folder below it (MRPC/, mrpc/, glue/MRPC/).
-    """
-    if given is not None:
-        return given
-    if split not in task.files:
-        return None
-    if folder is None:
-        return f"{task.hub}@{_HUB_SPLITS.get((task.name, split), _HUB_SPLITS[split])}"
-    root = Path(folder).expanduser()
-    short = task.name.split("/")[-1]
-    names = [task.folder, task.folder.lower(), short, f"glue/{task.folder}", f"glue_data/{task.folder}"]
-    names += ["diagnostic"] if short == "ax" else []
-    for place in (*(root / name for name in names), root):
-        if (place / task.files[split]).exists():
-            return str(place / task.files[split])
-    return None
-
-
-_HUB_SPLITS: dict[object, str] = {
-    "train": "train",
-    "dev": "validation",
-    "test": "test",
-    "dev_mismatched": "validation_mismatched",
-    "test_mismatched": "test_mismatched",
-    ("glue/mnli", "dev"): "validation_matched",
-    ("glue/mnli", "test"): "test_matched",
-}
-"""Splits as the hub names them."""
-
-
-def read_split(task: PublishedTask, source: str, *, labelled: bool = True, encoding: str = "utf-8") -> Rows:
-    """The rows of one split, with gold labels or answers where `labelled`.
-
-    Raises:
-        UserError: not found, not readable, or not in the published format.
-    """
-    from engine.data import published_files
-
-    if not Path(source).expanduser().exists():
-        return published_files.read_hub(task, source, labelled=labelled)
-    return published_files.READERS[task.reader](task, Path(source).expanduser(), labelled, encoding)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import EncodedDataset, Spans
-from engine.data.encode import BLOCK, pack, parallel_tokenizers
 from engine.data.task import Gold, Rows
+from engine.data.tokenizing import BLOCK, pack, parallel_tokenizers
 from engine.errors import UserError
 
 MAX_QUESTION = 64

@@ -16,14 +16,16 @@ from pathlib import PurePath
 import numpy as np
 
 from engine.data import embedded
-from engine.data.catalog import find_split, published, read_split
+from engine.data.catalog import published
 from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task, require_column
 from engine.data.config import DataConfig
 from engine.data.labels import class_ids, class_names, infer_kind, label_keys, targets
+from engine.data.published_files import find_split, read_split
 from engine.data.shards import is_prepared
 from engine.data.sources import Table, read_documents, read_table
 from engine.data.splits import drop_duplicates, held_out_size, hold_out, hold_out_groups, text_key, without
-from engine.data.task import Rows, TaskData, TaskSpec
+from engine.data.task import Rows, TaskSpec
+from engine.data.task_data import TaskData
 from engine.errors import UserError
 
 MIN_ROWS = 12

@@ -19,7 +19,7 @@ from engine.data.batching import Batch
 from engine.data.config import DataConfig
 from engine.data.dataset import EncodedDataset
 from engine.data.load import load_task
-from engine.data.task import EncodedTask
+from engine.data.task_data import EncodedTask
 
 
 @dataclass(frozen=True, eq=False)

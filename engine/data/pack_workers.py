@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.text import Packer, split_sentences
-from engine.teacher.loading import load_tokenizer
-from engine.teacher.sources import TeacherSource
+from engine.model_sources import TeacherSource, load_tokenizer
 
 
 @contextlib.contextmanager

@@ -31,14 +31,13 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import EncodedDataset
-from engine.data.encode import check_max_length, pack
 from engine.data.pack_workers import packers
 from engine.data.shards import FORMAT, MANIFEST, read_manifest, tokenizer_hash
 from engine.data.stream import stream_documents
+from engine.data.tokenizing import check_max_length, pack
 from engine.errors import UserError
 from engine.files import file_hash, write_json_atomic
-from engine.teacher.loading import load_tokenizer
-from engine.teacher.sources import TeacherSource, resolve
+from engine.model_sources import TeacherSource, load_tokenizer, resolve
 
 BLOCK_CHARACTERS = 1 << 20
 """Text of one block: about 250,000 tokens, a quarter of a second of one core."""

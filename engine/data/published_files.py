@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.data.catalog import PublishedTask
 from engine.data.filechecks import check_csv, check_encoding
 from engine.data.labels import class_ids, label_keys, targets
 from engine.data.sources import read_table
@@ -204,3 +205,49 @@ def _json(path: Path, encoding: str) -> Any:
         return json.loads(path.read_bytes().decode(check_encoding(path, encoding)))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}): give the file as published") from error
+
+
+def find_split(task: PublishedTask, folder: str | None, split: str, given: str | None = None) -> str | None:
+    """Where a split is: the path given, the published file below `folder`, or the hub's name; None where it is not.
+
+    A published file may lie in `folder` itself or in the task's folder below it (MRPC/, mrpc/, glue/MRPC/).
+    """
+    if given is not None:
+        return given
+    if split not in task.files:
+        return None
+    if folder is None:
+        return f"{task.hub}@{_HUB_SPLITS.get((task.name, split), _HUB_SPLITS[split])}"
+    root = Path(folder).expanduser()
+    short = task.name.split("/")[-1]
+    names = [task.folder, task.folder.lower(), short, f"glue/{task.folder}", f"glue_data/{task.folder}"]
+    names += ["diagnostic"] if short == "ax" else []
+    for place in (*(root / name for name in names), root):
+        if (place / task.files[split]).exists():
+            return str(place / task.files[split])
+    return None
+
+
+_HUB_SPLITS: dict[object, str] = {
+    "train": "train",
+    "dev": "validation",
+    "test": "test",
+    "dev_mismatched": "validation_mismatched",
+    "test_mismatched": "test_mismatched",
+    ("glue/mnli", "dev"): "validation_matched",
+    ("glue/mnli", "test"): "test_matched",
+}
+"""Splits as the hub names them."""
+
+
+def read_split(task: PublishedTask, source: str, *, labelled: bool = True, encoding: str = "utf-8") -> Rows:
+    """The rows of one split, with gold labels or answers where `labelled`.
+
+    Raises:
+        UserError: not found, not readable, or not in the published format.
+    """
+    from engine.data import published_files
+
+    if not Path(source).expanduser().exists():
+        return published_files.read_hub(task, source, labelled=labelled)
+    return published_files.READERS[task.reader](task, Path(source).expanduser(), labelled, encoding)

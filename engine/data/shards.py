@@ -23,7 +23,7 @@ import torch
 
 from engine.data.batching import Batch, plan_batches
 from engine.data.dataset import EncodedDataset
-from engine.data.encode import check_max_length
+from engine.data.tokenizing import check_max_length
 from engine.errors import UserError
 
 FORMAT = 1

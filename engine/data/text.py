@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import EncodedDataset
-from engine.data.encode import BLOCK, check_max_length, pack, parallel_tokenizers
 from engine.data.pieces import Pieces
+from engine.data.tokenizing import BLOCK, check_max_length, pack, parallel_tokenizers
 
 _SENTENCE_END = re.compile(r"\s(?:(?<=[.!?]\s)\s*|(?<=[.!?][\"')\]]\s)\s*|(?<=\n)\s*|\s*\n\s*)")
 """White space behind a sentence, or with a line end in it; begins with white space, which is quick to search for."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
 from engine.distill.graphs import StepGraphs

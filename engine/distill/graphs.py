@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from engine.data import Batch
 from engine.distill.device_graph import CudaGraph, DevicePrograms, Graph, Programs
 from engine.exhaustion import is_out_of_memory
-from engine.optim import build_optimizer, clipped_step
-from engine.settings import PhaseSettings
 from engine.states import EncoderStates
 from engine.student.ffn import FFNPlan
+from engine.training.optim import build_optimizer, clipped_step
+from engine.training.settings import PhaseSettings
 from kernels import dispatch
 
 _log = logging.getLogger("ffnas.training")

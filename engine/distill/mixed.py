@@ -27,7 +27,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.data import Batch
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask

@@ -2,8 +2,8 @@
 
     step(batch):  targets = teacher(batch);   per student:  loss -> backward -> clip -> AdamW -> schedule
 
-What one student goes through is, operation by operation, what `engine.training.run_phase` would do to it alone, with
-its own random numbers, so its weights and score do not depend on who else is in the population.
+What one student goes through is, operation by operation, what `engine.training.loop.run_phase` would do to it alone,
+with its own random numbers, so its weights and score do not depend on who else is in the population.
 
 On the CPU students run side by side, one thread group each (`workers`): a step of a small student keeps two threads
 busy half of the time, two students keep them busy. The threads per student depend on the settings alone, never on how
@@ -12,9 +12,9 @@ On CUDA they run one after the other on the same stream, which the device sees a
 captured graph (`engine.distill.graphs`); batches are copied there one ahead (`engine.data.prefetch`).
 
 A student whose loss is not finite is retired and the others go on. On CUDA nobody waits to hear of it: the losses of
-`LOG_EVERY` steps are read when the next ones are (`engine.readout`), so it may train that much longer, for nothing.
-When memory runs out, the youngest students are taken out (`postponed`, to be trained again later) and the step goes on
-where it was: a student is only changed by its optimizer step, which comes after everything that allocates.
+`LOG_EVERY` steps are read when the next ones are (`engine.training.readout`), so it may train that much longer, for
+nothing. When memory runs out, the youngest students are taken out (`postponed`, to be trained again later) and the step
+goes on where it was: a student is only changed by its optimizer step, which comes after everything that allocates.
 
 Rejected: stacking the students' weights into batched products. They differ in widths, depth and expression; padding
 them to one shape computes up to 16 times what is asked for.
@@ -38,11 +38,11 @@ from engine.data.prefetch import prefetch
 from engine.distill.distiller import Distiller
 from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
-from engine.optim import build_optimizer, clipped_step, linear_schedule
-from engine.readout import Readout
-from engine.settings import PhaseSettings
 from engine.states import EncoderStates
-from engine.training import LOG_EVERY
+from engine.training.loop import LOG_EVERY
+from engine.training.optim import build_optimizer, clipped_step, linear_schedule
+from engine.training.readout import Readout
+from engine.training.settings import PhaseSettings
 
 Part = Literal["text", "task"]
 

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from engine.architecture import Architecture
-from engine.params import ModelShape, count_parameters, inner_width
+from engine.architecture.architecture import Architecture
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape, inner_width
 
 SHARE = 0.7
 """Of the free memory that students may take."""

@@ -16,9 +16,9 @@ import torch
 import torch.fx
 from torch.nn import functional
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import inner_width
 from engine.errors import UserError
-from engine.params import inner_width
 from kernels.expression import Expression, kron_weights
 from kernels.operators import LEAF, OPERATORS, Operator
 from kernels.widths import infer_width

@@ -16,9 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from engine.architecture import FORMAT, Architecture, uniform
+from engine.architecture.architecture import Architecture, uniform
+from engine.architecture.file import FORMAT, architecture_from_dict, architecture_to_dict
+from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block
 from engine.errors import UserError
-from engine.params import ModelShape, check_block, inner_width, parse_block
 from kernels.expression import GELU_FFN, ExpressionError, kron_weights
 from kernels.widths import POLICIES, validate
 
@@ -92,7 +93,7 @@ class FFNASConfig(PreTrainedConfig):
         self.check()
         if any(kron_weights(layer.expression) for layer in self.full_architecture.layers):
             self.kron_block = list(self.shape.block)  # config.json alone tells the stored factors' shapes
-        self.layers = self.full_architecture.to_dict(self.shape)["layers"]
+        self.layers = architecture_to_dict(self.full_architecture, self.shape)["layers"]
         super().__post_init__(**kwargs)
 
     @property
@@ -164,7 +165,7 @@ def read_layers(layers: Any, hidden_size: int, num_layers: int) -> Architecture:
         return Architecture.parse(layers)
     count = len(layers) if isinstance(layers, (list, tuple)) else num_layers
     entries = list(layers) if isinstance(layers, tuple) else layers
-    return Architecture.from_dict(
+    return architecture_from_dict(
         {"format": FORMAT, "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
     )
 

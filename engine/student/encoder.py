@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import inner_width
 from engine.errors import UserError
-from engine.params import inner_width
 from engine.student.attention import FFNASAttention
 from engine.student.configuration import FFNASConfig, check_architecture
 from engine.student.ffn import FFNPlan, FFNStack

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask

@@ -11,8 +11,8 @@ from typing import Any
 _EXPORTS = {
     "FinetuneSettings": "engine.teacher.settings",
     "Teacher": "engine.teacher.adapter",
-    "TeacherSource": "engine.teacher.sources",
-    "resolve": "engine.teacher.sources",
+    "TeacherSource": "engine.model_sources",
+    "resolve": "engine.model_sources",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from engine.data.encode import model_positions
+from engine.data.tokenizing import model_positions
 from engine.errors import UserError
+from engine.model_sources import TeacherSource, load_tokenizer, quiet, resolve
 from engine.states import EncoderStates, answers
 from engine.teacher.capture import CAPTURE, recording
-from engine.teacher.loading import load_model, load_tokenizer, quiet
+from engine.teacher.loading import load_model
 from engine.teacher.rounded import rounded_copy
-from engine.teacher.sources import TeacherSource, resolve
 
 if TYPE_CHECKING:
     from engine.data import Batch, TaskSpec

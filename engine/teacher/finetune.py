@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.autocast import autocast
-from engine.checkpoint import remove_training_state
 from engine.data import Batch, EncodedTask
 from engine.errors import UserError
-from engine.evaluation import evaluate
-from engine.metrics import primary
+from engine.evaluation.evaluation import evaluate
+from engine.evaluation.metrics import primary
+from engine.model_sources import TeacherSource, resolve
 from engine.objective import KDLoss
-from engine.settings import PhaseSettings
 from engine.states import answers
 from engine.teacher.adapter import Teacher
 from engine.teacher.cache import Damaged, check, content_key, prepare_cache, store
 from engine.teacher.settings import FinetuneSettings
-from engine.teacher.sources import TeacherSource, resolve
-from engine.training import Diverged, PhaseLog, cycle, run_phase
+from engine.training.checkpoint import remove_training_state
+from engine.training.loop import Diverged, PhaseLog, cycle, run_phase
+from engine.training.settings import PhaseSettings
 
 Progress = Callable[..., None]
 """Called as `progress(done_steps, total_steps, **metrics)`; metrics are `loss`, or those of an evaluation."""

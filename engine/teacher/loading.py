@@ -10,12 +10,9 @@ Rejected: our own head on top of the bare encoder; no other program could load t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,12 +20,10 @@ from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
-from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
-from engine.teacher.sources import TeacherSource
+from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec
@@ -40,9 +35,6 @@ _AUTO = {
     "multiple_choice": AutoModelForMultipleChoice,
 }
 """transformers' class for each kind of task."""
-
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
-"""What transformers raises for folders it cannot load (unknown model types, damaged files, missing libraries)."""
 
 
 def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -> tuple[nn.Module, bool]:
@@ -83,29 +75,6 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
     return model, has_head
-
-
-def load_tokenizer(source: TeacherSource) -> Any:
-    """The folder's tokenizer, in Rust where there is one.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False)
-    except (*_LOAD_ERRORS, AttributeError) as error:
-        raise UserError(
-            f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "
-            "add its tokenizer files (`tokenizer.save_pretrained`)"
-        ) from error
-    # Without its files transformers builds a tokenizer that knows the special tokens only.
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if tokenizer.vocab_files_names and not any((source.folder / name).is_file() for name in files):
-        raise UserError(
-            f"teacher {source.name!r}: no tokenizer in {source.folder} (none of {', '.join(sorted(files))}): "
-            "add its tokenizer files (`tokenizer.save_pretrained`)"
-        )
-    return tokenizer
 
 
 def _head_options(task: TaskSpec) -> dict[str, Any]:
@@ -163,23 +132,3 @@ def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None
     with torch.no_grad():
         for parameter in last.parameters():
             parameter.copy_(parameter[order].clone())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' loading report and progress bar: fresh heads are expected here and reported by us."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from engine.architecture.file import load_architecture
 from engine.errors import UserError
 from search.console.arguments import QuietParser
 
@@ -20,7 +21,7 @@ def command(argv: list[str]) -> None:
     """Converts one file or directory.
 
     Raises:
-        UserError: wrong options, or the checkpoint does not fit the architecture (see `engine.convert`).
+        UserError: wrong options, or the checkpoint does not fit the architecture (see `engine.published.convert`).
     """
     options = _parser().parse_args(argv)
     target = Path(options.target)
@@ -60,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _forth(options: argparse.Namespace, target: Path) -> None:
-    from engine.architecture import Architecture
-    from engine.convert import from_published, read_published
-    from engine.export import export_model
-    from engine.presets import get_preset
+    from engine.architecture.architecture import Architecture
+    from engine.export.export import export_model
+    from engine.published.convert import from_published, read_published
+    from engine.published.presets import get_preset
     from search.console.libraries import quiet
     from search.report.card import architecture_png
 
@@ -72,7 +73,7 @@ def _forth(options: argparse.Namespace, target: Path) -> None:
     preset = None if options.preset is None else get_preset(options.preset)
     if preset is None:
         given = options.architecture
-        architecture = Architecture.load(given) if Path(given).is_file() else Architecture.parse(given)
+        architecture = load_architecture(given) if Path(given).is_file() else Architecture.parse(given)
     elif preset.architecture is None or preset.family != "ffnas":
         raise UserError(f"--preset: {preset.name} has no checkpoints of this format: choose one of EfficientBERT's")
     else:
@@ -131,8 +132,8 @@ def _tokenizer(folder: str) -> Any:
 
 
 def _back(options: argparse.Namespace, target: Path) -> None:
-    from engine.convert import to_published, write_published
-    from engine.saved import load_saved
+    from engine.export.saved import load_saved
+    from engine.published.convert import to_published, write_published
     from search.console.libraries import quiet
 
     quiet()

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.file import load_architecture
 from engine.errors import ToldElsewhere, UserError
 from engine.files import write_json_atomic
-from engine.presets import ModelPreset, get_preset
+from engine.published.presets import ModelPreset, get_preset
 from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
-    from engine.parallel import Ranks
+    from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
     from search.config.schema import SearchConfig
     from search.context import Context
@@ -62,7 +63,7 @@ def command(argv: list[str]) -> None:
 
     import torch
 
-    from engine.parallel import join
+    from engine.distributed.parallel import join
 
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
         _derive(config, plan, resume, ranks)
@@ -147,7 +148,7 @@ def _architecture(given: str) -> tuple[Architecture, list[str]]:
     if not Path(given).is_file():
         architecture = Architecture.parse(given)
         return architecture, ["--student.num_layers", str(len(architecture)), *budget]
-    architecture = Architecture.load(given)
+    architecture = load_architecture(given)
     data = json.loads(Path(given).read_text(encoding="utf-8"))
     sizes = ["--student.hidden_size", str(data["hidden_size"]), "--student.num_layers", str(len(architecture))]
     return architecture, [*sizes, *budget]
@@ -164,11 +165,11 @@ def _read_plan(folder: Path) -> Plan:
 
 
 def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks) -> None:
+    from search.config.options import save_config
+    from search.console.libraries import quiet
+    from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
     from search.ledger.ledger import Ledger
-    from search.console.libraries import quiet
-    from search.config.options import save_config
-    from search.console.progress import Reporter, silent
     from search.rundir import RunDir, default_name
     from search.tracking import Scalars
 
@@ -203,7 +204,7 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks)
 
 def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     """Teacher, first weights, distillation, export, report; finished phases are read back from the run directory."""
-    from engine.evaluation import evaluate_dev
+    from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
     from search.pipeline import export, score_line, share_teacher
     from search.report import build_report
@@ -232,7 +233,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
 
 def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     """A student of the architecture whose encoder has the plan's weights, the same on every rank."""
-    from engine.supernet import inherit
+    from engine.student.supernet import inherit
     from search.stages import largest, warm_up
 
     model = ctx.new_student(plan.architecture, "derive")
@@ -245,8 +246,8 @@ def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
 
 
 def _given_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
-    from engine.convert import from_published, read_published
-    from engine.saved import load_saved
+    from engine.export.saved import load_saved
+    from engine.published.convert import from_published, read_published
 
     path = Path(plan.start)
     if path.is_dir():

@@ -65,7 +65,7 @@ def export_formats(
     """
     import torch
 
-    from engine import onnx_export as formats
+    from engine.export import onnx as formats
     from engine.handover import load_plain
 
     model = load_plain(folder)
@@ -99,8 +99,8 @@ def _score(model: Any, spec: TaskSpec, data: EncodedDataset) -> dict[str, float]
     """Metrics of a classifier in any of the formats."""
     import torch
 
-    from engine.metrics import compute_metrics
-    from engine.onnx_export import OnnxModel
+    from engine.evaluation.metrics import compute_metrics
+    from engine.export.onnx import OnnxModel
 
     logits, labels = [], []
     for batch in data.batches(_BATCH, seed=0, epoch=0, shuffle=False, bucket=True):

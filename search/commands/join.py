@@ -58,11 +58,11 @@ def _parse(argv: list[str]) -> tuple[SearchConfig, Path]:
 def command(argv: list[str]) -> None:
     """Helps until there is nothing left to do; raises `UserError` when the input is wrong."""
     config, run = _parse(argv)
+    from search.console.libraries import quiet
+    from search.console.progress import Reporter
     from search.context import Context, prepare
     from search.ledger.ledger import Ledger
-    from search.console.libraries import quiet
     from search.pipeline import help_out
-    from search.console.progress import Reporter
     from search.rundir import LATENCY_TABLE, RunDir
 
     quiet()

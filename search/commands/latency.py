@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine.errors import UserError
 
 if TYPE_CHECKING:
-    from engine.latency import LatencyTable
+    from engine.latency.table import LatencyTable
 
 USAGE = """usage: ffnas latency --build-table [--output FILE] [--json] [options of ffnas search]
        ffnas latency MODEL... [options]
@@ -44,10 +44,10 @@ def command(argv: list[str]) -> None:
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.config.space import student_space
     from search.config.latency_tables import conditions, default_path, measure
-    from search.console.libraries import quiet
     from search.config.options import parse
+    from search.config.space import student_space
+    from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     output, argv = _take(argv, "--output")
@@ -73,7 +73,7 @@ def build(argv: list[str]) -> None:
 
 def rows(table: LatencyTable) -> list[str]:
     """The table for people: milliseconds of a layer's GELU FFNs, by stack and ratio."""
-    from engine.architecture import LayerSpec
+    from engine.architecture.architecture import LayerSpec
     from kernels.expression import GELU_FFN
 
     stacks = list(dict.fromkeys(n for n, _ in table.layers))

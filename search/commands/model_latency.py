@@ -17,7 +17,7 @@ from search.console.arguments import QuietParser
 if TYPE_CHECKING:
     import argparse
 
-    from engine.model_latency import Timing
+    from engine.latency.models import Timing
 
 SIDE_NAMES = {
     "eager": "PyTorch eager",
@@ -41,9 +41,9 @@ def command(argv: list[str]) -> None:
     quiet()
     import torch
 
-    from engine.model_latency import Case, measure, subjects_of
-    from engine.onnx_export import missing_onnx, require_onnx
-    from engine.precision import choose_device
+    from engine.export.onnx import missing_onnx, require_onnx
+    from engine.latency.models import Case, measure, subjects_of
+    from engine.training.precision import choose_device
     from search.console.progress import Reporter
 
     reporter = Reporter()

@@ -71,7 +71,7 @@ class Prediction:
 
     def __init__(self, options: argparse.Namespace, reporter: Any) -> None:
         from engine.data.catalog import published
-        from engine.precision import choose_device
+        from engine.training.precision import choose_device
 
         self.options, self.reporter = options, reporter
         self.task: PublishedTask | None = published(options.task) if options.task else None
@@ -91,7 +91,7 @@ class Prediction:
             logits = self._logits(split)
             self._write_rows(split, logits, out)
             if split.rows.labels is not None:
-                from engine.metrics import compute_metrics
+                from engine.evaluation.metrics import compute_metrics
 
                 self._tell(compute_metrics(self.spec, logits, split.rows.labels), split.name)
         self.reporter.info(f"{len(split.rows):,} predictions: {out}")
@@ -104,8 +104,8 @@ class Prediction:
         """
         import engine.student
         from engine.errors import UserError
-        from engine.teacher.loading import load_model, load_tokenizer
-        from engine.teacher.sources import resolve
+        from engine.model_sources import load_tokenizer, resolve
+        from engine.teacher.loading import load_model
 
         assert engine.student  # registers our model type
         found = resolve(self.options.model)
@@ -128,7 +128,7 @@ class Prediction:
         return Split(name, rows, data)
 
     def _published_split(self, name: str | None = None) -> Split:
-        from engine.data.catalog import find_split, read_split
+        from engine.data.published_files import find_split, read_split
         from engine.errors import UserError
 
         assert self.task is not None
@@ -161,7 +161,7 @@ class Prediction:
         return self._encode("rows", Rows(tuple(table.texts(column) for column in columns)))
 
     def _logits(self, split: Split) -> np.ndarray:
-        from engine.evaluation import predict_rows
+        from engine.evaluation.evaluation import predict_rows
 
         size = max(1, self.options.batch_size // split.data.choices)
         return predict_rows(self.model, split.data, batch_size=size)
@@ -175,9 +175,9 @@ class Prediction:
 
     def _write_answers(self, split: Split, out: Path) -> None:
         """SQuAD's prediction file, {id: text}, and beside it the scores of "no answer" where that is possible."""
-        from engine.evaluation import predict_answers
+        from engine.evaluation.answers import answer_metrics
+        from engine.evaluation.evaluation import predict_answers
         from engine.files import write_json_atomic
-        from engine.question_answering import answer_metrics
 
         threshold = self.options.null_threshold
         answers = predict_answers(self.model, split.data, batch_size=self.options.batch_size)
@@ -198,7 +198,8 @@ class Prediction:
 
     def _submit(self, folder: Path) -> None:
         """One file per test split in GLUE's submission format; MNLI's model also answers the diagnostics."""
-        from engine.data.catalog import TASKS, find_split, read_split
+        from engine.data.catalog import TASKS
+        from engine.data.published_files import find_split, read_split
 
         assert self.task is not None
         for name in self.task.tests:

@@ -21,8 +21,8 @@ def command(argv: list[str]) -> None:
 
     from engine.data.prepare import PrepareConfig, prepare_text
     from engine.errors import UserError
-    from search.console.libraries import quiet
     from search.config.options import HelpFormatter, one_line
+    from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

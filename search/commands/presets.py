@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from engine.architecture.file import save_architecture
+from engine.architecture.flops import PAPER_LENGTH
 from engine.errors import UserError
-from engine.flops import PAPER_LENGTH
-from engine.presets import PRESETS, ModelPreset, get_preset
+from engine.published.presets import PRESETS, ModelPreset, get_preset
 from search.console.arguments import QuietParser
 
 CONVENTIONS = (
@@ -130,4 +131,4 @@ def _full(preset: ModelPreset, length: int) -> str:
 def _save(presets: list[ModelPreset], path: str) -> None:
     if len(presets) != 1 or presets[0].architecture is None:
         raise UserError("--save: name exactly one preset that is an FFNAS student: `presets efficientbert --save F`")
-    presets[0].architecture.save(path, presets[0].shape)
+    save_architecture(presets[0].architecture, path, presets[0].shape)

@@ -24,28 +24,29 @@ from typing import Any
 
 from torch import nn
 
-from engine.architecture import Architecture, LayerSpec
-from engine.checkpoint import load_weights
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.file import save_architecture
 from engine.errors import UserError
-from engine.evaluation import evaluate, evaluate_dev
-from engine.export import export_model
+from engine.evaluation.evaluation import evaluate, evaluate_dev
+from engine.evaluation.metrics import primary
+from engine.evaluation.shared import SharedEvaluator
+from engine.export.export import export_model
 from engine.files import atomic_directory, write_json_atomic
-from engine.latency import LatencyTable
-from engine.latency_build import model_milliseconds
-from engine.metrics import primary
-from engine.shared_evaluation import SharedEvaluator
-from engine.supernet import build_student, extract
+from engine.latency.build import model_milliseconds
+from engine.latency.table import LatencyTable
+from engine.student.supernet import build_student, extract
+from engine.training.checkpoint import load_weights
+from search.config.latency_tables import conditions
 from search.config.schema import SearchConfig
 from search.config.space import build_space
-from search.context import Prepared, prepare
-from search.space.costs import text
-from search.config.latency_tables import conditions
-from search.ledger.ledger import Trial
 from search.console.progress import Reporter
+from search.context import Prepared, prepare
+from search.ledger.ledger import Trial
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted
 from search.space import SearchSpace
+from search.space.costs import text
 
 NEW, TOGETHER = 32, 8
 """New candidates scored, at most, and how many are proposed at a time."""
@@ -262,7 +263,7 @@ class _Resolution:
             "found": "by search, then chosen for other constraints with the supernet's weights, not distilled further",
         }
         with atomic_directory(path) as temporary:
-            best.architecture.save(temporary / "architecture.json", prepared.shape)
+            save_architecture(best.architecture, temporary / "architecture.json", prepared.shape)
             export_model(self.supernet, prepared.teacher.tokenizer, temporary / "model", best.architecture, card)
             summary["seconds"] = round(time.monotonic() - began, 2)
             write_json_atomic(temporary / "summary.json", summary)

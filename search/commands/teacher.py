@@ -5,14 +5,14 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
-    from engine.evaluation import evaluate_dev
-    from engine.metrics import primary
-    from search.context import prepare
-    from search.console.libraries import quiet
-    from search.multitask import teach_others
+    from engine.evaluation.evaluation import evaluate_dev
+    from engine.evaluation.metrics import primary
     from search.config.options import parse
-    from search.pipeline import teach
+    from search.console.libraries import quiet
     from search.console.progress import Reporter
+    from search.context import prepare
+    from search.multitask import teach_others
+    from search.pipeline import teach
 
     config, _ = parse(argv, prog="ffnas teacher")
     quiet()

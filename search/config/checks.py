@@ -1,7 +1,7 @@
 """What a configuration may hold: every field is checked before anything is loaded or written.
 
-One function per part of `search.config.schema`; the first wrong field ends in a `UserError` of one line naming the field, its
-value and the remedy.
+One function per part of `search.config.schema`; the first wrong field ends in a `UserError` of one line naming the
+field, its value and the remedy.
 
 Rejected: checks in the dataclasses' `__post_init__`. A command line is put together option by option, and a tree that
 is wrong in between would end it.
@@ -13,9 +13,9 @@ import math
 from fractions import Fraction
 
 from engine.errors import UserError
-from engine.settings import PhaseSettings
-from search.ledger import url as ledger_url
+from engine.training.settings import PhaseSettings
 from search.config.schema import SearchConfig, SharedStageConfig, SpaceConfig, StageConfig, StudentConfig
+from search.ledger import url as ledger_url
 
 
 def validate(config: SearchConfig) -> None:

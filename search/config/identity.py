@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from engine.data import EncodedTask
-from engine.latency import LatencyTable
+from engine.latency.table import LatencyTable
 from search.config.schema import SearchConfig
 
 IRRELEVANT = (

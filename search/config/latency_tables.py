@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.latency import FIT_CORRELATION, Conditions, LatencyTable, hardware, identity
-from engine.latency_build import ROUNDS, Clock, build_table
-from engine.params import ModelShape
-from engine.precision import choose_device
+from engine.latency.build import ROUNDS, Clock, build_table
+from engine.latency.table import FIT_CORRELATION, Conditions, LatencyTable, hardware, identity
+from engine.training.precision import choose_device
 from kernels.cache import cache_dir
 from search.config.schema import SearchConfig
 from search.console.progress import Reporter

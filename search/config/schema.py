@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.data.config import DataConfig
-from engine.settings import PhaseSettings, TargetSettings
 from engine.teacher.settings import FinetuneSettings
+from engine.training.settings import PhaseSettings, TargetSettings
 from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 
 

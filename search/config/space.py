@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.latency import LatencyTable
-from engine.params import ModelShape
+from engine.latency.table import LatencyTable
 from kernels.operators import KRON
 from search.config.checks import parse_ratios
 from search.config.schema import SearchConfig
-from search.space.costs import Costs
 from search.space import SearchSpace
+from search.space.costs import Costs
 from search.space.limits import Limits
 from search.space.options import with_block
 
@@ -79,7 +79,7 @@ def student_space(config: SearchConfig) -> tuple[SearchSpace, int]:
     """
     from transformers import AutoConfig  # deferred: seconds of import
 
-    from engine.teacher.sources import resolve
+    from engine.model_sources import resolve
 
     source = resolve(config.teacher)
     try:

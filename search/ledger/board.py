@@ -1,9 +1,9 @@
 """Where the candidates of a stage are shared out: one process, the ranks of `torchrun`, or workers on one ledger.
 
-Every process runs the same trial loop (`search.scoring.trials`) with a sampler of its own, which proposes the same candidates
-everywhere, since proposals depend on the seed and on finished trials only. A board says who evaluates which, and tells
-everybody what came out. So there is no process that must live for the others to have work, and what is found does not
-depend on how many they are.
+Every process runs the same trial loop (`search.scoring.trials`) with a sampler of its own, which proposes the same
+candidates everywhere, since proposals depend on the seed and on finished trials only. A board says who evaluates which,
+and tells everybody what came out. So there is no process that must live for the others to have work, and what is found
+does not depend on how many they are.
 
 Rejected: one process that proposes and hands out. It has to serve the others while it evaluates candidates itself, and
 takes the stage with it when it dies.
@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
-from engine.architecture import Architecture
-from engine.claims import Claims
-from engine.parallel import Ranks
+from engine.architecture.architecture import Architecture
+from engine.distributed.claims import Claims
+from engine.distributed.parallel import Ranks
 from search.ledger.ledger import Ledger
 from search.ledger.records import Candidate, Trial
 
@@ -107,7 +107,7 @@ class RankBoard:
         ranks: the processes of the run.
         ledger: the first rank's is read and written; the others' is not touched.
         stage: name of the stage, and of nothing else in this run.
-        silence: as of `engine.claims.Claims`.
+        silence: as of `engine.distributed.claims.Claims`.
     """
 
     def __init__(self, ranks: Ranks, ledger: Ledger, stage: str, **options: float) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.ledger.records import RUN, Candidate, Trial, is_finished
 
 if TYPE_CHECKING:

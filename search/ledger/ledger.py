@@ -3,7 +3,8 @@
 One study per stage, in a SQLite file of the run directory or in any database Optuna's storage knows. A trial is
 written once, in one transaction, when it ends; a kill at any instant leaves either the whole trial or none of it. Each
 carries a checksum of its values: SQLite notices a torn page, not a changed digit.
-A ledger that several workers share also holds candidates that wait or are being evaluated (`search.ledger.shared_board`).
+A ledger that several workers share also holds candidates that wait or are being evaluated
+(`search.ledger.shared_board`).
 
 Parameters of a trial are the stack and the ratio of every layer, as categories, for the dashboard's importances.
 Optuna holds a parameter's categories fixed within a study, so each study notes them when it is made and a value from

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState

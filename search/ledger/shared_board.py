@@ -9,8 +9,8 @@ Several entries may bear the same number: abandoned ones, and those of workers t
 finished one counts before a live one, and an earlier one before a later one; Optuna locks the study while it adds an
 entry, so all workers agree on which is earlier.
 
-Scores are comparable only if all workers train alike. So a study notes what its trials depend on (`search.config.identity`),
-and a worker that differs is refused.
+Scores are comparable only if all workers train alike. So a study notes what its trials depend on
+(`search.config.identity`), and a worker that differs is refused.
 
 Rejected: a table of claims of our own beside Optuna's. The dashboard would not show who works on what.
 """
@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from search.ledger.entries import Entry
 from search.ledger.ledger import HEARTBEAT, Ledger

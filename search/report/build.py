@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.files import write_text_atomic
-from search.space.costs import text
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
 from search.report.insights import cost_fronts, latency, operators, partition
 from search.report.plots import losses, pareto, score_over_trials, time_per_phase
 from search.report.tables import COSTS
 from search.report.theme import duration, millions, save, shorten, style
+from search.space.costs import text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.params import count_parameters
+from engine.architecture.params import count_parameters
 from search.report.drawing import draw_architecture
 from search.report.theme import style
 

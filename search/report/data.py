@@ -26,14 +26,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.file import load_architecture
 from engine.errors import UserError
-from search.scoring.failures import by_reason
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE
+from search.scoring.failures import by_reason
 
 if TYPE_CHECKING:
-    from engine.latency import LatencyTable
+    from engine.latency.table import LatencyTable
 
 _log = logging.getLogger("ffnas.report")
 
@@ -169,7 +170,7 @@ def read_run(path: Path) -> RunData:
     _check_summary(path / "summary.json", summary)
     architecture, raw = None, _object(path / "best" / "architecture.json")
     if raw is not None:
-        architecture = Architecture.load(path / "best" / "architecture.json")
+        architecture = load_architecture(path / "best" / "architecture.json")
     return RunData(
         path=path,
         summary=summary,
@@ -194,7 +195,7 @@ def _samplers(path: Path) -> dict[str, dict[str, Any]]:
 def _latency(path: Path) -> LatencyTable | None:
     if not path.is_file():
         return None
-    from engine.latency import LatencyTable  # deferred: it loads torch
+    from engine.latency.table import LatencyTable  # deferred: it loads torch
 
     return LatencyTable.load(path)
 

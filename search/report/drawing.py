@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from search.report.theme import FAINT, INK, MUTED, TEACHER, WIDTH, figure, millions, shorten
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.report.data import RunData, Stage
 from search.report.plots import pareto_front
 from search.report.theme import BEST, FAINT, INK, MUTED, STAGE_COLORS, STAGE_MARKERS, WIDTH, figure, shorten

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from kernels.expression import Expression
 from search.ledger.ledger import Trial

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.neighbours import neighbours
 

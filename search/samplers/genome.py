@@ -24,8 +24,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
-from engine.architecture import parse_ratio as ratio_of
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import parse_ratio as ratio_of
 from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression, with_kron
 from kernels.operators import KRON, LEAF, WEIGHTS

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.genome import Genes, categories, express, genes
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.ledger.records import digest
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.neighbours import neighbours

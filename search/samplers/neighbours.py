@@ -15,7 +15,7 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Protocol
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from kernels.expression import Expression, apply
 from kernels.operators import LINEAR
 from kernels.widths import weight_order

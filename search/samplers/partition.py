@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
 from search.samplers.tree import Node, agreement, build, count, descend, describe, ranks
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.samplers.base import Space
 from search.samplers.partition import PartitionSampler
 

@@ -5,7 +5,7 @@ Rejected: a low-discrepancy sequence. Spaces of expressions have no coordinates 
 
 from __future__ import annotations
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from search.samplers.base import Sampler
 
 

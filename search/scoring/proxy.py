@@ -4,7 +4,7 @@ Every candidate starts from the supernet's sliced weights and sees the same batc
 between scores are differences between candidates. They are trained as populations against shared teacher passes
 (`engine.distill.population`); the teacher's answers are also kept from one population to the next while they fit, and
 from stage 1 for stage 2 where both train on the same batches. Candidates have the embeddings of the tokens they will
-meet only (`engine.vocabulary`).
+meet only (`engine.student.vocabulary`).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from functools import partial
 
 import torch
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
 from engine.distill import Member, Outcome, TeacherTargets, train_population
 from engine.distill.population import Part, generator_state, side_by_side
 from engine.distill.room import free_bytes, students_at_once
-from engine.evaluation import evaluate
-from engine.metrics import primary
+from engine.evaluation.evaluation import evaluate
+from engine.evaluation.metrics import primary
 from engine.seeding import seed_everything
-from engine.sentinel import Sentinel
-from engine.settings import PhaseSettings
 from engine.states import EncoderStates
-from engine.supernet import extract
-from engine.training import cycle
-from engine.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
+from engine.student.supernet import extract
+from engine.student.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
+from engine.training.loop import cycle
+from engine.training.sentinel import Sentinel
+from engine.training.settings import PhaseSettings
 from search.config.schema import StageConfig
 from search.context import Context
-from search.scoring.halving import SuccessiveHalving, attributes
 from search.ledger.ledger import Trial
 from search.phases import phase_data
+from search.scoring.halving import SuccessiveHalving, attributes
 from search.scoring.trials import Result
 
 STOPPED = "stopped after"

@@ -1,8 +1,8 @@
 """Scores of stage 3's candidates with the supernet's shared weights.
 
-The work is done by `engine.shared_evaluation`, races are run by `engine.racing`. Without a race a score is, bit for
-bit, what evaluating the candidate alone would give. In a race candidates that cannot win any more are recorded as
-pruned, with the score on what they were asked. Spans and choices are read from all tokens of all their sequences, so
+The work is done by `engine.evaluation.shared`, races are run by `engine.evaluation.racing`. Without a race a score is,
+bit for bit, what evaluating the candidate alone would give. In a race candidates that cannot win any more are recorded
+as pruned, with the score on what they were asked. Spans and choices are read from all tokens of all their sequences, so
 their candidates are evaluated one by one.
 
 Rejected: giving a race the best of earlier groups as an opponent. A resumed run would have to know who that was when
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
-from engine.evaluation import evaluate, predict_batches
+from engine.evaluation.evaluation import evaluate, predict_batches
+from engine.evaluation.metrics import primary
+from engine.evaluation.race_subnets import race_subnets
+from engine.evaluation.shared import SharedEvaluator
 from engine.exhaustion import free_memory, is_out_of_memory
-from engine.metrics import primary
-from engine.race_subnets import race_subnets
-from engine.sentinel import Sentinel
-from engine.shared_evaluation import SharedEvaluator
+from engine.training.sentinel import Sentinel
 from search.context import Context
 from search.ledger.ledger import Trial
 from search.scoring.trials import Result, one_by_one

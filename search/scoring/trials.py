@@ -1,8 +1,8 @@
 """The trial loop of every stage: propose, look up, evaluate, record, observe.
 
-Several processes run the same loop beside one another and divide the evaluations (`search.ledger.board`). Groups of candidates
-are evaluated out of order, but observed in order and after a fixed delay (`concurrent`), so proposals do not depend on
-who was faster.
+Several processes run the same loop beside one another and divide the evaluations (`search.ledger.board`). Groups of
+candidates are evaluated out of order, but observed in order and after a fixed delay (`concurrent`), so proposals do not
+depend on who was faster.
 
 A resumed run *replays*: the sampler is built anew from its seed and walks through the recorded trials, taking their
 scores from the ledger instead of training. Proposals depend only on seed and observations, so a resumed run
@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
-from engine.training import Diverged
-from search.ledger.board import Board, LocalBoard
-from search.scoring.failures import by_reason
-from search.ledger.ledger import Candidate, Ledger, Trial
+from engine.training.loop import Diverged
 from search.console.progress import Reporter
+from search.ledger.board import Board, LocalBoard
+from search.ledger.ledger import Candidate, Ledger, Trial
 from search.ledger.records import digest
 from search.samplers import Sampler, SpaceExhausted
+from search.scoring.failures import by_reason
 from search.space import SearchSpace
 
 MAX_DUPLICATES_IN_A_ROW = 1000

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from kernels.expression import Expression, kron_weights, with_kron
 from kernels.operators import KRON, LINEAR, WEIGHTS
 from search.space.budget import BudgetTable, budget_table

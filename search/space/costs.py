@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.flops import count_flops
+from engine.architecture.memory import MIB, peak_activation_bytes
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.flops import count_flops
-from engine.latency import LatencyTable
-from engine.memory import MIB, peak_activation_bytes
-from engine.params import ModelShape, count_parameters
+from engine.latency.table import LatencyTable
 
 SCORE = "score"
 UNITS = {"params": "", "flops": "", "memory_mb": "MiB", "latency_ms": "ms"}

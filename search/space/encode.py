@@ -26,8 +26,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
-from engine.params import ModelShape, count_parameters, layer_parameters
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.params import count_parameters, layer_parameters
+from engine.architecture.shape import ModelShape
 from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import KRON, LEAF, OPERATORS

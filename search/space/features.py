@@ -31,8 +31,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
-from engine.params import ModelShape, layer_parameters
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.params import layer_parameters
+from engine.architecture.shape import ModelShape
 from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import LEAF, LINEAR

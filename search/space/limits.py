@@ -23,12 +23,12 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
-from engine.flops import fixed_flops, layer_flops
-from engine.memory import MIB, fixed_live, layer_live
-from search.space.costs import Costs, text
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.flops import fixed_flops, layer_flops
+from engine.architecture.memory import MIB, fixed_live, layer_live
 from search.space.budget import BudgetTable
 from search.space.choices import Choice, Group, draw
+from search.space.costs import Costs, text
 
 QUICK_DRAWS = 48
 GRID_DRAWS = 400

@@ -12,9 +12,9 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from engine.architecture import check_stack, parse_ratio
+from engine.architecture.architecture import check_stack, parse_ratio
+from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block, ruled_block
 from engine.errors import UserError
-from engine.params import ModelShape, check_block, inner_width, parse_block, ruled_block
 from kernels.expression import Expression, ExpressionError
 from kernels.operators import KRON, LINEARS, OPERATORS
 from kernels.widths import POLICIES, validate

@@ -25,13 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from engine.params import (
-    ModelShape,
-    count_parameters,
-    inner_width,
-)
 from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
 from kernels.fingerprint import fingerprint
 from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY

@@ -15,8 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.architecture.params import ffn_parameters, fixed_parameters
+from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from engine.params import ModelShape, ffn_parameters, fixed_parameters, inner_width
 from kernels.expression import Expression
 from search.space import options as checks
 from search.space.choices import Choice, Group, draw, join

@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import torch
 
-from engine.architecture import Architecture, LayerSpec
-from engine.params import ModelShape
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.student import FFNASConfig
 from kernels.expression import parse_expression
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from engine import training
 from engine.data import EncodedDataset
+from engine.distributed.parallel import ALONE, RankLost, join
 from engine.errors import UserError
 from engine.objective import KDLoss, KDWeights
-from engine.parallel import ALONE, RankLost, join
 from engine.seeding import seed_everything
-from engine.settings import PhaseSettings
-from engine.training import cycle, run_phase
+from engine.training import loop as training
+from engine.training.loop import cycle, run_phase
+from engine.training.settings import PhaseSettings
 
 WEIGHTS = KDWeights(hidden=1.0, attention=0.5, prediction=2.0)
 STEPS = 12

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.architecture import Architecture, LayerSpec, parse_ratio, uniform
+from engine.architecture.architecture import Architecture, LayerSpec, parse_ratio, uniform
+from engine.architecture.file import architecture_from_dict, architecture_to_dict, load_architecture, save_architecture
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape
 from kernels.expression import GELU_FFN, parse_expression
 
 RELEASED = (
@@ -47,7 +48,7 @@ def test_value_semantics(released):
 
 
 def test_file_content_is_the_documented_one(released):
-    data = released.to_dict(SHAPE)
+    data = architecture_to_dict(released, SHAPE)
     assert data == json.loads(json.dumps(data))
     assert {k: data[k] for k in ("format", "hidden_size", "num_layers", "params")} == {
         "format": 1, "hidden_size": 540, "num_layers": 6, "params": 15_737_724,
@@ -55,20 +56,20 @@ def test_file_content_is_the_documented_one(released):
     assert data["layers"][0] == {
         "expression": "tanh(linear(gelu(linear(x,wb1)),wb2))", "stack": 4, "ratio": [1, 2],
     }  # fmt: skip
-    assert released.to_dict(SHAPE, fit_dense=False)["params"] == 15_737_724 - 768 * 541
+    assert architecture_to_dict(released, SHAPE, fit_dense=False)["params"] == 15_737_724 - 768 * 541
 
 
 def test_file_round_trips(released, tmp_path):
     path = tmp_path / "best" / "architecture.json"
-    released.save(path, SHAPE)
-    assert Architecture.load(path) == released
-    assert Architecture.load(str(path), shape=SHAPE) == released
+    save_architecture(released, path, SHAPE)
+    assert load_architecture(path) == released
+    assert load_architecture(str(path), shape=SHAPE) == released
 
 
 def test_file_must_fit_the_model_it_is_loaded_for(released, tmp_path):
-    released.save(tmp_path / "a.json", SHAPE)
+    save_architecture(released, tmp_path / "a.json", SHAPE)
     with pytest.raises(UserError, match=r"a\.json: hidden_size, num_layers: the file has 540, 6, the model 360, 6"):
-        Architecture.load(tmp_path / "a.json", shape=ModelShape(360, 6, 360))
+        load_architecture(tmp_path / "a.json", shape=ModelShape(360, 6, 360))
 
 
 def test_key_joins_equal_functions():
@@ -181,7 +182,7 @@ def edited(path, value):
 )
 def test_each_wrong_field_is_named(path, value, message):
     with pytest.raises(UserError, match=message) as error:
-        Architecture.from_dict(edited(path, value))
+        architecture_from_dict(edited(path, value))
     assert len(str(error.value)) < 400
     assert "\n" not in str(error.value)
 
@@ -207,7 +208,7 @@ def test_hostile_files(content, message, tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        Architecture.load(path)
+        load_architecture(path)
     assert "a.json" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -215,7 +216,7 @@ def test_hostile_files(content, message, tmp_path):
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            Architecture.load(path)
+            load_architecture(path)
 
 
 json_values = st.recursive(
@@ -234,7 +235,7 @@ json_values = st.recursive(
 def test_any_value_anywhere_is_read_or_refused_in_one_line(path, value):
     message = ""
     try:
-        assert len(Architecture.from_dict(edited(path, value))) == 6
+        assert len(architecture_from_dict(edited(path, value))) == 6
     except UserError as error:
         message = str(error)
     assert "\n" not in message

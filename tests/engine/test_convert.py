@@ -8,11 +8,11 @@ import pytest
 import torch
 from published_model import hidden_states, logits, random_state, released
 
-from engine.architecture import Architecture
-from engine.convert import from_published, read_published, to_published, write_published
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
-from engine.presets import PRESETS
-from engine.saved import load_saved
+from engine.export.saved import load_saved
+from engine.published.convert import from_published, read_published, to_published, write_published
+from engine.published.presets import PRESETS
 from search.cli import main
 
 TINY = {"hidden": 24, "ffn": 24, "vocab": 61, "factor": 7, "teacher": 11}

@@ -10,8 +10,8 @@ import pytest
 from data_toys import bert_tokenizer, roberta_tokenizer, sentences
 
 from engine.data import Rows, TaskSpec, check_max_length, encode, encode_task, encode_text, model_positions
-from engine.data.encode import BLOCK
 from engine.data.text import split_sentences
+from engine.data.tokenizing import BLOCK
 from engine.errors import UserError
 
 SINGLE = TaskSpec("t", "classification", ("text",), "label", ("no", "yes"))

@@ -20,10 +20,10 @@ from transformers import (
     pipeline,
 )
 
-from engine.architecture import Architecture
+from engine.architecture.file import load_architecture
+from engine.architecture.params import count_parameters
 from engine.errors import UserError
-from engine.export import export_model, model_card
-from engine.params import count_parameters
+from engine.export.export import export_model, model_card
 from engine.student import FFNASForMaskedLM, FFNASForSequenceClassification
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very"]
@@ -99,7 +99,7 @@ def test_the_directory_holds_what_it_says(supernet, tokenizer, tmp_path):
     assert config["id2label"] == {"0": "neg", "1": "pos"}
     assert config["teacher_hidden_size"] is None
     shape = supernet.config.shape
-    assert Architecture.load(out / "architecture.json", shape=shape) == FOUND
+    assert load_architecture(out / "architecture.json", shape=shape) == FOUND
     saved = json.loads((out / "architecture.json").read_text())
     assert saved["params"] == count_parameters(FOUND, shape, fit_dense=False)
 

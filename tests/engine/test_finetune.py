@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 
 from engine.data import EncodedTask, Rows, TaskSpec, encode_task, encode_text
 from engine.errors import UserError
-from engine.evaluation import evaluate
-from engine.optim import build_optimizer, linear_schedule
+from engine.evaluation.evaluation import evaluate
 from engine.teacher import FinetuneSettings, Teacher
 from engine.teacher.finetune import finetune, task_loss
+from engine.training.optim import build_optimizer, linear_schedule
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 CLASSES = TaskSpec("letters", "classification", ("text",), "label", ("low", "middle", "high"))

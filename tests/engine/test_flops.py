@@ -8,9 +8,9 @@ import torch
 from encoder_reference import batch, encode, parameters, random_architecture, small_config, small_shape
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.architecture.flops import count_flops
+from engine.architecture.shape import inner_width
 from engine.errors import UserError
-from engine.flops import count_flops
-from engine.params import inner_width
 from engine.student import FFNASModel
 
 

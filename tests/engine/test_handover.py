@@ -12,7 +12,7 @@ from plain_subprocess import run_plain
 from transformers import BertTokenizer
 
 from engine.errors import UserError
-from engine.export import export_model
+from engine.export.export import export_model
 from engine.handover import FILES, auto_map, load_plain
 from engine.handover.generate import expressions_source
 from engine.student import (

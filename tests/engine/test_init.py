@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from engine.errors import UserError
-from engine.init import init_from_teacher, principal_directions
 from engine.student import FFNASModel
+from engine.student.init import init_from_teacher, principal_directions
 
 V, HT = 300, 20
 

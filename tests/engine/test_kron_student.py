@@ -9,16 +9,17 @@ from encoder_reference import architecture, batch, randomize, small_config, smal
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
+from engine.architecture.flops import layer_flops
+from engine.architecture.params import count_parameters, layer_parameters
+from engine.architecture.shape import ModelShape, ruled_block
 from engine.data import Batch
 from engine.distill.mixed import mixed_states
 from engine.errors import UserError
-from engine.export import export_model
-from engine.flops import layer_flops
+from engine.export.export import export_model
 from engine.handover.directory import load_plain
-from engine.params import ModelShape, count_parameters, layer_parameters, ruled_block
 from engine.student import FFNASForSequenceClassification
 from engine.student.ffn import ffn_weights
-from engine.supernet import build_student, extract, inherit
+from engine.student.supernet import build_student, extract, inherit
 from kernels.kron import KronWeight, kron_linear, nearest_kron
 
 SIZES = {"hidden_size": 24, "ffn_size": 24}

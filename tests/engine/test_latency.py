@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.latency import Check, Conditions, LatencyTable, program_class
-from engine.latency_build import Clock, build_table, fit_costs
-from engine.params import ModelShape
+from engine.latency.build import Clock, build_table, fit_costs
+from engine.latency.table import Check, Conditions, LatencyTable, program_class
 from kernels.expression import GELU_FFN, parse_expression
 from search.space import SearchSpace
 

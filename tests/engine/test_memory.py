@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.architecture import Architecture, LayerSpec
-from engine.flops import count_flops, elementwise_flops
-from engine.memory import expression_live, fixed_live, peak_activation_bytes
-from engine.params import ModelShape
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.flops import count_flops, elementwise_flops
+from engine.architecture.memory import expression_live, fixed_live, peak_activation_bytes
+from engine.architecture.shape import ModelShape
 from kernels.expression import GELU_FFN, parse_expression
 from kernels.reference import evaluate
 from search.space import SearchSpace

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import log_loss
 
 from engine.data import TaskSpec
-from engine.metrics import compute_metrics, primary
+from engine.evaluation.metrics import compute_metrics, primary
 
 BINARY = TaskSpec("t", "classification", ("a", "b"), "label", ("no", "yes"), "f1")
 TERNARY = TaskSpec("t", "classification", ("a",), "label", ("x", "y", "z"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.distill import mixed_states
 from engine.student import FFNASConfig, FFNASForSequenceClassification

@@ -9,8 +9,8 @@ import torch
 from encoder_reference import small_config
 from transformers import BertConfig, BertForSequenceClassification
 
-from engine.export import export_model
-from engine.model_latency import Case, Timing, interleaved, subjects_of
+from engine.export.export import export_model
+from engine.latency.models import Case, Timing, interleaved, subjects_of
 from engine.student import FFNASForSequenceClassification
 from search.cli import guarded
 from search.commands.model_latency import command, table
@@ -69,7 +69,7 @@ def test_ratios_are_to_the_eager_baseline_and_the_models_own_eager():
 def test_sides_run_in_turns_and_the_order_reverses():
     calls = []
     sides = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    import engine.model_latency as module
+    import engine.latency.models as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SLICE", 0.0)
@@ -92,7 +92,7 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
 
 
 def test_without_onnxruntime_the_others_are_timed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("engine.onnx_export.missing_onnx", lambda: ["onnx"])
+    monkeypatch.setattr("engine.export.onnx.missing_onnx", lambda: ["onnx"])
     small = ["--batches", "1", "--lengths", "4", "--threads", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
     assert guarded(command, ["tinybert4", "--baseline", "none", "--sides", "onnx", *small]) == 2
     assert "ffnas[onnx]" in capsys.readouterr().err

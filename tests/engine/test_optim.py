@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import build_optimizer, linear_schedule
+from engine.training.optim import build_optimizer, linear_schedule
 
 
 def make_model():

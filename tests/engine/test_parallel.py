@@ -14,7 +14,7 @@ import pytest
 import torch
 from parallel_worker import ToySupernet, train
 
-from engine.parallel import ALONE, Ranks, join
+from engine.distributed.parallel import ALONE, Ranks, join
 from engine.seeding import seed_everything
 
 REPO = Path(__file__).resolve().parents[2]

@@ -7,16 +7,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from engine.architecture import Architecture, uniform
+from engine.architecture.architecture import Architecture, uniform
+from engine.architecture.params import count_parameters, count_shapes, ffn_parameters, fixed_parameters
+from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from engine.params import (
-    ModelShape,
-    count_parameters,
-    count_shapes,
-    ffn_parameters,
-    fixed_parameters,
-    inner_width,
-)
 from kernels.expression import GELU_FFN
 
 RELEASED = Architecture.parse(

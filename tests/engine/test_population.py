@@ -13,8 +13,8 @@ from engine.distill import Member, PopulationStep, train_population
 from engine.distill.population import generator_state, side_by_side, uses_dropout
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
-from engine.settings import PhaseSettings
-from engine.training import cycle, run_phase
+from engine.training.loop import cycle, run_phase
+from engine.training.settings import PhaseSettings
 
 SETTINGS = PhaseSettings(steps=12, batch_size=4, lr=0.05, warmup_ratio=0.25)
 STEPS = 12

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine import precision
 from engine.errors import UserError
-from engine.precision import choose_device, choose_precision
+from engine.training import precision
+from engine.training.precision import choose_device, choose_precision
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from engine.data.stream import stream_documents
 from engine.data.text import split_sentences
 from engine.errors import UserError
 from engine.teacher import Teacher
-from engine.training import cycle
+from engine.training.loop import cycle
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import torch
 from transformers import BertModel, MobileBertModel
 
 from engine.errors import UserError
-from engine.presets import PRESETS, get_preset
-from engine.presets_build import build_preset, transformers_config
+from engine.published.build import build_preset, transformers_config
+from engine.published.presets import PRESETS, get_preset
 from engine.student import FFNASConfig, FFNASModel
 from search.cli import main
 

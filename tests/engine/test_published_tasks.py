@@ -9,12 +9,13 @@ import torch
 from published_toys import NLI, write_glue, write_race, write_squad, write_swag, write_teacher
 
 from engine.data import DataConfig, encode_task, load_task
-from engine.data.catalog import GLUE_TASKS, TASKS, find_split, published, read_split
+from engine.data.catalog import GLUE_TASKS, TASKS, published
 from engine.data.parts import split
+from engine.data.published_files import find_split, read_split
+from engine.distill.target_store import Layout, Store
 from engine.errors import UserError
 from engine.objective import KDWeights, kd_loss
 from engine.states import EncoderStates
-from engine.target_store import Layout, Store
 from engine.teacher import Teacher
 
 

@@ -13,10 +13,10 @@ import torch
 from published_toys import write_squad, write_teacher
 
 from engine.data import DataConfig, encode_task, load_task
-from engine.data.catalog import TASKS, read_split
+from engine.data.catalog import TASKS
+from engine.data.published_files import read_split
 from engine.data.task import Gold
-from engine.evaluation import evaluate, predict_answers
-from engine.question_answering import (
+from engine.evaluation.answers import (
     Answer,
     AnswerCollector,
     answer_metrics,
@@ -24,6 +24,7 @@ from engine.question_answering import (
     best_threshold,
     text_metrics,
 )
+from engine.evaluation.evaluation import evaluate, predict_answers
 from engine.teacher import Teacher
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "squad" / "train-v2.0-part.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.racing import final_scores, hopeless, on_front, race, undecided
+from engine.evaluation.racing import final_scores, hopeless, on_front, race, undecided
 
 
 def run(right, slices=8, seed=0, **options):

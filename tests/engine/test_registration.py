@@ -19,7 +19,7 @@ LOAD = (
 )
 ORDERS = {
     "lazily": (
-        "import sys, engine, engine.errors, engine.params; "
+        "import sys, engine, engine.errors, engine.architecture.params; "
         "assert not {{'torch', 'transformers'}} & set(sys.modules), 'import engine must stay light'; "
         "from transformers import AutoConfig; "
         "assert type(AutoConfig.from_pretrained({folder!r})).__name__ == 'FFNASConfig'; "

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from engine.rendezvous import fresh
+from engine.distributed.rendezvous import fresh
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from fractions import Fraction
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.distill import room
 from engine.distill.room import SHARE, free_bytes, state_bytes, step_bytes, students_at_once
-from engine.optim import build_optimizer
-from engine.params import ModelShape
-from engine.supernet import build_student
+from engine.student.supernet import build_student
+from engine.training.optim import build_optimizer
 from kernels import use_backend
 from kernels.expression import parse_expression
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch, TaskSpec
 from engine.distill import Distiller
 from engine.errors import UserError

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import sentinel
 from engine.autocast import autocast
 from engine.objective import KDLoss
-from engine.sentinel import Sentinel
+from engine.training import sentinel
+from engine.training.sentinel import Sentinel
 from kernels.dispatch import preferred_backend
 
 CPU = torch.device("cpu")

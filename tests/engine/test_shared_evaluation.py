@@ -7,14 +7,14 @@ import pytest
 import torch
 from encoder_reference import TRUNCATE, architecture, random_architecture, randomize, small_config
 
-from engine.activations import ActivationStore
 from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
-from engine.evaluation import evaluate, predict, predict_batches
-from engine.shared_evaluation import SharedEvaluator
+from engine.evaluation.evaluation import evaluate, predict, predict_batches
+from engine.evaluation.kept_activations import ActivationStore
+from engine.evaluation.shared import SharedEvaluator
+from engine.evaluation.trie import Work, build_trie, work_apart, work_shared
 from engine.student import FFNASForSequenceClassification
 from engine.student.ffn import FFNStack
-from engine.trie import Work, build_trie, work_apart, work_shared
 from kernels import use_backend
 
 TASK = TaskSpec("toy", "classification", ("text",), "label", ("bad", "so-so", "good"))

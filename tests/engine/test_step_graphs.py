@@ -12,7 +12,7 @@ import logging
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch, TaskSpec
 from engine.distill import Distiller, Member, train_population
 from engine.distill import graphs as graphs_module
@@ -20,10 +20,10 @@ from engine.distill.device_graph import DevicePrograms
 from engine.distill.graphs import StepGraphs
 from engine.distill.population import generator_state
 from engine.objective import KDWeights
-from engine.readout import Readout
-from engine.settings import PhaseSettings
 from engine.states import EncoderStates
 from engine.student import FFNASConfig, FFNASForSequenceClassification
+from engine.training.readout import Readout
+from engine.training.settings import PhaseSettings
 from kernels.expression import parse_expression
 
 CPU = torch.device("cpu")

@@ -20,11 +20,12 @@ from encoder_reference import (
     small_config,
 )
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from engine.params import ModelShape, count_parameters, inner_width
 from engine.student import FFNASConfig, FFNASForSequenceClassification, FFNASModel
-from engine.supernet import build_student
+from engine.student.supernet import build_student
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 """float64 against float64 with sums in another order: about 1e-13 expected; some room for 3 stacked layers."""

@@ -12,7 +12,7 @@ from encoder_reference import TRUNCATE, architecture, batch, random_architecture
 from engine.data import TaskSpec
 from engine.errors import UserError
 from engine.student import FFNASForMaskedLM, FFNASForQuestionAnswering, FFNASForSequenceClassification, FFNASModel
-from engine.supernet import build_student, extract, inherit
+from engine.student.supernet import build_student, extract, inherit
 
 LARGEST = architecture([(TRUNCATE[0], 3, 1)] * 3)
 SUBNET = architecture([(TRUNCATE[1], 1, 2), (TRUNCATE[3], 2, 3), (TRUNCATE[2], 3, 1)])

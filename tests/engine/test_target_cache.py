@@ -11,10 +11,10 @@ from transformers import BertConfig, BertModel
 from engine.data import EncodedDataset
 from engine.data.parts import split
 from engine.distill import TeacherTargets
+from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets, teacher_hash
 from engine.errors import UserError
 from engine.states import EncoderStates
-from engine.target_cache import BatchPlan, DiskTargets, PartTargets, teacher_hash
-from engine.training import cycle
+from engine.training.loop import cycle
 
 LAYERS = [1, 2]
 

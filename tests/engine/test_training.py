@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import load_training_state, load_weights, save_weights
 from engine.data import EncodedDataset
 from engine.errors import UserError
 from engine.objective import KDLoss
-from engine.optim import build_optimizer, linear_schedule
 from engine.seeding import derive_seed, seed_everything
-from engine.settings import PhaseSettings
-from engine.training import Diverged, cycle, run_phase
+from engine.training.checkpoint import load_training_state, load_weights, save_weights
+from engine.training.loop import Diverged, cycle, run_phase
+from engine.training.optim import build_optimizer, linear_schedule
+from engine.training.settings import PhaseSettings
 
 
 @pytest.fixture

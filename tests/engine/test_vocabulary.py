@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.data import EncodedDataset, TaskSpec
-from engine.optim import build_optimizer, clipped_step
-from engine.params import ModelShape
 from engine.student.heads import FFNASForMaskedLM
-from engine.supernet import build_student
-from engine.training import cycle
-from engine.vocabulary import Vocabulary, of_first_batches
+from engine.student.supernet import build_student
+from engine.student.vocabulary import Vocabulary, of_first_batches
+from engine.training.loop import cycle
+from engine.training.optim import build_optimizer, clipped_step
 from kernels.expression import GELU_FFN
 
 PAD = 3

@@ -149,8 +149,8 @@ def wrong_gradient() -> None:
 
 def impatient_ledger() -> None:
     """A locked ledger is waited for a twentieth of a second only."""
-    import search.ledger.ledger
     import search.ledger.copy
+    import search.ledger.ledger
 
     search.ledger.ledger.Ledger.__init__.__kwdefaults__["timeout"] = 0.05
     search.ledger.copy.problem_of.__kwdefaults__["timeout"] = 0.05

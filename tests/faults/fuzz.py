@@ -27,6 +27,8 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 
+from engine.architecture.file import load_architecture
+
 LIMIT = 2.0
 """Longest an input may take, in seconds (CPU time: other processes do not count)."""
 MAX_GROWTH = 512 << 20
@@ -175,14 +177,13 @@ def parser_target() -> Target:
 
 
 def architecture_target(folder: Path) -> Target:
-    from engine.architecture import Architecture
     from engine.errors import UserError
 
     path = folder / "architecture.json"
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
-        Architecture.load(path)
+        load_architecture(path)
 
     layer = {"expression": "linear(gelu(linear(x,wb1)),wb2)", "stack": 4, "ratio": [1, 2]}
     whole = {"format": 1, "hidden_size": 540, "num_layers": 2, "layers": [layer, layer], "params": 15737724}
@@ -296,9 +297,9 @@ def checkpoint_target(folder: Path) -> Target:
 
     import torch
 
-    from engine.architecture import Architecture
-    from engine.convert import from_published, read_published
+    from engine.architecture.architecture import Architecture
     from engine.errors import UserError
+    from engine.published.convert import from_published, read_published
 
     path, architecture = folder / "published.pt", Architecture.parse(FFN)
 

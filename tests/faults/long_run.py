@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
-from engine.architecture import Architecture
-from engine.params import ModelShape, inner_width
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape, inner_width
 from kernels import fused_ffn
-from search.ledger.ledger import Trial
-from search.ledger.copy import open_ledger
 from search.console.progress import silent
+from search.ledger.copy import open_ledger
+from search.ledger.ledger import Trial
 from search.samplers import make_sampler
-from search.space import SearchSpace
 from search.scoring.trials import Result, run_trials
+from search.space import SearchSpace
 
 HIDDEN = 24
 TIMED = 200

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import engine.files
-from engine.architecture import uniform
-from engine.checkpoint import (
+from engine.architecture.architecture import uniform
+from engine.errors import UserError
+from engine.files import atomic_directory, remove_leftovers, write_text_atomic
+from engine.training.checkpoint import (
     Damaged,
     has_training_state,
     load_training_state,
@@ -25,12 +27,10 @@ from engine.checkpoint import (
     save_weights,
     second_copy,
 )
-from engine.errors import UserError
-from engine.files import atomic_directory, remove_leftovers, write_text_atomic
-from engine.optim import build_optimizer, linear_schedule
+from engine.training.optim import build_optimizer, linear_schedule
 from kernels.expression import GELU_FFN
-from search.ledger.ledger import Trial
 from search.ledger.copy import copy_path, open_ledger
+from search.ledger.ledger import Trial
 
 
 def flip(path, position):

@@ -8,8 +8,8 @@ from torch import nn
 
 from engine.exhaustion import is_out_of_memory
 from engine.objective import KDLoss
-from engine.optim import build_optimizer, clipped_step
-from engine.sentinel import Sentinel
+from engine.training.optim import build_optimizer, clipped_step
+from engine.training.sentinel import Sentinel
 from kernels import dispatch, fused_ffn, use_backend
 from kernels.dispatch import load_backend
 

@@ -225,8 +225,8 @@ def test_jumping_clocks_change_no_result(search, calm):
     "step",
     [
         "engine.distill.population/PopulationStep._update@3",
-        "engine.shared_evaluation/SharedEvaluator.evaluate@1",
-        "engine.sentinel/Sentinel._undisturbed@1",
+        "engine.evaluation.shared/SharedEvaluator.evaluate@1",
+        "engine.training.sentinel/Sentinel._undisturbed@1",
     ],
 )
 def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(search, calm, step):
@@ -245,7 +245,7 @@ def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(searc
             for step in (
                 "search.context/Teacher.load@1",
                 "engine.teacher.finetune/cycle@1",
-                "engine.optim/AdamW.step@3",
+                "engine.training.optim/AdamW.step@3",
                 "engine.distill.distiller/Distiller.targets@2",
                 "search.context/Context.new_student@1",
                 "search.scoring.proxy/extract@1",

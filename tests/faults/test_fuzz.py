@@ -12,7 +12,7 @@ from corrupt_programs import attack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.architecture import Architecture
+from engine.architecture.file import architecture_from_dict
 from engine.errors import UserError
 from kernels.expression import ExpressionError, parse_layers
 from search.config.options import parse
@@ -81,7 +81,7 @@ LAYER = st.fixed_dictionaries({"expression": JSON, "stack": JSON, "ratio": JSON}
 @settings(max_examples=300, deadline=2000)
 def test_any_json_value_is_an_architecture_or_an_error(data):
     with contextlib.suppress(UserError):
-        Architecture.from_dict(data)
+        architecture_from_dict(data)
 
 
 @pytest.mark.parametrize(

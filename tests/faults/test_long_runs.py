@@ -14,14 +14,14 @@ from long_run import run
 import engine
 import kernels
 import search
-from engine.params import ModelShape
+from engine.architecture.shape import ModelShape
 from kernels.bounded import Bounded
 from kernels.lowering import lower
 from search.ledger.ledger import Ledger
 from search.ledger.records import Trial
 from search.samplers import make_sampler
-from search.space import SearchSpace
 from search.scoring.trials import TrialLog
+from search.space import SearchSpace
 
 
 @pytest.mark.slow

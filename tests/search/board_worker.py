@@ -15,17 +15,17 @@ import sys
 import time
 from pathlib import Path
 
-from engine.parallel import RankLost, join
-from engine.params import ModelShape
+from engine.architecture.shape import ModelShape
+from engine.distributed.parallel import RankLost, join
 from kernels.expression import GELU_FFN
+from search.console.progress import silent
 from search.ledger.board import Board, RankBoard
-from search.scoring.halving import SuccessiveHalving, attributes
 from search.ledger.ledger import Ledger, Trial
 from search.ledger.shared_board import LedgerBoard
-from search.console.progress import silent
 from search.samplers import make_sampler
-from search.space import SearchSpace
+from search.scoring.halving import SuccessiveHalving, attributes
 from search.scoring.trials import Result, TrialLog, run_trials
+from search.space import SearchSpace
 
 SHAPE = ModelShape(hidden_size=24, num_layers=3, ffn_size=24, vocab_size=100, embedding_size=8, teacher_hidden_size=16)
 TOTAL = 40

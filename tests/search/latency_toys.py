@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from engine.latency import Check, Conditions, LatencyTable
+from engine.latency.table import Check, Conditions, LatencyTable
 from kernels.operators import OPERATORS
 
 RATIOS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 4))

@@ -8,16 +8,18 @@ from fractions import Fraction
 import numpy as np
 from latency_toys import toy_table
 
-from engine.architecture import Architecture, LayerSpec
-from engine.latency import Check
-from engine.params import ModelShape, count_parameters
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.file import save_architecture
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape
+from engine.latency.table import Check
 from kernels.expression import GELU_FFN
-from search.space.costs import Costs
 from search.ledger.ledger import Trial
 from search.report.tables import write_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import PartitionSampler
 from search.space import SearchSpace
+from search.space.costs import Costs
 
 SECONDS = {
     "teacher": 31.2,
@@ -62,7 +64,7 @@ def write_run(path, *, layers=6, hidden=540, trials=80, teacher_layers=12, seed=
         rundir.baseline("random") / "candidates.csv", _trials(space, "random", 2 * trials, 0.54, rng, costs)
     )
     _check(table, space, rng).save(rundir.path / LATENCY_TABLE)
-    winner.save(_made(rundir.architecture), shape)
+    save_architecture(winner, _made(rundir.architecture), shape)
     gelu = Architecture((LayerSpec(GELU_FFN, 2, Fraction(1, 2)),) * layers)
     rundir.summary.write_text(
         json.dumps(

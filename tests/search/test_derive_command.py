@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from test_run import write_task
 
-from engine.architecture import Architecture
-from engine.presets import PRESETS
+from engine.architecture.file import load_architecture
+from engine.published.presets import PRESETS
 from search.cli import main
 from search.commands.derive import read
 
@@ -101,7 +101,7 @@ def test_first_weights_can_be_given(derived, workspace, start):
     run = workspace / "runs" / name
     made = load_file(run / "best" / "model" / "model.safetensors")
     if start == "warmup":
-        source, kept = load_file(run / "stage1" / "supernet.safetensors"), Architecture.load
+        source, kept = load_file(run / "stage1" / "supernet.safetensors"), load_architecture
         assert kept(run / "best" / "architecture.json") == PRESETS["efficientbert-tiny"].architecture
     else:
         source = load_file(derived / "checkpoints" / "derive" / "task.safetensors")

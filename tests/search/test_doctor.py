@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels.dispatch import load_backend
-from search.commands import doctor
 from search.cli import main
+from search.commands import doctor
 
 
 def test_the_whole_report_is_printed_without_secrets(capsys, monkeypatch, tmp_path):

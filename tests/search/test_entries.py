@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from search.ledger.ledger import Ledger
-from search.ledger.shared_board import LedgerBoard
 from search.ledger.records import Candidate, Trial
+from search.ledger.shared_board import LedgerBoard
 from search.scoring.trials import TrialLog
 
 A = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")

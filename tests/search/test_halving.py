@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.distill import Member, Outcome
-from engine.settings import PhaseSettings
-from search.scoring import proxy as proxy_module
+from engine.training.settings import PhaseSettings
 from search.config.schema import StageConfig
-from search.scoring.halving import SuccessiveHalving, attributes
-from search.ledger.ledger import Ledger, Trial
 from search.console.progress import Reporter
-from search.scoring.proxy import ProxyTrainer
+from search.ledger.ledger import Ledger, Trial
 from search.samplers import make_sampler
-from search.space import SearchSpace
+from search.scoring import proxy as proxy_module
+from search.scoring.halving import SuccessiveHalving, attributes
+from search.scoring.proxy import ProxyTrainer
 from search.scoring.trials import run_trials
+from search.space import SearchSpace
 
 ARCHITECTURE = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")
 
@@ -104,7 +104,7 @@ class Toy:
 )
 def test_a_resumed_stage_finds_what_the_undisturbed_one_found(tmp_path, monkeypatch, kept):
     """`kept` are the trials recorded before the kill: in order by one process, in any order by several."""
-    from engine.params import ModelShape
+    from engine.architecture.shape import ModelShape
 
     space = SearchSpace(ModelShape(48, 3, 48, vocab_size=500, embedding_size=16)).with_expressions(
         [ARCHITECTURE.layers[0].expression] * 3

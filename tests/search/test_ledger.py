@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 
-from engine.architecture import LayerSpec, uniform
+from engine.architecture.architecture import LayerSpec, uniform
 from engine.errors import UserError
 from kernels.expression import GELU_FFN, parse_expression
 from search.ledger.ledger import Ledger, Trial

@@ -19,12 +19,12 @@ import board_worker
 import postgres_server
 import pytest
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from search.ledger import url as ledger_url
 from search.ledger.ledger import Ledger
-from search.ledger.shared_board import LedgerBoard
 from search.ledger.records import Candidate, Trial
+from search.ledger.shared_board import LedgerBoard
 
 REPO = Path(__file__).resolve().parents[2]
 A = Architecture.parse("linear1_1(gelu(linear1_1(x,wb1)),wb2)")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from latency_toys import toy_table
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.flops import count_flops
+from engine.architecture.memory import MIB, peak_activation_bytes
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.flops import count_flops
-from engine.memory import MIB, peak_activation_bytes
-from engine.params import ModelShape
 from kernels.expression import GELU_FFN, parse_expression
-from search.space.costs import Costs, text
 from search.space import SearchSpace
 from search.space.budget import BudgetTable
+from search.space.costs import Costs, text
 from search.space.limits import LimitedTable, Limits
 
 SHAPE = ModelShape(48, 3, 48, vocab_size=99, embedding_size=8)

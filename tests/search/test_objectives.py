@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
+from engine.architecture.shape import ModelShape
 from engine.data import TaskSpec
 from engine.data.task import METRICS
 from engine.errors import UserError
-from engine.params import ModelShape
-from search.context import scored
-from search.space.costs import Costs
-from search.ledger.ledger import Trial
 from search.config.options import parse
+from search.context import scored
+from search.ledger.ledger import Trial
 from search.samplers import make_sampler
 from search.space import SearchSpace
+from search.space.costs import Costs
 
 
 def test_objectives_are_a_list_and_bring_their_sampler():

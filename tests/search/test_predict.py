@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 from published_toys import write_glue, write_race, write_squad, write_teacher
 
-from engine.data.catalog import GLUE_TASKS, TASKS, find_split, read_split
+from engine.data.catalog import GLUE_TASKS, TASKS
+from engine.data.published_files import find_split, read_split
 from engine.teacher import Teacher
 from search.cli import main
 from search.commands.predict import submission_files

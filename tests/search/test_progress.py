@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.params import ModelShape
-from search.scoring.failures import by_reason
-from search.ledger.ledger import Trial
+from engine.architecture.shape import ModelShape
 from search.console.progress import Reporter
+from search.ledger.ledger import Trial
+from search.scoring.failures import by_reason
 from search.space import SearchSpace
 from search.tracking import Scalars
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from engine.architecture.shape import ModelShape
 from engine.distill import Member, Outcome
 from engine.distill.room import SHARE, state_bytes, step_bytes
-from engine.params import ModelShape
-from engine.settings import PhaseSettings
-from search.scoring import proxy as proxy_module
+from engine.training.settings import PhaseSettings
 from search.config.schema import StageConfig
+from search.scoring import proxy as proxy_module
 from search.scoring.proxy import ProxyTrainer
 from search.space import SearchSpace
 

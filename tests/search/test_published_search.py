@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
 from published_toys import WORDS, write_glue, write_race, write_squad, write_swag, write_teacher
 
+from engine.architecture.shape import ModelShape
 from engine.data import DataConfig, encode_task, load_task
 from engine.data.mixture import TaskMixture, other_tasks
-from engine.multitask import MultiTaskStudent
-from engine.params import ModelShape
-from engine.supernet import build_student
+from engine.student.multitask import MultiTaskStudent
+from engine.student.supernet import build_student
 from engine.teacher import Teacher
-from engine.training import cycle
+from engine.training.loop import cycle
 from search.cli import main
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from report_runs import write_run
 
-from engine.architecture import LayerSpec, uniform
+from engine.architecture.architecture import LayerSpec, uniform
 from engine.errors import UserError
 from kernels.expression import GELU_FFN, parse_expression
 from search.ledger.ledger import Trial

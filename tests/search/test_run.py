@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from latency_toys import RATIOS, toy_table
 
+from engine.architecture.file import load_architecture
 from search.report.tables import read_candidates
 
 REPO = Path(__file__).resolve().parents[2]
@@ -332,10 +333,10 @@ def test_resolve_answers_under_another_budget_without_training(workspace: Path, 
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from engine.architecture import Architecture
-    from engine.checkpoint import load_weights
-    from engine.flops import count_flops
-    from engine.supernet import build_student
+    from engine.architecture.architecture import Architecture
+    from engine.architecture.flops import count_flops
+    from engine.student.supernet import build_student
+    from engine.training.checkpoint import load_weights
     from search.cli import main
     from search.report.tables import read_candidates
 
@@ -347,7 +348,7 @@ def test_resolve_answers_under_another_budget_without_training(workspace: Path, 
     found, folder = resolved(finished, f"flops-{limit:.12g}")
     exported = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     shape = exported.config.shape
-    arch = Architecture.load(folder / "architecture.json")
+    arch = load_architecture(folder / "architecture.json")
     assert count_flops(arch, shape, 24) == found["costs"]["flops"] <= limit
     assert {layer.expression for layer in arch.layers} == {
         layer.expression for layer in Architecture.parse(trials[0].architecture).layers

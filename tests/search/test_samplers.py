@@ -9,9 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape
 from kernels.expression import GELU_FFN
 from search.ledger.ledger import Trial
 from search.samplers import SAMPLERS, SpaceExhausted, make_sampler

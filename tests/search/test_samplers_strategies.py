@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_samplers import Objective, ToySpace, choices, learning, run, trial
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.params import ffn_parameters
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape, ffn_parameters
 from kernels.expression import GELU_FFN, parse_expression
 from search.samplers import SAMPLERS, make_sampler, sampler_options
 from search.samplers.gaussian import PREDICT_TRIALS, Kernel, correlation, fit, informative, predict

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape
 from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
-from engine.evaluation import evaluate, predict
-from engine.params import ModelShape
-from engine.supernet import build_student
+from engine.evaluation.evaluation import evaluate, predict
+from engine.student.supernet import build_student
 from kernels.expression import GELU_FFN
 from search.config.schema import SharedStageConfig
-from search.ledger.ledger import Ledger
 from search.console.progress import Reporter
+from search.ledger.ledger import Ledger
 from search.samplers import make_sampler
 from search.scoring.shared_scores import SharedScorer
-from search.space import SearchSpace
 from search.scoring.trials import run_trials
+from search.space import SearchSpace
 
 SHAPE = ModelShape(24, 3, 24, vocab_size=101, embedding_size=8, max_positions=32)
 TASK = TaskSpec("toy", "classification", ("text",), "label", ("bad", "so-so", "good"))
@@ -129,5 +129,5 @@ def test_without_memory_for_sharing_candidates_are_scored_alone(tmp_path, monkey
     def full(self, *_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("engine.shared_evaluation.SharedEvaluator.logits", full)
+    monkeypatch.setattr("engine.evaluation.shared.SharedEvaluator.logits", full)
     assert [t.score for t in search(ctx, model, tmp_path / "b.db", count=6, together=3)] == expected

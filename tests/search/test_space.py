@@ -9,9 +9,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from engine.architecture import Architecture, LayerSpec, uniform
+from engine.architecture.architecture import Architecture, LayerSpec, uniform
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape, count_parameters
 from kernels.expression import GELU_FFN, parse_expression
 from search.space import NoNeighbour, SearchSpace
 

@@ -12,20 +12,22 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.file import load_architecture
+from engine.architecture.params import count_parameters, ffn_parameters
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.handover.directory import load_plain
-from engine.params import ModelShape, count_parameters, ffn_parameters
 from kernels.expression import GELU_FFN, kron_weights, parse_expression, with_kron
 from kernels.operators import PAPER_BINARY, PAPER_UNARY
 from search import cli
-from search.space.costs import Costs
-from search.ledger.ledger import Trial
 from search.config.options import parse
+from search.ledger.ledger import Trial
 from search.samplers import SAMPLERS, make_sampler
 from search.samplers.neighbours import neighbours
 from search.space import SearchSpace
 from search.space.choices import Group, draw
+from search.space.costs import Costs
 from search.space.encode import ALWAYS_COUNTED
 from search.space.file import read_space, space_names
 from search.space.limits import Limits
@@ -286,7 +288,7 @@ def test_a_search_in_a_shipped_space(name, tmp_path):
     arguments = ["search", "--preset", "smoke", "--space.file", name, "--runs", str(tmp_path), "--name", "r"]
     extra = ["--space.linears", "[kron]"] if name == "kron" else []
     assert cli.main([*arguments, *extra, "--baselines.random", "false"]) == 0
-    found = Architecture.load(tmp_path / "r" / "best" / "architecture.json")
+    found = load_architecture(tmp_path / "r" / "best" / "architecture.json")
     fields = read_space(name) | ({"linears": ["kron"]} if extra else {})
     saved = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["space"]
     assert {field: saved[field] for field in fields} == fields

@@ -8,18 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape
-from engine.training import Diverged
+from engine.training.loop import Diverged
 from kernels.expression import GELU_FFN
 from search.baselines import COUNT_TOLERANCE, hand_designed
-from search.ledger.ledger import Ledger, Trial
 from search.console.progress import Reporter
+from search.ledger.ledger import Ledger, Trial
 from search.samplers import make_sampler
+from search.scoring.trials import Result, TrialLog, one_by_one, run_trials
 from search.space import SearchSpace
 from search.stages import gelu_twin
-from search.scoring.trials import Result, TrialLog, one_by_one, run_trials
 
 SHAPE = ModelShape(hidden_size=24, num_layers=3, ffn_size=24, vocab_size=100, embedding_size=8, teacher_hidden_size=16)
 

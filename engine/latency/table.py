@@ -9,7 +9,7 @@ the sum reads, is its form (serial or parallel) and how often each operator occu
 behind the products; see `kernels.program`), counted on the lowered program.
 
 A table holds for one student (sizes, heads, policy) under one set of conditions (batch, sequence length, threads,
-precision, device). `engine.latency_build` measures it. It carries its own check: predicted against measured latency of
+precision, device). `engine.latency.build` measures it. It carries its own check: predicted against measured latency of
 random architectures it was not made from. A table whose ranks do not agree says it is unfit.
 
 Rejected: one entry per expression; a never-seen expression would have to be measured in the middle of a search, whose
@@ -33,10 +33,10 @@ from typing import Any
 
 import torch
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from engine.params import ModelShape, inner_width
 from kernels.bounded import EXPRESSIONS
 from kernels.build import source_folder, source_key
 from kernels.expression import Expression

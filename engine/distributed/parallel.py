@@ -1,9 +1,9 @@
 """Ranks: the processes `torchrun` starts for one run, and what they say to one another.
 
 Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`), candidates are
-shared out one by one (`engine.claims`); everything else is done by the first rank alone while the others wait
-(`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the first rank writes and prints. One process is
-the same code with nothing to send.
+shared out one by one (`engine.distributed.claims`); everything else is done by the first rank alone while the others
+wait (`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the first rank writes and prints. One
+process is the same code with nothing to send.
 
 Chosen: torch's DistributedDataParallel. The student, its gradients and AdamW's moments take 16 bytes per parameter,
 0.25 GB for the paper's 16 million: there is nothing to shard, so FSDP would only add gathering. It is told to look for
@@ -33,8 +33,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.distributed.rendezvous import fresh
 from engine.errors import ToldElsewhere, UserError
-from engine.rendezvous import fresh
 
 T = TypeVar("T")
 

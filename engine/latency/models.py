@@ -25,12 +25,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from engine.errors import UserError
-from engine.export import export_model
+from engine.export.export import export_model
+from engine.export.onnx import ONNX, OnnxModel, write_onnx
+from engine.export.saved import load_saved
 from engine.handover import FILES, load_plain
-from engine.onnx_export import ONNX, OnnxModel, write_onnx
-from engine.presets import PRESETS
-from engine.presets_build import build_preset
-from engine.saved import load_saved
+from engine.published.build import build_preset
+from engine.published.presets import PRESETS
 from engine.student.modeling import FFNASPreTrainedModel
 
 SIDES = ("eager", "compile", "ffnas", "onnx")

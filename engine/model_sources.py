@@ -13,8 +13,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
 from engine.files import file_hash
@@ -151,3 +158,50 @@ def _hub_folder(name: str, tried: str) -> Path:
             f"teacher {name!r} not found: {tried}, and the hub cannot be reached ({type(error).__name__}): "
             "give a folder, or go online once"
         ) from error
+
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
+"""What transformers raises for folders it cannot load (unknown model types, damaged files, missing libraries)."""
+
+
+def load_tokenizer(source: TeacherSource) -> Any:
+    """The folder's tokenizer, in Rust where there is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False)
+    except (*_LOAD_ERRORS, AttributeError) as error:
+        raise UserError(
+            f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "
+            "add its tokenizer files (`tokenizer.save_pretrained`)"
+        ) from error
+    # Without its files transformers builds a tokenizer that knows the special tokens only.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((source.folder / name).is_file() for name in files):
+        raise UserError(
+            f"teacher {source.name!r}: no tokenizer in {source.folder} (none of {', '.join(sorted(files))}): "
+            "add its tokenizer files (`tokenizer.save_pretrained`)"
+        )
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading report and progress bar: fresh heads are expected here and reported by us."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

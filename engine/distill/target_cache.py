@@ -1,8 +1,8 @@
 """The teacher's answers on disk: read instead of passing the teacher again, where that is measured to be cheaper.
 
-One folder per key (`engine.target_store`). The key covers what decides the answers: weights and configuration of the
-teacher, its precision, the encoded data, the batch plan with this process's share of it, and the layer map. The plan
-also says how large every batch is, so the size of the whole is known, stated and checked before it is written.
+One folder per key (`engine.distill.target_store`). The key covers what decides the answers: weights and configuration
+of the teacher, its precision, the encoded data, the batch plan with this process's share of it, and the layer map. The
+plan also says how large every batch is, so the size of the whole is known, stated and checked before it is written.
 
 Tensors are stored in the dtype the teacher gave ("exact": training equals that without a cache bit for bit) or in
 bfloat16. Records are large, (2 + 3·L)·B·S·H values: 0.5 GB for the paper's batch of 128 x 128 tokens in bfloat16. So
@@ -31,9 +31,9 @@ import torch
 
 from engine.data import Batch, EncodedDataset
 from engine.data.batching import plan_batches
+from engine.distill.target_store import FORMAT, Damaged, Layout, Store
 from engine.errors import UserError
 from engine.states import EncoderStates
-from engine.target_store import FORMAT, Damaged, Layout, Store
 
 if TYPE_CHECKING:
     from engine.distill import Distiller, TeacherTargets
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The parts of a phase's batches that this process will ask for; batches as `engine.training.cycle` makes them.
+    """The parts of a phase's batches that this process will ask for; batches as `engine.training.loop.cycle` makes
+    them.
 
     Attributes:
         data: encoded sequences.

@@ -20,14 +20,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.params import ModelShape, inner_width
+from engine.architecture.shape import ModelShape, inner_width
 from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression
 from kernels.operators import LEAF
 from kernels.widths import infer_width
 
 if TYPE_CHECKING:
-    from engine.architecture import Architecture, LayerSpec
+    from engine.architecture.architecture import Architecture, LayerSpec
 
 MIB = 1 << 20
 

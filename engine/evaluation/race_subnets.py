@@ -1,4 +1,4 @@
-"""Racing of a supernet's subnets: `engine.racing` over the slices of `engine.shared_evaluation`."""
+"""Racing of a supernet's subnets: `engine.evaluation.racing` over the slices of `engine.evaluation.shared`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.data import TaskSpec
 from engine.errors import UserError
-from engine.racing import CONFIDENCE, Finish, race
-from engine.shared_evaluation import SharedEvaluator
+from engine.evaluation.racing import CONFIDENCE, Finish, race
+from engine.evaluation.shared import SharedEvaluator
 
 RACED_METRIC = "accuracy"
 """The metric that is a mean over examples; others are properties of a whole split."""
@@ -30,7 +30,7 @@ def race_subnets(
         evaluator: over data cut into several slices.
         candidates: subnets of its supernet.
         spec: the task; its metric must be accuracy.
-        confidence, costs: as for `engine.racing.race`.
+        confidence, costs: as for `engine.evaluation.racing.race`.
 
     Raises:
         UserError: the task's metric is no mean over examples.

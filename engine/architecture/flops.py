@@ -23,8 +23,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from engine.architecture.shape import ModelShape, check_block, inner_width
 from engine.errors import UserError
-from engine.params import ModelShape, check_block, inner_width
 from kernels.bounded import EXPRESSIONS
 from kernels.expression import Expression, kron_weights
 from kernels.kron_shape import Block, weight_products
@@ -32,7 +32,7 @@ from kernels.operators import OPERATORS, WEIGHTS
 from kernels.widths import infer_width
 
 if TYPE_CHECKING:
-    from engine.architecture import Architecture, LayerSpec
+    from engine.architecture.architecture import Architecture, LayerSpec
 
 PAPER_LENGTH = 128
 """Sequence length of the published counts."""
@@ -46,7 +46,7 @@ def ffn_flops(
     kron: Collection[str] = (),
     block: Block | None = None,
 ) -> int:
-    """Operations of `stack` FFNs on one sequence; `kron` and `block` as for `engine.params.ffn_parameters`."""
+    """Operations of `stack` FFNs on one sequence; `kron` and `block` as in `params.ffn_parameters`."""
     if not kron:
         return stack * 4 * length * hidden * inner
     assert block is not None

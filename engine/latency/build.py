@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape, inner_width
 from engine.autocast import autocast
 from engine.errors import UserError
-from engine.latency import SEGMENTS, Check, Conditions, LatencyTable, program_class, segment_widths
-from engine.params import ModelShape, inner_width
+from engine.latency.table import SEGMENTS, Check, Conditions, LatencyTable, program_class, segment_widths
 from engine.student.ffn import FFNPlan, FFNStack
 from engine.student.modeling import FFNASPreTrainedModel
-from engine.supernet import build_student
+from engine.student.supernet import build_student
 from kernels.lowering import lower
 
 ROUNDS = 7, 80

@@ -39,7 +39,7 @@ def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, 
         Classification: `accuracy`, `f1` (two classes: of class 1; more: the unweighted mean over classes) and `mcc`
         (Matthews' correlation). Multiple choice: `accuracy`. Both: `neg_log_loss` (mean log of the softmax's
         probability of the gold class) where that ranks models. Regression: `pearson`, `spearman`. (Question answering
-        is measured from texts: `engine.question_answering`.)
+        is measured from texts: `engine.evaluation.answers`.)
 
     Raises:
         ValueError: shapes do not fit, there are no rows, or `neg_log_loss` is asked of class ids.

@@ -97,7 +97,7 @@ class Vocabulary:
 
 
 def of_first_batches(data: EncodedDataset, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
-    """Token ids of the first `steps` batches that `engine.training.cycle` makes of `data`: for `Vocabulary.of`."""
+    """Token ids of the first `steps` batches that `engine.training.loop.cycle` makes of `data`: for `Vocabulary.of`."""
     if steps >= data.num_batches(batch_size):
         return [data.tokens]
     batches = data.batches(batch_size, seed=seed, epoch=0)

@@ -1,8 +1,8 @@
 """Presets as transformers configurations and models, random weights.
 
 The baselines come from transformers' own BERT and MobileBERT code, so that they are timed as their users run them.
-Apart from `engine.presets`, which must load no framework. Rejected: our students with the baselines' sizes, which
-would put our kernels into the baselines.
+Apart from `engine.published.presets`, which must load no framework. Rejected: our students with the baselines' sizes,
+which would put our kernels into the baselines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from engine.presets import ModelPreset
+from engine.published.presets import ModelPreset
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import FFNASForSequenceClassification
 

@@ -1,7 +1,7 @@
 """Models by name: the published EfficientBERT variants and the encoders they are compared with.
 
 A preset is an architecture with its sizes, and the final distillation its authors used; sizes and counts are formulas
-(`engine.params`, `engine.flops`). Nothing here loads torch. Conventions of the counts:
+(`engine.architecture.params`, `engine.architecture.flops`). Nothing here loads torch. Conventions of the counts:
 
     parameters   embeddings and encoder, without `fit_dense` (H_t (H + 1), gone after distillation), pooler (H^2 + H)
                  and task head; the paper's numbers include `fit_dense` for a teacher of width 768
@@ -23,11 +23,12 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from engine.architecture import Architecture, uniform
+from engine.architecture.architecture import Architecture, uniform
+from engine.architecture.flops import PAPER_LENGTH, count_flops
+from engine.architecture.params import count_parameters
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.flops import PAPER_LENGTH, count_flops
-from engine.params import ModelShape, count_parameters
-from engine.settings import PhaseSettings
+from engine.training.settings import PhaseSettings
 from kernels.expression import apply, linear, parse_expression
 
 TEACHER_WIDTH = 768

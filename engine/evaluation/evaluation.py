@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
 from engine.data import Batch, EncodedDataset, EncodedTask, TaskSpec, plan_batches
-from engine.metrics import compute_metrics, primary
-from engine.question_answering import Answer, AnswerCollector, answer_metrics, best_threshold
+from engine.evaluation.answers import Answer, AnswerCollector, answer_metrics, best_threshold
+from engine.evaluation.metrics import compute_metrics, primary
 from engine.states import answers
 
 SPAN_BATCH = 64
@@ -136,7 +136,7 @@ def evaluate(
         batch_size: sequences per forward pass.
         precision: `"fp32"` or `"bf16"` (autocast).
         architecture: evaluate this subnet of a supernet instead of the whole model.
-        threshold: question answering: see `engine.question_answering.Answer.at`.
+        threshold: question answering: see `engine.evaluation.answers.Answer.at`.
     """
     if spec.is_span:
         size = min(batch_size, SPAN_BATCH)

@@ -30,10 +30,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.architecture import Architecture, LayerSpec
+from engine.architecture.architecture import Architecture, LayerSpec
+from engine.architecture.shape import inner_width
 from engine.errors import UserError
 from engine.files import write_atomic
-from engine.params import inner_width
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import FFNASForQuestionAnswering, FFNASForSequenceClassification
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel

@@ -20,13 +20,15 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.file import save_architecture
+from engine.architecture.params import count_parameters, layer_parameters
+from engine.architecture.shape import inner_width
 from engine.files import atomic_directory
 from engine.handover import AUTO_CLASSES, auto_map, custom_pipelines, write_files
-from engine.params import count_parameters, inner_width, layer_parameters
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
-from engine.supernet import extract
+from engine.student.supernet import extract
 
 _TASKS = {
     "FFNASForSequenceClassification": "text-classification",
@@ -86,7 +88,7 @@ def export_model(
         (folder / "README.md").write_text(text, encoding="utf-8")
         if architecture_file:
             config = exported.config
-            config.full_architecture.save(folder / "architecture.json", config.shape)
+            save_architecture(config.full_architecture, folder / "architecture.json", config.shape)
 
 
 def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing: str | None = None) -> str:

@@ -1,14 +1,15 @@
 """Scores of many subnets of one supernet, with the work they share done once.
 
-For every batch the candidates form a trie (`engine.trie`) that is walked depth first: an attention block runs once per
-distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. The last layer runs for the first token
-alone where a forward pass does (`engine.student.first_token`). Every kernel call is one that a forward pass of one
-candidate makes too, with the same rows, so **logits equal those of one-by-one evaluation over the same batches bit for
-bit**; a stack whose continuation would not have the same bits (`engine.continuation`) is run from its beginning.
+For every batch the candidates form a trie (`engine.evaluation.trie`) that is walked depth first: an attention block
+runs once per distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. The last layer runs for the
+first token alone where a forward pass does (`engine.student.first_token`). Every kernel call is one that a forward pass
+of one candidate makes too, with the same rows, so **logits equal those of one-by-one evaluation over the same batches
+bit for bit**; a stack whose continuation would not have the same bits (`engine.evaluation.continuation`) is run from
+its beginning.
 
-Activations that others will need are kept within a budget (`engine.activations`); what was given up is computed again.
-Those of earlier calls stay as long as there is room and the weights do not change, so that candidates proposed one at
-a time share work with all before them.
+Activations that others will need are kept within a budget (`engine.evaluation.kept_activations`); what was given up is
+computed again. Those of earlier calls stay as long as there is room and the weights do not change, so that candidates
+proposed one at a time share work with all before them.
 
 Rejected: siblings stacked into one larger batch. A batch is large enough to fill the machine, the work stays the same,
 and kernels' results may depend on how many rows a call has.
@@ -25,17 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.activations import ActivationStore
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
-from engine.continuation import Continuation
 from engine.data import Batch, EncodedDataset, TaskSpec
-from engine.metrics import compute_metrics
+from engine.evaluation.continuation import Continuation
+from engine.evaluation.kept_activations import ActivationStore
+from engine.evaluation.metrics import compute_metrics
+from engine.evaluation.trie import Branch, Node, build_trie
 from engine.student import FFNASForSequenceClassification
 from engine.student.attention import extended_mask
 from engine.student.ffn import FFNPlan
 from engine.student.first_token import attend_first, reads_first
-from engine.trie import Branch, Node, build_trie
 
 BUDGET_BYTES = 1 << 30
 """Activations kept, by default: 1 GiB."""
@@ -61,8 +62,9 @@ class SharedEvaluator:
         batch_size: sequences per batch; a slice's batches are of equal size, as few as this allows.
         precision: `"fp32"` or `"bf16"` (autocast).
         budget_bytes: activations to keep, at most; besides them a walk needs a few of one batch.
-        slices: parts the data is cut into. One part has the batches of `engine.evaluation.predict`; several are random
-            samples of equal size, in which any number of first slices is a sample too (for `engine.racing`).
+        slices: parts the data is cut into. One part has the batches of `engine.evaluation.evaluation.predict`; several
+            are random samples of equal size, in which any number of first slices is a sample too (for
+            `engine.evaluation.racing`).
         seed: of the slices.
 
     Attributes:

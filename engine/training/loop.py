@@ -2,11 +2,11 @@
 
 The data position *is* the step number: batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only
 model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps; on CUDA
-nobody waits for them (`engine.readout`): they are judged and logged when the next ones are asked for, at a checkpoint,
-or at the end.
+nobody waits for them (`engine.training.readout`): they are judged and logged when the next ones are asked for, at a
+checkpoint, or at the end.
 
 A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
-(`engine.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
+(`engine.distributed.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
 (`engine.data.parts`): with the same `batch_size`, N ranks train what one does, up to rounding. Dropout differs: each
 rank and part draws its own.
 
@@ -28,16 +28,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import has_training_state, load_training_state, save_training_state
 from engine.data import Batch, EncodedDataset
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
+from engine.distributed.parallel import ALONE, Ranks, accumulating
 from engine.objective import KDLoss, KDWeights
-from engine.optim import build_optimizer, clipped_step, linear_schedule
-from engine.parallel import ALONE, Ranks, accumulating
-from engine.readout import Readout
-from engine.sentinel import Sentinel
-from engine.settings import PhaseSettings
+from engine.training.checkpoint import has_training_state, load_training_state, save_training_state
+from engine.training.optim import build_optimizer, clipped_step, linear_schedule
+from engine.training.readout import Readout
+from engine.training.sentinel import Sentinel
+from engine.training.settings import PhaseSettings
 
 _log = logging.getLogger("ffnas.training")
 
@@ -121,7 +121,7 @@ def run_phase(
 
     Raises:
         Diverged: a loss term became NaN or infinite, or every step between two log lines had gradients that did
-            (single ones are left out, see `engine.optim.clipped_step`).
+            (single ones are left out, see `engine.training.optim.clipped_step`).
     """
     if total_steps <= 0:
         model.eval()

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from engine.architecture import Architecture
+from engine.architecture.architecture import Architecture
+from engine.architecture.file import architecture_to_dict
+from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.params import ModelShape
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import STUDENTS
 from engine.student.modeling import FFNASPreTrainedModel
@@ -115,7 +116,7 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
     base.planner(None if architecture is None else _as_stored(model, architecture))
     config = copy.deepcopy(model.config)
     if architecture is not None:
-        config.layers = architecture.to_dict(config.shape)["layers"]
+        config.layers = architecture_to_dict(architecture, config.shape)["layers"]
     if not fit_dense:
         config.teacher_hidden_size = None
     with torch.device("meta"):

@@ -1,0 +1,74 @@
+"""The splits of a task, as texts and tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.data.task import Rows, TaskSpec
+
+if TYPE_CHECKING:
+    from engine.data.dataset import EncodedDataset
+    from engine.data.shards import ShardedText
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its splits, which share no text.
+
+    Attributes:
+        spec: the task.
+        train: rows to train on.
+        score: held out of train; scores candidates.
+        select: held out of train; chooses checkpoints.
+        dev: only ever reported.
+        text: documents for warm-up distillation; none of them is a text of score, select or dev.
+        notes: one line for each thing done to the data, for the log and the report.
+        further: further splits that are only reported, by name (MNLI's mismatched dev).
+        prepared: folders `ffnas prepare` wrote, which then take the place of `text`.
+        stride: tokens by which windows of a long context overlap; None: a quarter of a sequence.
+    """
+
+    spec: TaskSpec
+    train: Rows
+    score: Rows
+    select: Rows
+    dev: Rows
+    text: list[str]
+    notes: tuple[str, ...] = ()
+    further: Mapping[str, Rows] = field(default_factory=dict)
+    prepared: tuple[str, ...] = ()
+    stride: int | None = None
+
+    def encode(
+        self, tokenizer: Any, max_length: int, *, text_length: int | None = None, max_positions: int | None = None
+    ) -> EncodedTask:
+        """Tokenize every split; see `engine.data.encode_task`, `encode_text` and `load_prepared`."""
+        from engine.data.encode import encode_task
+        from engine.data.shards import load_prepared
+        from engine.data.text import encode_text
+
+        def encoded(rows: Rows) -> EncodedDataset:
+            return encode_task(rows, self.spec, tokenizer, max_length, max_positions=max_positions, stride=self.stride)
+
+        splits = {name: encoded(getattr(self, name)) for name in ("train", "score", "select", "dev")}
+        further = {name: encoded(rows) for name, rows in self.further.items()}
+        if self.prepared:
+            text = load_prepared(self.prepared, tokenizer, max_positions=max_positions)
+        else:
+            text = encode_text(self.text, tokenizer, text_length or max_length, max_positions=max_positions)
+        return EncodedTask(self.spec, text=text, further=further, **splits)
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """The splits of `TaskData`, tokenized."""
+
+    spec: TaskSpec
+    train: EncodedDataset
+    score: EncodedDataset
+    select: EncodedDataset
+    dev: EncodedDataset
+    text: EncodedDataset | ShardedText
+    further: Mapping[str, EncodedDataset] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Scores of models: metrics, answers to questions, and scoring many subnets with shared work."""

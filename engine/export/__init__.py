@@ -1,0 +1,1 @@
+"""Models on disk for others: Hugging Face directories and ONNX."""

@@ -1,0 +1,1 @@
+"""EfficientBERT as published: presets and conversion of its checkpoints."""
