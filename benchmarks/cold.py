@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.memory import resident_bytes
 from kernels import ExpressionError, fused_ffn
-from kernels.expression import Expression, apply, linear
-from kernels.expression import X as LEAF
-from kernels.operators import BINARY, UNARY
+from kernels.language.expression import Expression, apply, linear
+from kernels.language.expression import X as LEAF
+from kernels.language.operators import BINARY, UNARY
 
 HIDDEN, INNER, TOKENS = 540, 270, 128
 

@@ -21,7 +21,7 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import EncodedDataset
 from engine.student import FFNASForSequenceClassification
 from kernels.cache import cache_dir
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 from search.config.options import parse, save_config
 from search.console.libraries import quiet
 from search.console.progress import Reporter

@@ -2,10 +2,10 @@
 
 Sides take no arguments and run the same mathematics on the same tensors:
 
-    eager     plain PyTorch (`kernels.reference`), what a user writes without ffnas
+    eager     plain PyTorch (`kernels.reference.ffn`), what a user writes without ffnas
     compile   the same under torch.compile, one graph per case, steady state
     ffnas     `fused_ffn`, which packs the weights in every call
-    kept      the same with parameters, whose packed weights are kept (`kernels.packed_weights`); forward only
+    kept      the same with parameters, whose packed weights are kept (`kernels.backends.packed_weights`); forward only
     floor     the matrix products alone on oneDNN, weights packed beforehand: what no fusion can go below
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels import fused_ffn, parse_expression
-from kernels.reference import ffn
+from kernels.reference.ffn import ffn
 
 RELEASED = (
     "tanh(linear(gelu(linear(x,wb1)),wb2))",

@@ -31,7 +31,7 @@ from benchmarks import gpu_checks, gpu_report, gpu_warm
 from benchmarks.compare import RESULTS
 from benchmarks.ffn_cases import DTYPES, HIDDEN, INNER, RELEASED, Case
 from benchmarks.gpu_cases import BASELINES, OURS, floor, interleaved, rates, sides
-from kernels.compile_check.calls import Call
+from kernels.compile_check.call import Call
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 Result = dict[str, object]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.ffn_cases import DTYPES, Case, inputs, runner
 from kernels import parse_expression, use_backend
-from kernels.reference import ffn
+from kernels.reference.ffn import ffn
 
 OURS = {
     "triton interpreter": ("triton", {"FFNAS_SPECIALIZE": "0"}),

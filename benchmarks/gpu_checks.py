@@ -14,8 +14,8 @@ from benchmarks.cold import random_text
 from benchmarks.ffn_cases import DTYPES, RELEASED, Case, inputs, runner
 from benchmarks.gpu_cases import OURS, graphed, interleaved, setting
 from kernels import ExpressionError, fused_ffn
-from kernels.grouped import GroupMember, fused_ffn_grouped
-from kernels.ops import fused_ffn_stack
+from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
+from kernels.ffn.ops import fused_ffn_stack
 
 MEMBERS = 8
 GROUP_TOKENS = 1024

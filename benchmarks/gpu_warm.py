@@ -16,10 +16,11 @@ import torch
 
 from benchmarks.ffn_cases import DTYPES, Case
 from kernels import lower, parse_expression
-from kernels.backends.base import FFNCall
+from kernels.call import FFNCall
 from kernels.compile_check import units
-from kernels.compile_check.calls import Call, ffn_call
-from kernels.program import Program
+from kernels.compile_check.call import Call
+from kernels.compile_check.calls import ffn_call
+from kernels.language.program import Program
 
 
 def calls(cases: Sequence[Case]) -> list[Call]:

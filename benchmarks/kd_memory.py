@@ -27,9 +27,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def runner(side: str, precision: str, length: int) -> Callable[[], None]:
     """One forward and backward pass of a side."""
     from engine.student.attention import eager_attention
-    from kernels.attention import fused_attention
-    from kernels.losses import hidden_mse
-    from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper
+    from kernels.attention.ops import fused_attention
+    from kernels.losses.ops import hidden_mse
+    from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
 
     generator, dtype = torch.Generator().manual_seed(0), PRECISIONS[precision]
 

@@ -48,7 +48,7 @@ from engine.student.supernet import build_student
 from engine.teacher.capture import CAPTURE, recording
 from engine.training.settings import PhaseSettings
 from kernels import use_backend
-from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
 from search.space import SearchSpace
 
 RELEASED = (

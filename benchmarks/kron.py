@@ -1,8 +1,8 @@
 """Kronecker weights: the factored route against the written-out weight, one FFN each: `python -m benchmarks.kron`.
 
-Both weights are factored by the rule of `kernels.kron_shape`. `whole` writes A (x) B out and runs the fused kernels,
-`factored` runs two small products per weight, `full` is the fused FFN with ordinary weights of the same widths. Times
-are medians over rounds in alternating order; `route` marks what `kernels.kron.is_factored` takes.
+Both weights are factored by the rule of `kernels.language.kron_shape`. `whole` writes A (x) B out and runs the fused
+kernels, `factored` runs two small products per weight, `full` is the fused FFN with ordinary weights of the same
+widths. Times are medians over rounds in alternating order; `route` marks what `kernels.ffn.kron.is_factored` takes.
 
 Rejected: timing the products alone. The factored route pays outside them, in elementwise code that is not fused.
 """
@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.timing import interleaved
-from kernels import kron
 from kernels.dispatch import preferred_backend, use_backend
-from kernels.kron import KronWeight
-from kernels.kron_shape import default_block, factor_shapes
-from kernels.lowering import lower
-from kernels.ops import fused_ffn
+from kernels.ffn import kron
+from kernels.ffn.kron import KronWeight
+from kernels.ffn.ops import fused_ffn
+from kernels.language.kron_shape import default_block, factor_shapes
+from kernels.language.lowering import lower
 
 CASES = ((96, 96), (192, 192), (540, 135), (540, 540), (768, 3072))
 TOKENS = (32, 512, 4096)

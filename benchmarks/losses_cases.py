@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention_score_mse_layers, fused_attention, hidden_mse_layers
-from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
 
 LAYERS, HEADS, STUDENT, TEACHER = 6, 12, 540, 768
 LENGTHS = (128, 384, 512, 2048)

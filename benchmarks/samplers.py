@@ -38,7 +38,7 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
 from engine.files import write_json_atomic
 from kernels.cache import cache_dir
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 from search.ledger.ledger import Trial
 from search.samplers import make_sampler
 from search.space import SearchSpace

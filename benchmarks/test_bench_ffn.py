@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.cold import random_text
 from benchmarks.ffn_cases import INNER, RELEASED, SIDES, TOKENS, Case, runner
-from kernels.lowering import lower
+from kernels.language.lowering import lower
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -18,7 +18,7 @@ import sys
 import warnings
 from pathlib import Path
 
-_OURS = ("expression.py", "operators.py")
+_OURS = ("language/expression.py", "language/operators.py")
 """Files that tell our `kernels` package from another one of that name."""
 
 _warned = False

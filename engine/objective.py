@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.states import EncoderStates
-from kernels.losses import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
 
 TERMS = ("hidden", "attention", "prediction")
 

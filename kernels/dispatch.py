@@ -16,12 +16,16 @@ import importlib
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import TYPE_CHECKING, Any
 
-from kernels.backends.base import Backend, BackendUnavailable, FFNCall
+from kernels.call import Backend, BackendUnavailable, FFNCall
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 """All names; a backend's number (`number`) is its position here."""
@@ -184,3 +188,44 @@ def _warn_once(name: str, reason: str) -> None:
         return
     _warned.add((name, reason))
     warnings.warn(f"ffnas backend {name!r} not used: {reason}", BackendFallbackWarning, stacklevel=2)
+
+
+_SERVED_BY = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+"""Backends with losses and attention, in order, per device type; `reference` alone elsewhere."""
+
+
+def backend_for(tensors: Sequence[Tensor], what: str) -> Any:
+    """The object whose methods serve a call with these tensors; honours `use_backend` and FFNAS_BACKEND.
+
+    Raises:
+        BackendError: a strictly demanded backend cannot serve the call.
+    """
+    forced, strict = _choice()
+    order = _SERVED_BY.get(tensors[0].device.type, ("reference",))
+    if forced is not None:
+        order = (forced, *(n for n in order if n != forced))
+    for name in order:
+        found, reason = _losses_of(name, tensors)
+        if reason is None:
+            return found
+        if strict and name == forced:
+            raise BackendError(f"backend {name!r} cannot serve {what}: {reason}")
+        _warn_once(name, reason)
+    raise AssertionError("the reference backend serves every call")
+
+
+def has_kernels(*tensors: Tensor) -> bool:
+    """Whether a backend other than the reference can be loaded that serves these tensors, whatever is forced."""
+    names = _SERVED_BY.get(tensors[0].device.type, ())
+    return any(_losses_of(name, tensors)[1] is None for name in names if name != "reference")
+
+
+def _losses_of(name: str, tensors: Sequence[Tensor]) -> tuple[Any, str | None]:
+    """The backend's losses, or why they cannot serve these tensors."""
+    backend = load_backend(name)
+    if isinstance(backend, str):
+        return None, backend
+    losses = getattr(backend, "losses", None)
+    if losses is None:
+        return None, "it has no losses and no attention"
+    return losses, losses.supports(tensors)

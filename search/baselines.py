@@ -18,7 +18,7 @@ from itertools import product
 from torch import nn
 
 from engine.architecture.architecture import Architecture, LayerSpec
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.context import Context
 from search.derive import Derived, derive, text_steps
 from search.report.tables import write_candidates

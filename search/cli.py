@@ -74,7 +74,7 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
     except UserError as error:
         print(f"ffnas: error: {error}", file=sys.stderr)
         return 2
-    from kernels.expression import ExpressionError
+    from kernels.language.expression import ExpressionError
 
     show = warnings.showwarning
     warnings.showwarning = partial(_show, show)

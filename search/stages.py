@@ -24,7 +24,7 @@ from engine.distill import Distiller
 from engine.files import write_json_atomic
 from engine.objective import KDLoss
 from engine.student.supernet import inherit
-from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
+from kernels.language.expression import GELU_FFN, Expression, kron_weights, with_kron
 from search.config.schema import StageConfig
 from search.context import Context
 from search.ledger.board import Board

@@ -8,7 +8,8 @@
 // rescaled (Milakov and Gimelshein, 2018; Dao et al., 2022, algorithm 1). Padded keys are left out, not masked; padded
 // queries attend to the real keys like others, samples without real keys get context 0.
 //
-// Dropout: the element of row (sample * heads + head) * S + query and column key of kernels/philox.py's mask, stream 0.
+// Dropout: the element of row (sample * heads + head) * S + query and column key of the mask of
+// kernels/reference/philox.py, stream 0.
 
 inline void drop_scattered(float* tile, int rows, int64_t row, const int32_t* columns, int64_t count, const Call& call) {
   uint32_t w[4][kTileColumns];

@@ -1,4 +1,4 @@
-// Dropout masks: Philox4x32-10 as kernels/philox.py defines it. Included inside an ISA namespace.
+// Dropout masks: Philox4x32-10 as kernels/reference/philox.py defines it. Included inside an ISA namespace.
 //
 // The word of element (row, column) is word column % 4 of counter (column / 4, row, row >> 32, stream). Counters of a
 // tile are independent, so the ten rounds run over all of them in one loop the compiler vectorizes.

@@ -1,4 +1,4 @@
-// Dropout masks: Philox4x32-10 as kernels/philox.py defines it.
+// Dropout masks: Philox4x32-10 as kernels/reference/philox.py defines it.
 //
 // The word of element (row, column) is word column % 4 of counter (column / 4, row, row >> 32, stream): one counter per
 // group of four columns, which is what a thread holds.

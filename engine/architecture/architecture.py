@@ -15,9 +15,9 @@ from typing import Any
 from engine.architecture.shape import MAX_SIZE
 from engine.errors import UserError
 from kernels.bounded import EXPRESSIONS
-from kernels.canonical import canonicalize
-from kernels.expression import Expression, ExpressionError, parse_layers
-from kernels.widths import check_policy, check_weights
+from kernels.language.canonical import canonicalize
+from kernels.language.expression import Expression, ExpressionError, parse_layers
+from kernels.language.widths import check_policy, check_weights
 
 MAX_STACK = 64
 MAX_LAYERS = 256

@@ -29,7 +29,7 @@ from engine.architecture.params import count_parameters
 from engine.architecture.shape import MAX_SIZE, ModelShape
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from kernels.expression import ExpressionError, parse_expression
+from kernels.language.expression import ExpressionError, parse_expression
 
 FORMAT = 1
 _MAX_FILE_BYTES = 1 << 22

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 from engine.architecture.shape import ModelShape, check_block, inner_width
 from engine.errors import UserError
 from kernels.bounded import EXPRESSIONS
-from kernels.expression import Expression, kron_weights
-from kernels.kron_shape import Block, weight_products
-from kernels.operators import OPERATORS, WEIGHTS
-from kernels.widths import infer_width
+from kernels.language.expression import Expression, kron_weights
+from kernels.language.kron_shape import Block, weight_products
+from kernels.language.operators import OPERATORS, WEIGHTS
+from kernels.language.widths import infer_width
 
 if TYPE_CHECKING:
     from engine.architecture.architecture import Architecture, LayerSpec

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from engine.architecture.shape import ModelShape, inner_width
 from kernels.bounded import EXPRESSIONS
-from kernels.expression import Expression
-from kernels.operators import LEAF
-from kernels.widths import infer_width
+from kernels.language.expression import Expression
+from kernels.language.operators import LEAF
+from kernels.language.widths import infer_width
 
 if TYPE_CHECKING:
     from engine.architecture.architecture import Architecture, LayerSpec

@@ -7,7 +7,7 @@ types, H_t teacher width and n the stack of a layer:
     embedding, full (E None)      V H + T H + P H + 2H
     attention, per layer          4 (H^2 + H) + 2H
     FFN, per layer                n (w1 + w2 + d + H + 2H), w = H d for a full weight; a Kronecker product has
-                                  (d/p) (H/q) + p q, with the block (p, q) of `kernels.kron_shape`
+                                  (d/p) (H/q) + p q, with the block (p, q) of `kernels.language.kron_shape`
     fit_dense                     H_t (H + 1)
 
 Pooler and task heads are not counted, as in the published numbers. Rejected: counting a model built on the meta
@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 from engine.architecture.shape import ModelShape, check_block, inner_width
 from engine.errors import UserError
-from kernels import kron_shape
-from kernels.expression import kron_weights
-from kernels.kron_shape import Block
-from kernels.operators import WEIGHTS
+from kernels.language import kron_shape
+from kernels.language.expression import kron_weights
+from kernels.language.kron_shape import Block
+from kernels.language.operators import WEIGHTS
 
 if TYPE_CHECKING:
     from engine.architecture.architecture import Architecture, LayerSpec

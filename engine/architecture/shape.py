@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from engine.errors import UserError
-from kernels import kron_shape
-from kernels.kron_shape import Block, default_block
+from kernels.language import kron_shape
+from kernels.language.kron_shape import Block, default_block
 
 MAX_SIZE = 1 << 24
 """Largest width, vocabulary or count a `ModelShape` accepts: far above any encoder, far below overflow elsewhere."""
@@ -75,7 +75,7 @@ def parse_block(value: Any) -> Block:
 
 @lru_cache(maxsize=1024)
 def ruled_block(hidden: int, ffn_size: int, ratios: tuple[Fraction, ...] = PAPER_RATIOS) -> Block:
-    """The rule's block (`kernels.kron_shape`) for these ratios; ratios that leave no inner width are passed over."""
+    """The rule's block (`kernels.language.kron_shape`) for these ratios, without those that leave no inner width."""
     inners = [r.numerator * ffn_size // r.denominator for r in ratios]
     return default_block(hidden, [d for d in inners if d] or [ffn_size])
 

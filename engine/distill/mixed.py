@@ -33,7 +33,7 @@ from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
 from engine.student.modeling import FFNASPreTrainedModel
-from kernels.grouped import GroupMember, fused_ffn_grouped
+from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
 
 
 def mixed_states(

@@ -5,7 +5,7 @@ at the same inner width share a *branch*, for they differ only in how far they g
 are the first n of stack n + 1. So a trie says which attention blocks (one per inner node) and which FFNs (one per step
 of every branch) a set of candidates needs, each of them once.
 
-Programs are compared by content; expressions with one canonical form share one (`kernels.lowering`).
+Programs are compared by content; expressions with one canonical form share one (`kernels.language.lowering`).
 
 Rejected: grouping by the expression's text. `add(x, a)` and `add(a, x)` lower to one program and are one branch.
 """

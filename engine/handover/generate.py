@@ -19,9 +19,9 @@ from torch.nn import functional
 from engine.architecture.architecture import Architecture
 from engine.architecture.shape import inner_width
 from engine.errors import UserError
-from kernels.expression import Expression, kron_weights
-from kernels.operators import LEAF, OPERATORS, Operator
-from kernels.widths import infer_width
+from kernels.language.expression import Expression, kron_weights
+from kernels.language.operators import LEAF, OPERATORS, Operator
+from kernels.language.widths import infer_width
 
 _INFIX = {
     operator.add: "+",

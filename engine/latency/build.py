@@ -35,7 +35,7 @@ from engine.latency.table import SEGMENTS, Check, Conditions, LatencyTable, prog
 from engine.student.ffn import FFNPlan, FFNStack
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
-from kernels.lowering import lower
+from kernels.language.lowering import lower
 
 ROUNDS = 7, 80
 """Least and largest number of times every architecture is timed."""

@@ -6,7 +6,7 @@
 `fixed` is embedding, attention blocks and pooler; `shape` the call of the FFN op and n times the two matrix products at
 ratio r with what goes around them; the rest is what the expression adds. The *program class* of an expression, which
 the sum reads, is its form (serial or parallel) and how often each operator occurs in each segment (before, between and
-behind the products; see `kernels.program`), counted on the lowered program.
+behind the products; see `kernels.language.program`), counted on the lowered program.
 
 A table holds for one student (sizes, heads, policy) under one set of conditions (batch, sequence length, threads,
 precision, device). `engine.latency.build` measures it. It carries its own check: predicted against measured latency of
@@ -39,10 +39,10 @@ from engine.errors import UserError
 from engine.files import write_json_atomic
 from kernels.bounded import EXPRESSIONS
 from kernels.build import source_folder, source_key
-from kernels.expression import Expression
-from kernels.lowering import lower
-from kernels.operators import OPERATORS
-from kernels.program import Flag, Segment, decode_segments
+from kernels.language.expression import Expression
+from kernels.language.lowering import lower
+from kernels.language.operators import OPERATORS
+from kernels.language.program import Flag, Segment, decode_segments
 
 FORMAT = 1
 FIT_CORRELATION = 0.95

@@ -29,7 +29,7 @@ from engine.architecture.params import count_parameters
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.training.settings import PhaseSettings
-from kernels.expression import apply, linear, parse_expression
+from kernels.language.expression import apply, linear, parse_expression
 
 TEACHER_WIDTH = 768
 """Width of the paper's teacher, BERT-base; sizes the `fit_dense` its parameter counts include."""

@@ -23,8 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidi
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.student.configuration import FFNASConfig
-from kernels.attention import fused_attention, one_pass_pays
-from kernels.linear import fused_linear_norm, fused_linears
+from kernels.attention.linear import fused_linear_norm, fused_linears
+from kernels.attention.ops import fused_attention, one_pass_pays
 
 TeacherHeads = tuple[Tensor, Tensor]
 """Queries [B, heads, S, d_t], multiplied by the softmax scale, and keys of the teacher's layer."""
@@ -83,7 +83,7 @@ def is_fused(config: FFNASConfig, query: Tensor, mask: Any) -> bool:
 def fuses_score_loss(config: FFNASConfig, query: Tensor, mask: Any, teacher: TeacherHeads) -> bool:
     """Whether `kernels.fused_attention` computes context and score loss together.
 
-    It does in place of sdpa, with a mask over keys alone, where that is the faster way (`kernels.attention`). Heads
+    It does in place of sdpa, with a mask over keys alone, where that is the faster way (`kernels.attention.ops`). Heads
     that cannot be compared are left to the objective, which names the reason.
     """
     if config._attn_implementation != "sdpa" or teacher[0].shape[:3] != query.shape[:3]:
@@ -101,7 +101,7 @@ _FEWEST_TOKENS = {torch.float32: 64, torch.bfloat16: 16}
 
 
 def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether `kernels.linear` takes the place of these layers: plain `nn.Linear`, on a CPU, eagerly, no gradients."""
+    """Whether `kernels.attention.linear` replaces these layers: plain `nn.Linear`, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.dtype not in _FEWEST_TOKENS or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():

@@ -20,8 +20,8 @@ from engine.architecture.architecture import Architecture, uniform
 from engine.architecture.file import FORMAT, architecture_from_dict, architecture_to_dict
 from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, ExpressionError, kron_weights
-from kernels.widths import POLICIES, validate
+from kernels.language.expression import GELU_FFN, ExpressionError, kron_weights
+from kernels.language.widths import POLICIES, validate
 
 EMBEDDING_TYPES = ("trigram", "full")
 _SIZES = (
@@ -51,8 +51,8 @@ class FFNASConfig(PreTrainedConfig):
         layers: an `Architecture`, its text, or one {"expression", "stack", "ratio": [p, q]} per layer; None is the
             plain GELU FFN, stack 1, ratio 1, in every layer.
         width_policy: `"truncate"` or `"pad"`, for binary operators on unequal widths.
-        kron_block: [p, q] of weights that are Kronecker products (`kernels.kron_shape`), for layers with a `kron`; None
-            takes the rule over F/1 .. F/4.
+        kron_block: [p, q] of weights that are Kronecker products (`kernels.language.kron_shape`), for layers with a
+            `kron`; None takes the rule over F/1 .. F/4.
         teacher_hidden_size: H_t of the distillation projection `fit_dense`; None for a model without one.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout, in [0, 1).
         layer_norm_eps: epsilon of every LayerNorm.

@@ -19,8 +19,8 @@ from engine.student.attention import FFNASAttention
 from engine.student.configuration import FFNASConfig, check_architecture
 from engine.student.ffn import FFNPlan, FFNStack
 from engine.student.first_token import attend_first
-from kernels.expression import kron_weights
-from kernels.lowering import lower
+from kernels.language.expression import kron_weights
+from kernels.language.lowering import lower
 
 _CACHED_PLANS = 1024
 """Plans kept per model: a population step visits few architectures at a time."""

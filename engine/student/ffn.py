@@ -2,7 +2,7 @@
 
 The weights of a layer are stored once, at its largest stack and inner width; a subnet runs the first n FFNs with the
 first d rows of `dense1` and the first d columns of `dense2`, as views. A weight that is a Kronecker product is stored
-as its factors, and the views are of the leading rows (columns) of the larger one (`kernels.kron_shape`).
+as its factors, and the views are of the leading rows (columns) of the larger one (`kernels.language.kron_shape`).
 
 Rejected: copying the slices into smaller modules per candidate, which costs memory and a second gradient buffer for
 every subnet, and unshares the weights.
@@ -17,10 +17,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from engine.student.configuration import FFNASConfig
-from kernels.kron import KronWeight, Weight
-from kernels.modules import KronLinear, dense_layers
-from kernels.ops import fused_ffn_stack
-from kernels.program import Program
+from kernels.ffn.kron import KronWeight, Weight
+from kernels.ffn.modules import KronLinear, dense_layers
+from kernels.ffn.ops import fused_ffn_stack
+from kernels.language.program import Program
 
 
 class FFNPlan(NamedTuple):

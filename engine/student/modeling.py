@@ -29,7 +29,7 @@ from engine.student.encoder import FFNASLayer, Planner
 from engine.student.ffn import FFNPlan
 from engine.student.first_token import reads_first
 from engine.student.outputs import FFNASModelOutput
-from kernels.modules import KronLinear
+from kernels.ffn.modules import KronLinear
 
 ALL_LAYERS = "all"
 """Value of `states_layers` that records every layer."""

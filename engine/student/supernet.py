@@ -6,8 +6,8 @@ that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` an
 every other parameter is taken whole, so that the copy computes bit for bit what the views compute.
 
 A weight that is a Kronecker product in one and full in the other is converted: full weights become the nearest product
-(Van Loan and Pitsianos; `kernels.kron`), which is how a `kron` inherits from a GELU supernet, and factors become their
-product. Between products of one block the leading rows (columns) of the larger factor are taken, as the views do.
+(Van Loan and Pitsianos; `kernels.ffn.kron`), which is how a `kron` inherits from a GELU supernet, and factors become
+their product. Between products of one block the leading rows (columns) of the larger factor are taken, as the views do.
 
 Rejected: choosing which rows to keep by importance (norm pruning). The subnet that was trained is the leading slice.
 """
@@ -30,8 +30,8 @@ from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import STUDENTS
 from engine.student.modeling import FFNASPreTrainedModel
-from kernels.expression import kron_weights, with_kron
-from kernels.kron import KronWeight, nearest_kron
+from kernels.ffn.kron import KronWeight, nearest_kron
+from kernels.language.expression import kron_weights, with_kron
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec

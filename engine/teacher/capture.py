@@ -29,8 +29,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
 from engine.errors import UserError
-from kernels.attention import fused_attention
-from kernels.losses_library import has_kernels
+from kernels.attention.ops import fused_attention
+from kernels.dispatch import has_kernels
 
 CAPTURE = "ffnas_capture"
 """Name of the attention function, as in `model.set_attn_implementation(CAPTURE)`."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.replace import replace_ffn
+from kernels.ffn.replace import replace_ffn
 
 
 class _OneCopy:

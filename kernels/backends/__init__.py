@@ -1,1 +1,1 @@
-"""Backends of the FFN op. `kernels.backends.base` states what a backend is; one module per backend."""
+"""Backends of the FFN op. `kernels.call` states what a backend is; one module per backend."""

@@ -31,12 +31,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.backends.cpu_losses import CpuLosses
+from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.build import BuildError, library_path
-from kernels.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
-from kernels.philox import drop_threshold
-from kernels.program import Flag
+from kernels.call import BackendUnavailable, FFNCall
+from kernels.language.program import Flag
+from kernels.reference.philox import drop_threshold
 
 ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
@@ -57,7 +57,7 @@ def load() -> CpuBackend:
 
 
 class CpuBackend:
-    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+    """See the module; the methods are those of `kernels.call.Backend`."""
 
     name = "cpu"
     saved_layout = 3

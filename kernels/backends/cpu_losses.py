@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.losses_reference import gradient_like
-from kernels.packed_weights import DTYPE_CODES, PackedWeights
-from kernels.philox import drop_threshold
+from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights
+from kernels.reference.losses import gradient_like
+from kernels.reference.philox import drop_threshold
 
 _SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR = range(6)
 _FORMS = {"auto": 0, "dense": 1, "tiled": 1, "gram": 2}
@@ -31,7 +31,7 @@ Tensors = Sequence[Tensor]
 
 
 class CpuLosses:
-    """See the module; the methods have the arguments and results of `kernels.losses_reference`.
+    """See the module; the methods have the arguments and results of `kernels.reference.losses`.
 
     Args:
         library: the loaded library.
@@ -149,7 +149,7 @@ class CpuLosses:
     def linear(
         self, x: Tensor, weights: Tensors, biases: Tensors, residual: Tensor | None, norm: Tensors, eps: float
     ) -> list[Tensor]:  # fmt: skip
-        """See `kernels.linear.linear_fwd`; x and the residual have two dimensions."""
+        """See `kernels.attention.linear.linear_fwd`; x and the residual have two dimensions."""
         outs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
         if x.shape[0]:
             isa = self._isa[x.dtype]

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.bounded import Bounded
+from kernels.call import BackendUnavailable, FFNCall
 from kernels.cuda import grouped, rows, stack
 from kernels.cuda.library import is_emulated, library
-from kernels.program import Flag
-from kernels.validation import checked_words
+from kernels.language.program import Flag
+from kernels.language.validation import checked_words
 
 if TYPE_CHECKING:
     from kernels.triton.device_program import DeviceProgram
@@ -67,7 +67,7 @@ def wanted_route() -> str:
 
 
 class CudaBackend:
-    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+    """See the module; the methods are those of `kernels.call.Backend`."""
 
     name = "cuda"
 
@@ -101,7 +101,7 @@ class CudaBackend:
         with _on(call.x.device):
             if self._route(call) == "stack":
                 return stack.forward(call, save)
-            return self._ffn.forward(call, save, _Rows())
+            return self._ffn.forward(call, save, self._program_of(call, save), _Rows())
 
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return stack.saved_like(call) if self._route(call) == "stack" else self._ffn.saved_like(call)
@@ -110,12 +110,16 @@ class CudaBackend:
         with _on(call.x.device):
             if self._route(call) == "stack":
                 return stack.backward(call, grad_out, saved, needs)
-            return self._ffn.backward(call, grad_out, saved, needs, _Rows())
+            return self._ffn.backward(call, grad_out, saved, needs, self._program_of(call, True, needs), _Rows())
 
     @property
     def _ffn(self) -> Any:
         assert self._triton is not None
         return self._triton
+
+    @property
+    def _program_of(self) -> Any:
+        return importlib.import_module("kernels.triton.specialize").program_of
 
     def _route(self, call: FFNCall) -> str:
         """The first route that can serve the call, or why none can; remembered by all that it depends on."""

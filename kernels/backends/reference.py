@@ -7,7 +7,7 @@ Matrix products run in the compute dtype through PyTorch; everything between the
 Saved for backward, per layer: the layer's input (but not x itself, which the op keeps anyway), h and y (y1 and y2), as
 the products gave them. Pre, mid and post values, dropout masks and LayerNorm statistics are computed again.
 
-Rejected: `kernels.reference` with autograd. It would be as slow, save every intermediate, and leave the backward
+Rejected: `kernels.reference.ffn` with autograd. It would be as slow, save every intermediate, and leave the backward
 segments without a plain executor to compare kernels with.
 """
 
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
-from kernels.execute import run_segment
-from kernels.philox import dropout
-from kernels.program import Flag, Segment
-from kernels.validation import checked_words
+from kernels.backends.reference_losses import ReferenceLosses
+from kernels.call import FFNCall
+from kernels.language.execute import run_segment
+from kernels.language.program import Flag, Segment
+from kernels.language.validation import checked_words
+from kernels.reference.philox import dropout
 
 
 def load() -> ReferenceBackend:
@@ -31,9 +32,10 @@ def load() -> ReferenceBackend:
 
 
 class ReferenceBackend:
-    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+    """See the module; the methods are those of `kernels.call.Backend`."""
 
     name = "reference"
+    losses = ReferenceLosses()
 
     def supports(self, call: FFNCall) -> str | None:
         return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.backends.base import BackendUnavailable, FFNCall
+from kernels.call import BackendUnavailable, FFNCall
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -37,19 +37,30 @@ def load() -> TritonBackend:
     interpreter = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreter and not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
-    modules = (importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "losses", "attention"))
+    modules = (
+        importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "specialize", "losses", "attention")
+    )
     return TritonBackend(*modules, interpreter=interpreter)
 
 
 class TritonBackend:
-    """See the module; the methods are those of `kernels.backends.base.Backend`."""
+    """See the module; the methods are those of `kernels.call.Backend`."""
 
     name = "triton"
     saved_layout = 1
     """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
 
-    def __init__(self, ffn: ModuleType, losses: ModuleType, attention: ModuleType, *, interpreter: bool) -> None:
+    def __init__(
+        self,
+        ffn: ModuleType,
+        specialize: ModuleType,
+        losses: ModuleType,
+        attention: ModuleType,
+        *,
+        interpreter: bool,
+    ) -> None:
         self._ffn: Any = ffn
+        self._specialize: Any = specialize
         self._interpreter = interpreter
         self._capable: dict[torch.device, str | None] = {}
         self.losses = TritonLosses(self, losses, attention)
@@ -64,14 +75,15 @@ class TritonBackend:
 
     def forward(self, call: FFNCall, save: bool) -> tuple[Tensor, list[Tensor]]:
         with _on(call.x.device):
-            return self._ffn.forward(call, save)
+            return self._ffn.forward(call, save, self._specialize.program_of(call, save))
 
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return self._ffn.saved_like(call)
 
     def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
         with _on(call.x.device):
-            return self._ffn.backward(call, grad_out, saved, needs)
+            program = self._specialize.program_of(call, True, needs)
+            return self._ffn.backward(call, grad_out, saved, needs, program)
 
     def refuses(self, device: torch.device, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why tensors on this device cannot be served, or of these dtypes under the interpreter; None: they can."""
@@ -93,7 +105,7 @@ class TritonBackend:
 
 
 class TritonLosses:
-    """The losses and attention of this backend; arguments and results as in `kernels.losses_reference`.
+    """The losses and attention of this backend; arguments and results as in `kernels.reference.losses`.
 
     Args:
         backend: whose devices these are.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from random import Random
 
-from kernels.expression import ExpressionError
-from kernels.lowering import lower
-from kernels.operators import BINARY, UNARY
+from kernels.compile_check.call import Call
+from kernels.language.expression import ExpressionError
+from kernels.language.lowering import lower
+from kernels.language.operators import BINARY, UNARY
 
 HIDDEN, TOKENS = 540, 8192
 SAMPLED = 20
@@ -28,23 +28,6 @@ _INTERPRETED = (
     "mul(gelu(linear(x,wb1)),linear(tanh(x),wb2))",
 )
 """Between them every kernel in every form: mid with and without x, pre, post with x, the parallel form."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call whose kernels are compiled.
-
-    Attributes:
-        name: how the table calls its kernels; the first word is the tier.
-        function, arguments: `function(*arguments)`, a module's function and hashable data, makes it over meta tensors.
-    """
-
-    name: str
-    function: Callable[..., None]
-    arguments: tuple[object, ...]
-
-    def run(self) -> None:
-        self.function(*self.arguments)
 
 
 def calls(quick: bool) -> list[Call]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kernels.compile_check.calls import Call
+from kernels.compile_check.call import Call
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BATCH, _LENGTH, _LONG, _HEADS, _LAYERS = 64, 128, 4096, 12, 6

@@ -22,7 +22,7 @@ from typing import Any
 
 from kernels.cache import cache_dir
 from kernels.compile_check import machine_code, sources
-from kernels.compile_check.calls import Call
+from kernels.compile_check.call import Call
 from kernels.compile_check.table import Row, too_much_shared
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -149,7 +149,8 @@ def _versions(cuda: bool) -> str:
         files = [*sorted(sources.FOLDER.glob("*.*")), sources.FOLDER.parent / "opcodes.h"]
         digest.update(sources.nvcc_version().encode())
     else:
-        files = [*sorted((_PACKAGE / "triton").glob("*.py")), _PACKAGE / "program.py", _PACKAGE / "operators.py"]
+        language = (_PACKAGE / "language" / name for name in ("program.py", "operators.py"))
+        files = [*sorted((_PACKAGE / "triton").glob("*.py")), *language]
     for file in (*files, *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -27,7 +27,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
+from kernels.call import FFNCall
 from kernels.cuda.library import (
     DTYPE_CODES,
     Device,
@@ -39,8 +39,8 @@ from kernels.cuda.library import (
     stream_of,
 )
 from kernels.cuda.programs import device_program
-from kernels.philox import drop_threshold
-from kernels.program import MAX_TEMPORARIES, Flag
+from kernels.language.program import MAX_TEMPORARIES, Flag
+from kernels.reference.philox import drop_threshold
 
 MAX_MEMBERS, MAX_LAYERS = 16, 64
 """Most members, and layers of all members together, of one launch."""

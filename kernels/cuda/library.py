@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.base import BackendUnavailable, FFNCall
 from kernels.build import BuildError
-from kernels.philox import drop_threshold
+from kernels.call import BackendUnavailable, FFNCall
+from kernels.reference.philox import drop_threshold
 
 ABI_VERSION = 1
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

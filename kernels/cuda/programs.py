@@ -1,8 +1,8 @@
 """Programs on a device: one copy per program and device, made at the first call and kept with the program's tensor.
 
-The kernels read the words of `kernels.program` as they are, at every launch, and are launched with room for all 16
-temporaries while a graph is captured: such a graph runs another program of the same form and flags after its words were
-copied over those of the device copy, if they are no more.
+The kernels read the words of `kernels.language.program` as they are, at every launch, and are launched with room for
+all 16 temporaries while a graph is captured: such a graph runs another program of the same form and flags after its
+words were copied over those of the device copy, if they are no more.
 
 Rejected: words in kernel arguments. A graph would keep the program it was captured with.
 """
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.language.validation import checked_words
 from kernels.upload import upload
-from kernels.validation import checked_words
 
 _ATTRIBUTE = "_ffnas_cuda_copies"
 _TEMPORARIES = 7

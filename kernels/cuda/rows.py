@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
+from kernels.call import FFNCall
 from kernels.cuda.library import (
     DTYPE_CODES,
     ROW_SUMS,
@@ -40,7 +40,7 @@ from kernels.cuda.library import (
     view,
 )
 from kernels.cuda.programs import device_program as copy_of
-from kernels.program import MAX_TEMPORARIES, Flag
+from kernels.language.program import MAX_TEMPORARIES, Flag
 
 _NARROW_ROWS = 4
 """Rows a block of one-warp teams works on at a time."""

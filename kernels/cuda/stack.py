@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
+from kernels.call import FFNCall
 from kernels.cuda import grouped
 
 saved_like = grouped.saved_like

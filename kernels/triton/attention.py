@@ -1,6 +1,6 @@
 """Attention with its score loss on Triton kernels: the launches of `kernels.triton.attention_kernels`.
 
-The functions have the arguments and results of `kernels.attention_reference`; nothing waits for the device, memory is
+The functions have the arguments and results of `kernels.reference.attention`; nothing waits for the device, memory is
 only what PyTorch's allocator hands out, and so a call can be captured in a CUDA graph.
 
 Block sizes are by reasoning, not yet measured on a device: as many rows as leave two accumulators and four score tiles
@@ -15,8 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.losses_reference import gradient_like
-from kernels.philox import drop_threshold
+from kernels.reference.losses import gradient_like
+from kernels.reference.philox import drop_threshold
 from kernels.triton import attention_kernels as kernels
 from kernels.triton.launch import interpreted, launch
 from kernels.triton.loss_kernels import mask_shares_kernel, total_kernel

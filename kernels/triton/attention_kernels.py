@@ -56,7 +56,7 @@ def real_tokens(mask, rows, length):
 
 @triton.jit
 def _dropped(value, seed, task, rows, first, length, limit, drop_scale, BN: tl.constexpr):
-    """`value` [rows, BN keys from `first`, a multiple of 4] with dropout's factors (`kernels.philox`)."""
+    """`value` [rows, BN keys from `first`, a multiple of 4] with dropout's factors (`kernels.reference.philox`)."""
     row = task.to(tl.int64) * length + rows
     zeros = tl.zeros((1, BN // 4), tl.int32)
     low = (row & 0xFFFFFFFF).to(tl.uint32)[:, None] + zeros.to(tl.uint32)

@@ -20,8 +20,8 @@ from functools import lru_cache
 from types import ModuleType
 
 from kernels.cache import cache_dir
-from kernels.operators import OPERATORS
-from kernels.program import Segment
+from kernels.language.operators import OPERATORS
+from kernels.language.program import Segment
 from kernels.triton.microcode import (
     ADD,
     DERIVATIVE,

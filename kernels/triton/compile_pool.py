@@ -1,7 +1,4 @@
-"""Background processes that compile kernels into Triton's cache on disk.
-
-Each is `python -m kernels.triton.compile_pool`: it reads one job a line (JSON) from its input, and writes one line
-when it is done: {"kernels": n} or {"error": "..."}. It needs no GPU and never touches one; it ends with its input.
+"""Background processes that compile kernels into Triton's cache on disk (`kernels.triton.compile_worker`).
 
 A process that dies takes one job with it, whose caller hears of it; the next job starts another.
 
@@ -18,13 +15,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 PROCESSES = max(1, min(4, (os.cpu_count() or 2) // 4))
 """Compilers at work at once: a quarter of the processors, so that data loading keeps its own."""
 
-_COMMAND = (sys.executable, "-m", "kernels.triton.compile_pool")
+_COMMAND = (sys.executable, "-m", "kernels.triton.compile_worker")
 
 Finished = Callable[[str | None], None]
 
@@ -88,33 +84,3 @@ def _ask(process: subprocess.Popen[str], job: dict[str, Any]) -> str | None:
     if not answer:
         return f"a process that compiles kernels ended with exit code {process.wait()}"
     return json.loads(answer).get("error")
-
-
-def _note(kernels: list[Any], kernel: Any, *_: object) -> None:
-    kernels.append(kernel)
-
-
-def main() -> None:
-    """Serves jobs from standard input until it ends. What kernels print goes to standard error."""
-    from kernels.triton.recipe import compile_recipe
-
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        kernels: list[Any] = []
-        try:
-            compile_recipe(job["words"], job["recipe"], job["arch"], partial(_note, kernels), generated=True)
-        except Exception as error:  # whatever it is, the caller reports it and goes on without
-            text = str(error).strip() or repr(error)
-            answer: dict[str, Any] = {
-                "error": f"compiling a program failed: {type(error).__name__}: {text.splitlines()[0]}"
-            }
-        else:
-            answer = {"kernels": len(kernels)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.program import Flag, Program, Segment
+from kernels.language.program import Flag, Program, Segment
 from kernels.triton import microcode
 from kernels.triton.evaluate import interpret
 from kernels.upload import upload

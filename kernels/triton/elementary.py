@@ -1,4 +1,4 @@
-"""The operators of `kernels.operators` as Triton functions on float32 tiles: `NAME(a)` and `NAME_dual(a, g)`.
+"""The operators of `kernels.language.operators` as Triton functions on float32 tiles: `NAME(a)` and `NAME_dual(a, g)`.
 
 `NAME_dual` returns (f'(a) * g, f(a)): gradient, dual and pair instructions of a program are all this one function, and
 a compiler drops the half that is not used. Values at kinks, infinities and NaN are those of PyTorch's autograd.
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from kernels.triton.primitives import power_of_two, reciprocal
 
-# Kernels may read module constants only as `tl.constexpr`. The values are those of `kernels.operators`.
+# Kernels may read module constants only as `tl.constexpr`. The values are those of `kernels.language.operators`.
 LOG2_E = tl.constexpr(1.4426950408889634)
 GELU_SLOPE = tl.constexpr(2 * 0.7978845608028654)
 """Twice sqrt(2 / pi): (1 + tanh(u)) / 2 is sigmoid(2 u)."""

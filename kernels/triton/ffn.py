@@ -30,9 +30,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
-from kernels.program import Flag, Segment
-from kernels.triton import products, specialize
+from kernels.call import FFNCall
+from kernels.language.program import Flag, Segment
+from kernels.triton import products
 from kernels.triton.device_program import DeviceProgram
 from kernels.triton.layout import padded
 from kernels.triton.products import Operand
@@ -92,21 +92,18 @@ def saved_like(call: FFNCall) -> list[Tensor]:
     return like
 
 
-def forward(
-    call: FFNCall, save: bool, rows: Rows | None = None, program: DeviceProgram | None = None
-) -> tuple[Tensor, list[Tensor]]:
+def forward(call: FFNCall, save: bool, program: DeviceProgram, rows: Rows | None = None) -> tuple[Tensor, list[Tensor]]:
     """(out [T, H] contiguous in x.dtype, saved tensors, in the order of `saved_like`).
 
     Args:
         call: the call.
         save: whether backward will follow.
+        program: the program on the device, of one tier or the other (`kernels.triton.specialize`).
         rows: the row kernels (`kernels.triton.rows`); None: this package's.
-        program: the program on the device; None: found, and chosen between the tiers, by `kernels.triton.specialize`.
     """
     if call.tokens == 0:
         return call.x.new_empty(call.x.shape), saved_like(call) if save else []
     rows = rows or TritonRows()
-    program = program or specialize.program_of(call, save)
     z, saved = call.x, []
     for layer in range(call.layers):
         if save and layer > 0:
@@ -156,15 +153,14 @@ def backward(
     grad_out: Tensor,
     saved: Sequence[Tensor],
     needs: Sequence[bool],
+    program: DeviceProgram,
     rows: Rows | None = None,
-    program: DeviceProgram | None = None,
 ) -> list[Tensor]:
     """Gradients for the inputs with `needs[i]`, in the order x, then `call.parameters`; see `forward`."""
     inputs = [call.x, *call.parameters]
     if call.tokens == 0 or not any(needs):
         return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t, n in zip(inputs, needs, strict=True) if n]
     rows = rows or TritonRows()
-    program = program or specialize.program_of(call, True, needs)
     layers = _saved_layers(call, saved)
     gradients: list[Tensor | None] = [None] * len(inputs)
     g: Tensor | None = grad_out

@@ -149,7 +149,7 @@ def score_gram_kernel(
     q_b, q_h, q_s, k_b, k_h, k_s, qt_b, qt_h, qt_s, kt_b, kt_h, kt_s, heads, length, scale_s, scale_t, limit,
     LAYERS: tl.constexpr, D: tl.constexpr, D_T: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The Gram form (`kernels.losses_reference`) of one head: sum (s - t)² = scale_s² <QsᵀQs, KsᵀKs>
+    """The Gram form (`kernels.reference.losses`) of one head: sum (s - t)² = scale_s² <QsᵀQs, KsᵀKs>
     - 2 scale_s scale_t <QsᵀQt, KsᵀKt> + scale_t² <QtᵀQt, KtᵀKt>, in float64. Grid (heads of samples, layers).
 
     `done` gets 1 and `parts` [layers, heads of samples] the sum where the error, bounded as in `gram_error_bound`, is

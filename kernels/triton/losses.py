@@ -1,4 +1,4 @@
-"""The KD losses on Triton kernels (`kernels.triton.loss_kernels`); functions as in `kernels.losses_reference`.
+"""The KD losses on Triton kernels (`kernels.triton.loss_kernels`); functions as in `kernels.reference.losses`.
 
 score_mse: one launch for the loss and the gradients of all layers' queries, one for those of their keys. `auto` takes
 the tiled form, and for long sequences (`_gram_pays`) tries the Gram form first: three launches more, the first of which
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.losses_reference import GRAM_MAX_RELATIVE_ERROR, gradient_like
+from kernels.reference.losses import GRAM_MAX_RELATIVE_ERROR, gradient_like
 from kernels.triton import attention, loss_kernels, tuning
 from kernels.triton.attention import padded_width, readable, same_dtype, shares, total
 from kernels.triton.gemm import ffn_weight_grad_kernel

@@ -1,9 +1,9 @@
 """Microcode: a program's segments as words of an accumulator machine, which a Triton kernel can interpret.
 
 Triton has no indexable registers: a register number read from memory can only choose between named tiles by branches.
-So the three-address instructions of `kernels.program` are translated, on the host and once per program, for a machine
-with fewer choices per step. Its state is four input tiles, two working tiles `acc` and `v`, and slots. One word is one
-step:
+So the three-address instructions of `kernels.language.program` are translated, on the host and once per program, for a
+machine with fewer choices per step. Its state is four input tiles, two working tiles `acc` and `v`, and slots. One word
+is one step:
 
     bits 0..7    operation                     1. fetch:  v <- register (if any)
     bits 8..15   fetched register + 1, or 0    2. operation on acc and v
@@ -20,9 +20,9 @@ step:
 
 Most values are used once, by the next step: they stay in acc. Released expressions need no slot or one.
 
-Layout on the device (int32): nine entries of eight words, in the order of `kernels.program.Segment`: first word
-(counted from the entry), number of steps, registers of value, dx, da, db (-1: absent), register acc holds at the start,
-0. Steps follow, and one unused word (the machine reads one ahead).
+Layout on the device (int32): nine entries of eight words, in the order of `kernels.language.program.Segment`: first
+word (counted from the entry), number of steps, registers of value, dx, da, db (-1: absent), register acc holds at the
+start, 0. Steps follow, and one unused word (the machine reads one ahead).
 
 Rejected: interpreting the program's own words in Triton. Two operands and a destination of 20 registers each are chosen
 by 60 selects per element and instruction, more than the work itself.
@@ -34,8 +34,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from kernels.execute import segments_of
-from kernels.program import (
+from kernels.language.execute import segments_of
+from kernels.language.program import (
     DUAL,
     GRADIENT,
     MAX_GRAD,

@@ -19,9 +19,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
-from kernels.lowering import lower
-from kernels.program import Program
+from kernels.call import FFNCall
+from kernels.language.lowering import lower
+from kernels.language.program import Program
 from kernels.triton.microcode import SLOT_VARIANTS
 from kernels.triton.recipe import compile_recipe, recipe
 
@@ -48,7 +48,7 @@ def prepare(
     training: bool = True,
     arch: int | None = None,
 ) -> int:
-    """Compiles what calls with such tensors can need; the arguments are those of `kernels.ops.fused_ffn_stack`.
+    """Compiles what calls with such tensors can need; the arguments are those of `kernels.ffn.ops.fused_ffn_stack`.
 
     Args:
         p_drop: as the calls will have it; only whether it is 0 matters.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.base import FFNCall
-from kernels.program import Flag, Segment
+from kernels.call import FFNCall
+from kernels.language.program import Flag, Segment
 from kernels.triton import gemm, tuning
 from kernels.triton.device_program import DeviceProgram
 from kernels.triton.launch import launch

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from kernels.backends.base import FFNCall
-from kernels.lowering import load_program
+from kernels.call import FFNCall
+from kernels.language.lowering import load_program
 from kernels.triton import codegen, ffn
 from kernels.triton.device_program import DeviceProgram, device_program
 from kernels.triton.launch import Compiled, compile_only
@@ -100,10 +100,10 @@ def run_recipe(words: Sequence[int], made: dict[str, Any], *, generated: bool, s
 def run(call: FFNCall, program: DeviceProgram, save: bool, needs: Sequence[bool] | None) -> None:
     """Runs forward, or backward where `needs` is given, of a call on the meta device."""
     if needs is None:
-        ffn.forward(call, save, program=program)
+        ffn.forward(call, save, program)
     else:
         grad_out = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.x.device)
-        ffn.backward(call, grad_out, ffn.saved_like(call), needs, program=program)
+        ffn.backward(call, grad_out, ffn.saved_like(call), needs, program)
 
 
 def key(words: Sequence[int], made: dict[str, Any], arch: int) -> str:

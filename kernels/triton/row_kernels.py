@@ -15,7 +15,7 @@ POST_BWD = tl.constexpr(5)
 
 @triton.jit
 def _kept(seed, first_row, limit, layer, START: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """bool [ROWS, COLUMNS]: what dropout keeps (`kernels.philox`); START and COLUMNS are multiples of 4."""
+    """bool [ROWS, COLUMNS]: what dropout keeps (`kernels.reference.philox`); START and COLUMNS are multiples of 4."""
     group = (START // 4 + tl.arange(0, COLUMNS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
     row = (first_row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLUMNS // 4), tl.int32)
     w0, w1, w2, w3 = tl.philox(seed, group, row, tl.zeros_like(row), tl.zeros_like(row) + layer)

@@ -30,7 +30,7 @@ power of two for the rest (540 = 512 + 28 of 32), since a single block of 1024 w
 sums are kept in registers over all rows of a program, written as one partial row each and added by a second kernel in
 a fixed order: deterministic, whatever torch's setting.
 
-Dropout words are those of `kernels.philox`: four neighbouring columns share one counter.
+Dropout words are those of `kernels.reference.philox`: four neighbouring columns share one counter.
 
 Rejected: LayerNorm in the epilogue of the second product. It needs a block as wide as H; 540 columns of accumulator
 leave no registers for a program.
@@ -43,15 +43,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.philox import drop_threshold
-from kernels.program import Flag, Segment
+from kernels.language.program import Flag, Segment
+from kernels.reference.philox import drop_threshold
 from kernels.triton import row_kernels, tuning
 from kernels.triton.gemm import ffn_reduce_kernel
 from kernels.triton.launch import launch
 from kernels.triton.layout import matrix_units, padded
 
 if TYPE_CHECKING:
-    from kernels.backends.base import FFNCall
+    from kernels.call import FFNCall
     from kernels.triton.device_program import DeviceProgram
 
 
@@ -175,6 +175,6 @@ def _norm(call: FFNCall, layer: int) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _dropout(call: FFNCall) -> tuple[int, float]:
-    """(limit - 2^31, scale): a word above the limit, the threshold of `kernels.philox` less one, is kept."""
+    """(limit - 2^31, scale): a word above the limit, the threshold of `kernels.reference.philox` less one, is kept."""
     scale = 0.0 if call.p_drop >= 1.0 else 1.0 / (1.0 - call.p_drop)
     return max(drop_threshold(call.p_drop) - 1, 0) - 2**31, scale

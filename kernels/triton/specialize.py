@@ -25,15 +25,16 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.backends.base import FFNCall
 from kernels.bounded import Bounded
+from kernels.call import FFNCall
+from kernels.language.validation import checked_words
 from kernels.triton import codegen
 from kernels.triton.compile_pool import CompilePool
 from kernels.triton.device_program import DeviceProgram, active_buffer, bound_buffer, device_program
 from kernels.triton.evaluate import interpret
 from kernels.triton.launch import interpreted
 from kernels.triton.layout import allows_tf32
-from kernels.validation import checked_words
+from kernels.triton.recipe import recipe
 
 ENVIRONMENT = "FFNAS_SPECIALIZE"
 THRESHOLD = 200
@@ -137,8 +138,6 @@ def _generated_program(plain: DeviceProgram) -> DeviceProgram:
 
 def _request(kind: _Kind, call: FFNCall, words: tuple[int, ...], save: bool, needs: Sequence[bool] | None) -> None:
     """Asks the pool to compile; `kind` hears of the outcome from another thread."""
-    from kernels.triton.recipe import recipe  # imports the driver, which imports this module
-
     made = recipe(call, save, needs)
     if made is None:
         return  # unaligned pointers: kernels would have to be compiled for each combination

@@ -161,7 +161,9 @@ def names() -> Lines:
     except metadata.PackageNotFoundError:
         other = None
     spec = importlib.util.find_spec("kernels")
-    ours = spec is not None and spec.origin is not None and (Path(spec.origin).parent / "expression.py").is_file()
+    ours = (
+        spec is not None and spec.origin is not None and (Path(spec.origin).parent / "language/expression.py").is_file()
+    )
     if other is None:
         yield "package `kernels`", "ours" if ours else "WRONG: another package of that name is imported"
     else:

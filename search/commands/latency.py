@@ -74,7 +74,7 @@ def build(argv: list[str]) -> None:
 def rows(table: LatencyTable) -> list[str]:
     """The table for people: milliseconds of a layer's GELU FFNs, by stack and ratio."""
     from engine.architecture.architecture import LayerSpec
-    from kernels.expression import GELU_FFN
+    from kernels.language.expression import GELU_FFN
 
     stacks = list(dict.fromkeys(n for n, _ in table.layers))
     ratios = list(dict.fromkeys(r for _, r in table.layers))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from engine.data.config import DataConfig
 from engine.teacher.settings import FinetuneSettings
 from engine.training.settings import PhaseSettings, TargetSettings
-from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from kernels.language.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 
 
 @dataclass

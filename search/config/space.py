@@ -11,7 +11,7 @@ from dataclasses import replace
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.latency.table import LatencyTable
-from kernels.operators import KRON
+from kernels.language.operators import KRON
 from search.config.checks import parse_ratios
 from search.config.schema import SearchConfig
 from search.space import SearchSpace

@@ -35,7 +35,7 @@ def check_names() -> None:
     """Raises `UserError` where another package named `kernels` is imported instead of ours."""
     spec = importlib.util.find_spec("kernels")
     places = [Path(place) for place in spec.submodule_search_locations or ()] if spec is not None else []
-    if not any((place / "expression.py").is_file() for place in places):
+    if not any((place / "language/expression.py").is_file() for place in places):
         found = "Hugging Face's package `kernels`" if places else "no package `kernels`"
         raise UserError(
             f"{found} is found where ffnas's own should be: run `pip uninstall kernels`, then `pip install -e .` in"

@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
-from kernels.expression import Expression
+from kernels.language.expression import Expression
 from search.ledger.ledger import Trial
 from search.ledger.records import PackedArchitecture, digest
 from search.space import NoNeighbour

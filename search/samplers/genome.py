@@ -27,8 +27,8 @@ import numpy as np
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.architecture import parse_ratio as ratio_of
 from kernels.bounded import EXPRESSIONS
-from kernels.expression import Expression, with_kron
-from kernels.operators import KRON, LEAF, WEIGHTS
+from kernels.language.expression import Expression, with_kron
+from kernels.language.operators import KRON, LEAF, WEIGHTS
 from search.samplers.base import Space
 from search.space.features import places
 from search.space.rules import MAX_HEIGHT, MIN_HEIGHT

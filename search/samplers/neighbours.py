@@ -16,9 +16,9 @@ from itertools import combinations
 from typing import Protocol
 
 from engine.architecture.architecture import Architecture, LayerSpec
-from kernels.expression import Expression, apply
-from kernels.operators import LINEAR
-from kernels.widths import weight_order
+from kernels.language.expression import Expression, apply
+from kernels.language.operators import LINEAR
+from kernels.language.widths import weight_order
 from search.space.rules import is_activation
 
 

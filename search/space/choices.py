@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.architecture.architecture import Architecture, LayerSpec
-from kernels.expression import Expression, kron_weights, with_kron
-from kernels.operators import KRON, LINEAR, WEIGHTS
+from kernels.language.expression import Expression, kron_weights, with_kron
+from kernels.language.operators import KRON, LINEAR, WEIGHTS
 from search.space.budget import BudgetTable, budget_table
 
 Shape = tuple[int, Fraction]

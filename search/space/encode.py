@@ -30,9 +30,9 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.params import count_parameters, layer_parameters
 from engine.architecture.shape import ModelShape
 from kernels.bounded import EXPRESSIONS
-from kernels.expression import Expression
-from kernels.operators import KRON, LEAF, OPERATORS
-from kernels.widths import weight_order
+from kernels.language.expression import Expression
+from kernels.language.operators import KRON, LEAF, OPERATORS
+from kernels.language.widths import weight_order
 from search.space.rules import is_activation
 
 MAX_TOKENS = 32

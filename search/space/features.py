@@ -35,8 +35,8 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.params import layer_parameters
 from engine.architecture.shape import ModelShape
 from kernels.bounded import EXPRESSIONS
-from kernels.expression import Expression
-from kernels.operators import LEAF, LINEAR
+from kernels.language.expression import Expression
+from kernels.language.operators import LEAF, LINEAR
 from search.space.encode import ALWAYS_COUNTED, has_residual
 
 PLACES = ("root", "mid", "pre")

@@ -33,7 +33,7 @@ from itertools import accumulate
 import numpy as np
 
 from engine.errors import UserError
-from kernels.expression import Expression, X, apply, linear
+from kernels.language.expression import Expression, X, apply, linear
 from search.space.rules import Rules
 
 LEAF_KIND, ACTIVATION, LINEAR_KIND, BINARY = range(4)

@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from kernels.canonical import canonicalize
-from kernels.expression import Expression, apply
-from kernels.widths import weight_order
+from kernels.language.canonical import canonicalize
+from kernels.language.expression import Expression, apply
+from kernels.language.widths import weight_order
 from search.space.generate import WB1, WB2, ExpressionGenerator
 from search.space.rules import check, is_activation
 

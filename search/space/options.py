@@ -15,9 +15,9 @@ from typing import Any
 from engine.architecture.architecture import check_stack, parse_ratio
 from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block, ruled_block
 from engine.errors import UserError
-from kernels.expression import Expression, ExpressionError
-from kernels.operators import KRON, LINEARS, OPERATORS
-from kernels.widths import POLICIES, validate
+from kernels.language.expression import Expression, ExpressionError
+from kernels.language.operators import KRON, LINEARS, OPERATORS
+from kernels.language.widths import POLICIES, validate
 from search.space.rules import MAX_HEIGHT, MIN_HEIGHT, Rules
 
 _MAX_PARAMS = 1 << 60

@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.expression import Expression, ExpressionError
-from kernels.operators import LEAF, LINEAR, OPERATORS, PAPER_BINARY, PAPER_UNARY
-from kernels.widths import check_weights, validate
+from kernels.language.expression import Expression, ExpressionError
+from kernels.language.operators import LEAF, LINEAR, OPERATORS, PAPER_BINARY, PAPER_UNARY
+from kernels.language.widths import check_weights, validate
 
 MIN_HEIGHT = 3
 """Lowest height an FFN body can have: two linears, never nested directly, over the leaf."""

@@ -29,9 +29,9 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.params import count_parameters
 from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, Expression, kron_weights, with_kron
-from kernels.fingerprint import fingerprint
-from kernels.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from kernels.language.expression import GELU_FFN, Expression, kron_weights, with_kron
+from kernels.language.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from kernels.reference.fingerprint import fingerprint
 from search.space import options
 from search.space.choices import Choice, Shape, join, kron_choices, make_groups
 from search.space.encode import counted_operators, encode, feature_names
@@ -70,7 +70,8 @@ class SearchSpace:
         heights: (lowest, highest) expression height.
         policy: width policy, `"truncate"` or `"pad"`.
         layer_expressions, layer_shapes: `"per-layer"`, or `"shared"` by all layers of an architecture.
-        kron_block: how Kronecker weights are factored (`kernels.kron_shape`); None takes the shape's, or the rule.
+        kron_block: how Kronecker weights are factored (`kernels.language.kron_shape`); None takes the shape's, or the
+            rule.
         fixed_expressions: one per layer; only (stack, ratio) is searched.
         fixed_shapes: one (stack, ratio) per layer; only expressions are searched.
         limits: the most an architecture may cost in FLOPs, memory or latency.

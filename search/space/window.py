@@ -18,7 +18,7 @@ import numpy as np
 from engine.architecture.params import ffn_parameters, fixed_parameters
 from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from kernels.expression import Expression
+from kernels.language.expression import Expression
 from search.space import options as checks
 from search.space.choices import Choice, Group, draw, join
 from search.space.limits import LimitedTable, Limits, describe, draw_limited, unreachable

@@ -111,8 +111,9 @@ def test_the_limits_of_all_steps_fit_the_budget(monkeypatch):
 @pytest.mark.parametrize("backward", [False, True])
 def test_what_is_compiled_ahead_is_what_a_call_launches(backward, monkeypatch):
     from benchmarks import gpu_warm
-    from kernels.backends.base import FFNCall
+    from kernels.call import FFNCall
     from kernels.triton import ffn
+    from kernels.triton.specialize import program_of
 
     for mode in ("0", "always"):
         monkeypatch.setenv("FFNAS_SPECIALIZE", mode)
@@ -121,9 +122,14 @@ def test_what_is_compiled_ahead_is_what_a_call_launches(backward, monkeypatch):
         x, *rest = (t.detach() for t in inputs(case))
         program = lower(case.expression)
         call = FFNCall(x, *([t] for t in rest), program.tensor, int(program.flags), 0.0, None, 1e-12, torch.bfloat16)
-        launches = recorded(lambda call=call: ffn.forward(call, backward))
+        launches = recorded(lambda call=call: ffn.forward(call, backward, program_of(call, backward)))
         if backward:
-            launches += recorded(lambda call=call: ffn.backward(call, call.x, ffn.saved_like(call), [True] * 7))
+            needs = [True] * 7
+            launches += recorded(
+                lambda call=call, needs=needs: ffn.backward(
+                    call, call.x, ffn.saved_like(call), needs, program_of(call, True, needs)
+                )
+            )
         assert len(launches) >= 3
         assert {launch.key() for launch in launches} <= ahead
 
@@ -132,7 +138,7 @@ def test_all_kernels_of_never_seen_expressions_are_compiled_ahead(monkeypatch):
     from benchmarks import gpu_warm
     from benchmarks.cold import random_text
     from kernels import ExpressionError
-    from kernels.compile_check.calls import Call
+    from kernels.compile_check.call import Call
 
     monkeypatch.setenv("FFNAS_SPECIALIZE", "0")
     case = Case(RELEASED[0], "bf16", 270, 8192, False)

@@ -14,7 +14,7 @@ import torch
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
 from engine.student import FFNASConfig
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 
 
 def gelu(a):

@@ -15,7 +15,7 @@ from engine.architecture.architecture import Architecture, LayerSpec, parse_rati
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, load_architecture, save_architecture
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 
 RELEASED = (
     "tanh(linear4_2(gelu(linear4_2(x,wb1)),wb2)), elu(linear2_1(gelu(linear2_1(x,wb1)),wb2)), "

@@ -22,9 +22,9 @@ from engine.student import (
     FFNASForSequenceClassification,
     FFNASModel,
 )
-from kernels.expression import parse_expression
-from kernels.operators import BINARY, OPERATORS, UNARY
-from kernels.reference import evaluate
+from kernels.language.expression import parse_expression
+from kernels.language.operators import BINARY, OPERATORS, UNARY
+from kernels.reference.ffn import evaluate
 
 HEADS = (
     FFNASModel,

@@ -20,7 +20,7 @@ from engine.handover.directory import load_plain
 from engine.student import FFNASForSequenceClassification
 from engine.student.ffn import ffn_weights
 from engine.student.supernet import build_student, extract, inherit
-from kernels.kron import KronWeight, kron_linear, nearest_kron
+from kernels.ffn.kron import KronWeight, kron_linear, nearest_kron
 
 SIZES = {"hidden_size": 24, "ffn_size": 24}
 CONFIG = {"hidden_size": 24, "intermediate_size": 24}

@@ -13,7 +13,7 @@ from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.latency.build import Clock, build_table, fit_costs
 from engine.latency.table import Check, Conditions, LatencyTable, program_class
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.space import SearchSpace
 
 SHAPE = ModelShape(24, 3, 24, vocab_size=50, embedding_size=8)

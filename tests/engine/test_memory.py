@@ -11,8 +11,8 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.flops import count_flops, elementwise_flops
 from engine.architecture.memory import expression_live, fixed_live, peak_activation_bytes
 from engine.architecture.shape import ModelShape
-from kernels.expression import GELU_FFN, parse_expression
-from kernels.reference import evaluate
+from kernels.language.expression import GELU_FFN, parse_expression
+from kernels.reference.ffn import evaluate
 from search.space import SearchSpace
 
 RELEASED = (

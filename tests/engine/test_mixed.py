@@ -7,7 +7,7 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.distill import mixed_states
 from engine.student import FFNASConfig, FFNASForSequenceClassification
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 
 GELU = parse_expression("linear(gelu(linear(x,wb1)),wb2)")
 RELU = parse_expression("tanh(linear(relu(mul(linear(x,wb1),x)),wb2))")

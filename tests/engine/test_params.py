@@ -11,7 +11,7 @@ from engine.architecture.architecture import Architecture, uniform
 from engine.architecture.params import count_parameters, count_shapes, ffn_parameters, fixed_parameters
 from engine.architecture.shape import ModelShape, inner_width
 from engine.errors import UserError
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 
 RELEASED = Architecture.parse(
     "tanh(linear4_2(gelu(linear4_2(x,wb1)),wb2)), elu(linear2_1(gelu(linear2_1(x,wb1)),wb2)),"

@@ -14,7 +14,7 @@ from engine.distill.room import SHARE, free_bytes, state_bytes, step_bytes, stud
 from engine.student.supernet import build_student
 from engine.training.optim import build_optimizer
 from kernels import use_backend
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 
 SHAPE = ModelShape(96, 3, 192, vocab_size=500, embedding_size=16)
 CPU = torch.device("cpu")

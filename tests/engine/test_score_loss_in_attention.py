@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.objective import KDWeights, kd_loss
 from engine.states import EncoderStates
 from engine.student import FFNASConfig, FFNASForSequenceClassification, attention
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 
 GELU = parse_expression("linear(gelu(linear(x,wb1)),wb2)")
 RELU = parse_expression("tanh(linear(relu(mul(linear(x,wb1),x)),wb2))")

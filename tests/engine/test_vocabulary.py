@@ -14,7 +14,7 @@ from engine.student.supernet import build_student
 from engine.student.vocabulary import Vocabulary, of_first_batches
 from engine.training.loop import cycle
 from engine.training.optim import build_optimizer, clipped_step
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 
 PAD = 3
 SHAPE = ModelShape(24, 2, 24, vocab_size=90, embedding_size=8, teacher_hidden_size=16)

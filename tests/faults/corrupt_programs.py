@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 from ffn_cases import random_case
 
 from kernels.dispatch import load_backend
-from kernels.expression import ExpressionError
-from kernels.library_kernels import make_call
-from kernels.lowering import lower
-from kernels.program import FIRST_INSTRUCTION
-from kernels.validation import validate_program
+from kernels.ffn.schemas import make_call
+from kernels.language.expression import ExpressionError
+from kernels.language.lowering import lower
+from kernels.language.program import FIRST_INSTRUCTION
+from kernels.language.validation import validate_program
 
 SIZES = (1, 3, 7, 16, 33)
 

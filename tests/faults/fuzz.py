@@ -153,7 +153,7 @@ def _guided(target: Target, data: bytes) -> bool:
 
 
 def parser_target() -> Target:
-    from kernels.expression import ExpressionError, parse_layers
+    from kernels.language.expression import ExpressionError, parse_layers
 
     def run(data: bytes) -> None:
         text = data.decode("utf-8", errors="replace")

@@ -28,7 +28,7 @@ from engine.training.checkpoint import (
     second_copy,
 )
 from engine.training.optim import build_optimizer, linear_schedule
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.ledger.copy import copy_path, open_ledger
 from search.ledger.ledger import Trial
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.architecture.file import architecture_from_dict
 from engine.errors import UserError
-from kernels.expression import ExpressionError, parse_layers
+from kernels.language.expression import ExpressionError, parse_layers
 from search.config.options import parse
 
 SHORT = {"parser": 3000, "architecture": 400, "ledger": 25, "checkpoint": 60}

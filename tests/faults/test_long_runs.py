@@ -16,7 +16,7 @@ import kernels
 import search
 from engine.architecture.shape import ModelShape
 from kernels.bounded import Bounded
-from kernels.lowering import lower
+from kernels.language.lowering import lower
 from search.ledger.ledger import Ledger
 from search.ledger.records import Trial
 from search.samplers import make_sampler
@@ -100,9 +100,9 @@ def test_every_cache_has_a_bound():
 def test_ten_thousand_expressions_stay_within_the_bounds_of_every_cache():
     from corrupt_programs import random_case
 
-    from kernels import execute, lowering
-    from kernels.canonical import canonicalize
-    from kernels.reference import evaluate
+    from kernels.language import execute, lowering
+    from kernels.language.canonical import canonicalize
+    from kernels.reference.ffn import evaluate
 
     rng = random.Random(0)
     w, b = torch.randn(3, 3), torch.zeros(3)
@@ -114,7 +114,7 @@ def test_ten_thousand_expressions_stay_within_the_bounds_of_every_cache():
             evaluate(case.expression, torch.randn(1, 3), w, b, w, b, case.policy)
         execute.segments_of(program.words)
     assert len(lowering._cache) <= lowering.CACHE_SIZE
-    for module in (execute, lowering, importlib.import_module("kernels.canonical")):
+    for module in (execute, lowering, importlib.import_module("kernels.language.canonical")):
         for value in vars(module).values():
             if isinstance(value, functools._lru_cache_wrapper):
                 info = value.cache_info()

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from ffn_cases import error, perturbed
 
-from kernels import reference
-from kernels.backends.base import FFNCall
-from kernels.expression import parse_expression
-from kernels.lowering import lower
-from kernels.philox import dropout
+from kernels.call import FFNCall
+from kernels.language.expression import parse_expression
+from kernels.language.lowering import lower
+from kernels.reference import ffn as reference
+from kernels.reference.philox import dropout
 
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Twice the largest relative error of one rounding in float16 and bfloat16, whose results are rounded once more."""

@@ -25,8 +25,8 @@ import torch
 from ffn_cases import Case, error, has_kink, perturbed, tensors, undecided_rows, with_gradients
 
 from kernels.dispatch import use_backend
-from kernels.ops import fused_ffn
-from kernels.reference import ffn
+from kernels.ffn.ops import fused_ffn
+from kernels.reference.ffn import ffn
 
 NAMES = ("out", "x", "w1", "b1", "w2", "b2", "ln_weight", "ln_bias")
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}

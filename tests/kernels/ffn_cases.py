@@ -7,11 +7,11 @@ from random import Random
 
 import torch
 
-from kernels.expression import Expression, X, apply, linear, parse_expression
-from kernels.lowering import load_program, lower
-from kernels.operators import BINARY, OPERATORS, UNARY
-from kernels.program import DUAL, FIRST_INSTRUCTION, GRADIENT, INSTRUCTION_WORDS, PAIR, Program
-from kernels.reference import _evaluate
+from kernels.language.expression import Expression, X, apply, linear, parse_expression
+from kernels.language.lowering import load_program, lower
+from kernels.language.operators import BINARY, OPERATORS, UNARY
+from kernels.language.program import DUAL, FIRST_INSTRUCTION, GRADIENT, INSTRUCTION_WORDS, PAIR, Program
+from kernels.reference.ffn import _evaluate
 
 RELEASED = (
     "tanh(linear(gelu(linear(x,wb1)),wb2))",

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from losses_cases import assert_close_as_eager, eager_attention, eager_score_mse, heads, random_mask
 
-from kernels import fused_attention, losses_library
+from kernels import fused_attention
 from kernels.backends.cpu import ENVIRONMENT, ISAS, CpuBackend, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend
-from kernels.philox import dropout_mask
+from kernels.losses import registration as losses_library
+from kernels.reference.philox import dropout_mask
 
 # float32: a few roundings of 6e-8 in scores, exponentials and sums; bfloat16: the result, the probabilities and their
 # gradients are each rounded to 2^-9

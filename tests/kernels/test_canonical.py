@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 
-from kernels.canonical import canonicalize
-from kernels.expression import Expression, ExpressionError, X, apply, linear, parse_expression
-from kernels.operators import BINARY, OPERATORS, UNARY
-from kernels.reference import evaluate
-from kernels.widths import check_weights, validate
+from kernels.language.canonical import canonicalize
+from kernels.language.expression import Expression, ExpressionError, X, apply, linear, parse_expression
+from kernels.language.operators import BINARY, OPERATORS, UNARY
+from kernels.language.widths import check_weights, validate
+from kernels.reference.ffn import evaluate
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40, 6e-8, -6e-8, 1.0, -1.0, 88.0, -88.0, 1e38, -1e38,
            math.inf, -math.inf, math.nan]  # fmt: skip

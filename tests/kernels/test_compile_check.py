@@ -17,7 +17,7 @@ from kernels.compile_check import machine_code, sources, units
 from kernels.compile_check.calls import calls, ffn_call, ffn_recipe, sampled_programs
 from kernels.compile_check.table import Row, named, summary, table
 from kernels.cuda.build import find_nvcc
-from kernels.lowering import lower
+from kernels.language.lowering import lower
 from kernels.triton.compile_pool import CompilePool
 from kernels.triton.launch import interpreted, recorded, statistics
 from kernels.triton.primitives import reciprocal

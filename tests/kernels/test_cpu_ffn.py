@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
 from kernels.dispatch import available_backends, load_backend, use_backend
-from kernels.expression import parse_expression
-from kernels.operators import UNARY
-from kernels.ops import fused_ffn, fused_ffn_stack
-from kernels.reference import ffn
+from kernels.ffn.ops import fused_ffn, fused_ffn_stack
+from kernels.language.expression import parse_expression
+from kernels.language.operators import UNARY
+from kernels.reference.ffn import ffn
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)

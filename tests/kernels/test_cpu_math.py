@@ -12,7 +12,7 @@ import torch
 
 from kernels.backends.cpu import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend
-from kernels.operators import OPERATORS, UNARY
+from kernels.language.operators import OPERATORS, UNARY
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)

@@ -13,11 +13,11 @@ from cuda_emulation import emulation_path
 
 from kernels import dispatch
 from kernels.backends import cuda
-from kernels.backends.base import BackendUnavailable
+from kernels.call import BackendUnavailable
 from kernels.cuda import library
 from kernels.dispatch import use_backend
-from kernels.expression import parse_expression
-from kernels.ops import fused_ffn_stack
+from kernels.ffn.ops import fused_ffn_stack
+from kernels.language.expression import parse_expression
 
 TEXTS = ("tanh(linear(gelu(linear(x,wb1)),wb2))", "mul(gelu(linear(x,wb1)),add(tanh(x),linear(swish(x),wb2)))")
 

@@ -1,8 +1,8 @@
 """The CUDA interpreter and functions, run through the emulation, and the emulation's own checks.
 
-Random programs are compared with PyTorch operations in float64 (`kernels.execute`), instruction lists longer than the
-packed area included. The emulation uses the C library's exp, tanh and erf where a GPU uses its own (both within 2
-ulp); everything else is the code the GPU runs.
+Random programs are compared with PyTorch operations in float64 (`kernels.language.execute`), instruction lists longer
+than the packed area included. The emulation uses the C library's exp, tanh and erf where a GPU uses its own (both
+within 2 ulp); everything else is the code the GPU runs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cuda_emulation import emulation_path
 from ffn_cases import random_case
 
 from kernels.cuda import grouped, library, rows
-from kernels.execute import run_segment
-from kernels.lowering import lower
-from kernels.operators import OPERATORS, UNARY
-from kernels.program import Flag, Segment
-from kernels.validation import checked_words
+from kernels.language.execute import run_segment
+from kernels.language.lowering import lower
+from kernels.language.operators import OPERATORS, UNARY
+from kernels.language.program import Flag, Segment
+from kernels.language.validation import checked_words
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40, 3e38, -3e38, 88.8, -104.0, 1e-8]
 

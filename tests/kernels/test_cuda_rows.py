@@ -14,10 +14,10 @@ from cuda_cases import DTYPE_IDS, DTYPES, UNIT, stack
 from cuda_emulation import emulation_path
 
 from kernels.cuda import library, rows
-from kernels.execute import run_segment
-from kernels.philox import dropout, dropout_mask
-from kernels.program import Flag, Segment
-from kernels.validation import checked_words
+from kernels.language.execute import run_segment
+from kernels.language.program import Flag, Segment
+from kernels.language.validation import checked_words
+from kernels.reference.philox import dropout, dropout_mask
 
 TEXTS = {
     "tanh": "tanh(linear(gelu(linear(x,wb1)),wb2))",

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kernels import dispatch
-from kernels.backends.base import BackendUnavailable
 from kernels.backends.reference import ReferenceBackend
+from kernels.call import BackendUnavailable
 from kernels.dispatch import BackendError, BackendFallbackWarning, available_backends, use_backend
-from kernels.ops import fused_ffn
+from kernels.ffn.ops import fused_ffn
 
 TEXT = "linear(gelu(linear(x,wb1)),wb2)"
 

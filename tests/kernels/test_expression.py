@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.expression import (
+from kernels.language.expression import (
     GELU_FFN,
     MAX_DEPTH,
     MAX_TEXT,
@@ -25,7 +25,7 @@ from kernels.expression import (
     parse_layer,
     parse_layers,
 )
-from kernels.operators import BINARY, LEAF, LINEAR, OPERATORS, UNARY, WEIGHTS
+from kernels.language.operators import BINARY, LEAF, LINEAR, OPERATORS, UNARY, WEIGHTS
 
 RELEASED = (
     "tanh(linear4_2(gelu(linear4_2(x,wb1)),wb2)), elu(linear2_1(gelu(linear2_1(x,wb1)),wb2)),"

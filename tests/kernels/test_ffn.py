@@ -13,8 +13,8 @@ from ffn_accuracy import Accuracy
 from ffn_cases import RELEASED, Case, random_case, tensors
 
 from kernels.dispatch import available_backends, use_backend
-from kernels.expression import parse_expression
-from kernels.ops import fused_ffn
+from kernels.ffn.ops import fused_ffn
+from kernels.language.expression import parse_expression
 
 CHUNKS = 10
 PER_CHUNK = 200

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.canonical import canonicalize
-from kernels.expression import Expression, ExpressionError, parse_expression
-from kernels.fingerprint import fingerprint, statistics
-from kernels.reference import evaluate
-from kernels.widths import validate
+from kernels.language.canonical import canonicalize
+from kernels.language.expression import Expression, ExpressionError, parse_expression
+from kernels.language.widths import validate
+from kernels.reference.ffn import evaluate
+from kernels.reference.fingerprint import fingerprint, statistics
 from search.space.generate import ExpressionGenerator
 from search.space.rules import Rules
 

@@ -7,12 +7,13 @@ import torch
 from cuda_emulation import emulation_path
 from ffn_cases import error
 
-from kernels import dispatch, grouped
+from kernels import dispatch
 from kernels.dispatch import use_backend
-from kernels.expression import ExpressionError, parse_expression
-from kernels.grouped import GroupMember, fused_ffn_grouped
-from kernels.ops import fused_ffn_stack
-from kernels.reference import ffn
+from kernels.ffn import grouped
+from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
+from kernels.ffn.ops import fused_ffn_stack
+from kernels.language.expression import ExpressionError, parse_expression
+from kernels.reference.ffn import ffn
 
 TEXTS = (
     "tanh(linear(gelu(linear(x,wb1)),wb2))",

@@ -9,18 +9,18 @@ import pytest
 import torch
 from ffn_cases import error, random_case
 
-from kernels import kron
 from kernels.dispatch import available_backends, use_backend
-from kernels.expression import ExpressionError, kron_weights, parse_expression, parse_layer, with_kron
-from kernels.grouped import GroupMember, fused_ffn_grouped
-from kernels.kron import KronWeight, kron_linear, nearest_kron
-from kernels.kron_shape import default_block, factor_shapes, weight_products, weight_size
-from kernels.lowering import lower
-from kernels.modules import FusedFFN, FusedFFNStack, KronLinear
-from kernels.ops import fused_ffn, fused_ffn_stack
-from kernels.philox import dropout_mask
-from kernels.reference import ffn
-from kernels.widths import validate
+from kernels.ffn import kron
+from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
+from kernels.ffn.kron import KronWeight, kron_linear, nearest_kron
+from kernels.ffn.modules import FusedFFN, FusedFFNStack, KronLinear
+from kernels.ffn.ops import fused_ffn, fused_ffn_stack
+from kernels.language.expression import ExpressionError, kron_weights, parse_expression, parse_layer, with_kron
+from kernels.language.kron_shape import default_block, factor_shapes, weight_products, weight_size
+from kernels.language.lowering import lower
+from kernels.language.widths import validate
+from kernels.reference.ffn import ffn
+from kernels.reference.philox import dropout_mask
 
 TEXT = "tanh(add(kron(relu(mul(kron(x,wb1),x)),wb2),x))"
 H, D, BLOCK = 24, 18, (6, 4)

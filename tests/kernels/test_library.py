@@ -10,13 +10,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from kernels.dispatch import available_backends, use_backend
-from kernels.expression import ExpressionError, parse_expression
-from kernels.library import ffn_bwd, ffn_fwd
-from kernels.lowering import clear_cache, load_program, lower
-from kernels.modules import FusedFFN
-from kernels.ops import fused_ffn, fused_ffn_stack
-from kernels.philox import dropout_mask
-from kernels.reference import ffn
+from kernels.ffn.modules import FusedFFN
+from kernels.ffn.ops import fused_ffn, fused_ffn_stack
+from kernels.ffn.registration import ffn_bwd, ffn_fwd
+from kernels.language.expression import ExpressionError, parse_expression
+from kernels.language.lowering import clear_cache, load_program, lower
+from kernels.reference.ffn import ffn
+from kernels.reference.philox import dropout_mask
 
 TEXT = "tanh(linear(gelu(mul(linear(x,wb1),x)),wb2))"
 EXPRESSION = parse_expression(TEXT)

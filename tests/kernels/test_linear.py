@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kernels.attention.linear import fused_linear_norm, fused_linears, linear_fwd
 from kernels.dispatch import available_backends, use_backend
-from kernels.linear import fused_linear_norm, fused_linears, linear_fwd
 
 BACKENDS = [name for name in ("cpu", "reference") if available_backends()[name] is None]
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}

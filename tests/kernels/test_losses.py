@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import losses_reference
-from kernels.losses import TILE, attention_score_mse, gram_error_bound, hidden_mse, soft_cross_entropy
-from kernels.losses_paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+from kernels.losses.ops import TILE, attention_score_mse, gram_error_bound, hidden_mse, soft_cross_entropy
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+from kernels.reference import losses as losses_reference
 
 EXACT = ("dense", "tiled", "gram")
 LENGTHS = [[7], [5, 1], [45, 0, 13], [67, 2], [130]]

@@ -13,11 +13,11 @@ from losses_cases import (
     random_mask,
 )
 
-from kernels import losses_library
 from kernels.backends.cpu import ENVIRONMENT, ISAS, CpuBackend, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend, use_backend
-from kernels.losses import (
+from kernels.losses import registration as losses_library
+from kernels.losses.ops import (
     attention_score_mse,
     attention_score_mse_layers,
     hidden_mse,

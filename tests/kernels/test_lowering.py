@@ -8,17 +8,17 @@ import pytest
 import torch
 from ffn_cases import RELEASED, random_case, tensors
 
-from kernels import lowering
 from kernels.backends.reference import ReferenceBackend
-from kernels.execute import run_segment
-from kernels.expression import Expression, ExpressionError, X, apply, linear, parse_expression
-from kernels.graph import _FEW_REGISTERS, greedy_order, late_order, merge_derivatives, schedule
-from kernels.lowering import lower
-from kernels.operators import UNARY
-from kernels.ops import fused_ffn
-from kernels.pressure import TooFewRegisters, fit
-from kernels.program import MAX_TEMPORARIES, Form, Segment, decode_segments, encode
-from kernels.reference import evaluate
+from kernels.ffn.ops import fused_ffn
+from kernels.language import lowering
+from kernels.language.execute import run_segment
+from kernels.language.expression import Expression, ExpressionError, X, apply, linear, parse_expression
+from kernels.language.graph import _FEW_REGISTERS, greedy_order, late_order, merge_derivatives, schedule
+from kernels.language.lowering import lower
+from kernels.language.operators import UNARY
+from kernels.language.pressure import TooFewRegisters, fit
+from kernels.language.program import MAX_TEMPORARIES, Form, Segment, decode_segments, encode
+from kernels.reference.ffn import evaluate
 
 
 def run_bare(program, x, w1, b1, w2, b2):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels.dispatch import use_backend
-from kernels.expression import ExpressionError
-from kernels.modules import FusedFFN, FusedFFNStack
+from kernels.ffn.modules import FusedFFN, FusedFFNStack
+from kernels.language.expression import ExpressionError
 
 # float32 rounding of two products of width <= 64 and a LayerNorm, in another order of summation
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from kernels import FusedFFN, FusedFFNStack, dispatch, fused_ffn
-from kernels.backends.base import BackendUnavailable
+from kernels.attention.linear import fused_linear_norm, fused_linears
 from kernels.backends.cpu import ENVIRONMENT as ISA
 from kernels.backends.cpu import ISAS as ISA_NAMES
 from kernels.backends.cpu import CpuBackend, usable_isas
+from kernels.backends.packed_weights import ENVIRONMENT, MOST_TOKENS, limit_bytes
 from kernels.build import library_path
+from kernels.call import BackendUnavailable
 from kernels.dispatch import load_backend
-from kernels.linear import fused_linear_norm, fused_linears
-from kernels.packed_weights import ENVIRONMENT, MOST_TOKENS, limit_bytes
 
 CPU = load_backend("cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"no CPU kernels: {CPU}")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kernels.philox import dropout, dropout_mask, philox4x32, random_words
+from kernels.reference.philox import dropout, dropout_mask, philox4x32, random_words
 
 KNOWN_ANSWERS = [  # Random123 distribution, kat_vectors, philox4x32 with 10 rounds: counter, key, words
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -9,10 +9,10 @@ import torch
 from ffn_cases import Case, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import library_autograd
 from kernels.dispatch import available_backends, use_backend
-from kernels.expression import parse_expression
-from kernels.ops import fused_ffn
+from kernels.ffn import autograd as library_autograd
+from kernels.ffn.ops import fused_ffn
+from kernels.language.expression import parse_expression
 
 EXPRESSION = parse_expression("tanh(linear(gelu(linear(x,wb1)),wb2))")
 CASE = Case(EXPRESSION, "truncate", 5, 9, 7)

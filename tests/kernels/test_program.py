@@ -9,11 +9,11 @@ import torch
 from ffn_cases import RELEASED, random_case
 
 from kernels import generate_header
-from kernels.disassembly import disassemble
-from kernels.expression import ExpressionError, parse_expression
-from kernels.lowering import load_program, lower
-from kernels.operators import OPERATORS
-from kernels.program import (
+from kernels.language.disassembly import disassemble
+from kernels.language.expression import ExpressionError, parse_expression
+from kernels.language.lowering import load_program, lower
+from kernels.language.operators import OPERATORS
+from kernels.language.program import (
     FIRST_INSTRUCTION,
     HEADER_WORDS,
     MAX_TEMPORARIES,
@@ -25,7 +25,7 @@ from kernels.program import (
     encode,
     sources,
 )
-from kernels.validation import checked_words, validate_program
+from kernels.language.validation import checked_words, validate_program
 
 
 def words_of(text: str, policy: str = "truncate") -> list[int]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.expression import Expression, ExpressionError, parse_expression
-from kernels.philox import dropout_mask
-from kernels.reference import evaluate, ffn
+from kernels.language.expression import Expression, ExpressionError, parse_expression
+from kernels.reference.ffn import evaluate, ffn
+from kernels.reference.philox import dropout_mask
 
 SCALAR = {
     "gelu": lambda a: 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),

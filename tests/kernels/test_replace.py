@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.replace import replace_ffn
+from kernels.ffn.replace import replace_ffn
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,12 +6,12 @@ from ffn_cases import RELEASED, Case, tensors
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from kernels.backends.base import FFNCall
 from kernels.backends.cpu import CpuBackend
+from kernels.call import FFNCall
 from kernels.dispatch import available_backends, load_backend, use_backend
-from kernels.expression import parse_expression
-from kernels.lowering import lower
-from kernels.ops import fused_ffn, fused_ffn_stack
+from kernels.ffn.ops import fused_ffn, fused_ffn_stack
+from kernels.language.expression import parse_expression
+from kernels.language.lowering import lower
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)

@@ -35,11 +35,11 @@ from ffn_cases import (
 from triton_places import GPU, INTERPRETER, passes_under_the_interpreter, triton_device  # noqa: F401  a fixture
 
 from kernels.dispatch import BackendError, use_backend
-from kernels.expression import parse_expression
-from kernels.lowering import lower
-from kernels.ops import fused_ffn, fused_ffn_stack
-from kernels.philox import dropout_mask
-from kernels.reference import ffn
+from kernels.ffn.ops import fused_ffn, fused_ffn_stack
+from kernels.language.expression import parse_expression
+from kernels.language.lowering import lower
+from kernels.reference.ffn import ffn
+from kernels.reference.philox import dropout_mask
 
 NAMES = ("out", "x", "w1", "b1", "w2", "b2", "ln_weight", "ln_bias")
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9}

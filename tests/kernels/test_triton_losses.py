@@ -26,10 +26,10 @@ from losses_cases import (
 )
 from triton_places import GPU, INTERPRETER, passes_under_the_interpreter, triton_device  # noqa: F401  a fixture
 
-from kernels.attention import fused_attention
+from kernels.attention.ops import fused_attention
 from kernels.dispatch import BackendError, use_backend
-from kernels.losses import attention_score_mse, attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.philox import dropout_mask
+from kernels.losses.ops import attention_score_mse, attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
+from kernels.reference.philox import dropout_mask
 
 FLOOR = {torch.float32: 5e-7, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 """float32: a few roundings of 6e-8; 16-bit: results, probabilities and differences are each rounded once."""

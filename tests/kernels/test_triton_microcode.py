@@ -10,10 +10,10 @@ import pytest
 import torch
 from ffn_cases import RELEASED, random_case
 
-from kernels.execute import _GRADIENTS, _ROWS, run_segment
-from kernels.lowering import lower
-from kernels.operators import OPERATORS
-from kernels.program import Segment
+from kernels.language.execute import _GRADIENTS, _ROWS, run_segment
+from kernels.language.lowering import lower
+from kernels.language.operators import OPERATORS
+from kernels.language.program import Segment
 from kernels.triton.microcode import (
     ADD,
     DERIVATIVE,

@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.backends.base import FFNCall
-from kernels.lowering import lower
+from kernels.call import FFNCall
+from kernels.language.lowering import lower
 from kernels.triton import specialize
 from kernels.triton.device_program import ProgramBuffer
 from kernels.triton.evaluate import interpret

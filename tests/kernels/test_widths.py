@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.expression import ExpressionError, parse_expression
-from kernels.widths import check_weights, infer_width, validate
+from kernels.language.expression import ExpressionError, parse_expression
+from kernels.language.widths import check_weights, infer_width, validate
 
 
 @pytest.mark.parametrize(

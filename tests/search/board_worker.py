@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.architecture.shape import ModelShape
 from engine.distributed.parallel import RankLost, join
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.console.progress import silent
 from search.ledger.board import Board, RankBoard
 from search.ledger.ledger import Ledger, Trial

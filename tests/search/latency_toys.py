@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from engine.latency.table import Check, Conditions, LatencyTable
-from kernels.operators import OPERATORS
+from kernels.language.operators import OPERATORS
 
 RATIOS = (Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(1, 4))
 

@@ -13,7 +13,7 @@ from engine.architecture.file import save_architecture
 from engine.architecture.params import count_parameters
 from engine.architecture.shape import ModelShape
 from engine.latency.table import Check
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.ledger.ledger import Trial
 from search.report.tables import write_candidates
 from search.rundir import LATENCY_TABLE, RunDir

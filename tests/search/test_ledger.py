@@ -13,7 +13,7 @@ import pytest
 
 from engine.architecture.architecture import LayerSpec, uniform
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.ledger.ledger import Ledger, Trial
 
 SPEC = LayerSpec(parse_expression("tanh(linear(gelu(linear(max(x,tanh(x)),wb1)),wb2))"), 4, Fraction(1, 3))

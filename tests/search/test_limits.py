@@ -13,7 +13,7 @@ from engine.architecture.flops import count_flops
 from engine.architecture.memory import MIB, peak_activation_bytes
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.space import SearchSpace
 from search.space.budget import BudgetTable
 from search.space.costs import Costs, text

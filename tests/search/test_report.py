@@ -18,7 +18,7 @@ from report_runs import write_run
 
 from engine.architecture.architecture import LayerSpec, uniform
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.ledger.ledger import Trial
 from search.report import build as building
 from search.report import build_report

@@ -12,7 +12,7 @@ import pytest
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.ledger.ledger import Trial
 from search.samplers import SAMPLERS, SpaceExhausted, make_sampler
 from search.samplers.tree import agreement, build, count, descend, ranks

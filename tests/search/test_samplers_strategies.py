@@ -13,7 +13,7 @@ from engine.architecture.architecture import Architecture
 from engine.architecture.params import ffn_parameters
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.samplers import SAMPLERS, make_sampler, sampler_options
 from search.samplers.gaussian import PREDICT_TRIALS, Kernel, correlation, fit, informative, predict
 from search.samplers.genome import categories, express, genes

@@ -16,7 +16,7 @@ from engine.data import EncodedDataset, TaskSpec
 from engine.errors import UserError
 from engine.evaluation.evaluation import evaluate, predict
 from engine.student.supernet import build_student
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.config.schema import SharedStageConfig
 from search.console.progress import Reporter
 from search.ledger.ledger import Ledger

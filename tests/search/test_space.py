@@ -13,7 +13,7 @@ from engine.architecture.architecture import Architecture, LayerSpec, uniform
 from engine.architecture.params import count_parameters
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.space import NoNeighbour, SearchSpace
 
 PAPER_SHAPE = ModelShape(540, 6, 540, teacher_hidden_size=768)

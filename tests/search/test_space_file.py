@@ -18,8 +18,8 @@ from engine.architecture.params import count_parameters, ffn_parameters
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.handover.directory import load_plain
-from kernels.expression import GELU_FFN, kron_weights, parse_expression, with_kron
-from kernels.operators import PAPER_BINARY, PAPER_UNARY
+from kernels.language.expression import GELU_FFN, kron_weights, parse_expression, with_kron
+from kernels.language.operators import PAPER_BINARY, PAPER_UNARY
 from search import cli
 from search.config.options import parse
 from search.ledger.ledger import Trial

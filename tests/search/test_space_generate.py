@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
-from kernels.expression import GELU_FFN, Expression, ExpressionError, X, apply, linear, parse_expression
-from kernels.operators import PAPER_BINARY, PAPER_UNARY
-from kernels.widths import infer_width, weight_order
+from kernels.language.expression import GELU_FFN, Expression, ExpressionError, X, apply, linear, parse_expression
+from kernels.language.operators import PAPER_BINARY, PAPER_UNARY
+from kernels.language.widths import infer_width, weight_order
 from search.space.generate import ExpressionGenerator
 from search.space.rules import Rules, check
 

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kernels.canonical import canonicalize
-from kernels.expression import GELU_FFN, parse_expression
+from kernels.language.canonical import canonicalize
+from kernels.language.expression import GELU_FFN, parse_expression
 from search.space import mutate
 from search.space.generate import ExpressionGenerator
 from search.space.rules import Rules, check

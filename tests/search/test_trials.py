@@ -12,7 +12,7 @@ from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.training.loop import Diverged
-from kernels.expression import GELU_FFN
+from kernels.language.expression import GELU_FFN
 from search.baselines import COUNT_TOLERANCE, hand_designed
 from search.console.progress import Reporter
 from search.ledger.ledger import Ledger, Trial

@@ -1,0 +1,169 @@
+"""`replace_ffn`: runs the feed-forward part of a Hugging Face encoder on the fused op, in place, until undone.
+
+Works on models whose layers are built like BERT's (BERT and MiniLM, RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT, ...):
+
+    layer.feed_forward_chunk(a) = output.LayerNorm(a + output.dropout(output.dense(act(intermediate.dense(a)))))
+
+Chosen: one instance attribute, `feed_forward_chunk`, on each layer. Parameters stay where and what they are, so state
+dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing are untouched, and undoing is deleting
+it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
+never imported: layers are recognized by their parts.
+
+Hooks on `layer.intermediate` and `layer.output` do not fire while replaced, since those modules are not called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from kernels.ffn.ops import fused_ffn
+from kernels.language.expression import Expression, apply, linear, parse_expression
+from kernels.language.expression import X as LEAF
+from kernels.language.lowering import lower
+from kernels.language.operators import OPERATORS, UNARY
+
+_ATTRIBUTE = "feed_forward_chunk"
+
+
+@dataclass
+class Replacement:
+    """What `replace_ffn` did; a context manager that undoes it.
+
+    Attributes:
+        count: number of layers that run on the fused op.
+        names: their module names.
+        expressions: the expression of each.
+    """
+
+    count: int
+    names: list[str]
+    expressions: list[Expression]
+    _layers: list[nn.Module] = field(repr=False)
+
+    def undo(self) -> None:
+        """Gives the layers back their own feed-forward code; does nothing the second time."""
+        for layer in self._layers:
+            layer.__dict__.pop(_ATTRIBUTE, None)
+        self._layers = []
+
+    def __enter__(self) -> Replacement:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def replace_ffn(
+    model: nn.Module, expression: str | Expression | None = None, *, policy: str = "truncate"
+) -> Replacement:
+    """Runs every BERT-like feed-forward part of `model` on the fused op. Parameters and state dict stay as they are.
+
+    Args:
+        model: a Hugging Face encoder, or any module that contains its layers.
+        expression: None keeps each layer's own activation, `linear(act(linear(x,wb1)),wb2)`: outputs change by rounding
+            only (`linear(gelu_erf(linear(x,wb1)),wb2)` for BERT's "gelu"). Another expression changes the function.
+        policy: width policy of a given expression.
+
+    Returns:
+        A `Replacement`: `.count`, `.names`, `.undo()`, usable as `with replace_ffn(model): ...`. Calling `replace_ffn`
+        on a model that has been replaced replaces it anew; `undo` of either brings the original code back.
+
+    Raises:
+        ValueError: no layer of `model` can be replaced; the message says what was looked for, and why near misses are
+            not it.
+        ExpressionError: the expression is not valid at the model's widths.
+    """
+    given = parse_expression(expression) if isinstance(expression, str) else expression
+    found: list[tuple[str, nn.Module, Expression]] = []
+    misses: list[str] = []
+    for name, layer in model.named_modules():
+        if not (hasattr(layer, "intermediate") and hasattr(layer, "output") and hasattr(type(layer), _ATTRIBUTE)):
+            continue
+        reason = _mismatch(layer)
+        own = given
+        if reason is None and own is None:
+            own = _own_expression(layer)
+            reason = "its activation is none of the operator table" if own is None else None
+        if reason is not None or own is None:
+            misses.append(f"{name or type(layer).__name__} ({type(layer).__name__}): {reason}")
+            continue
+        dense = layer.intermediate.dense
+        lower(own, policy).check_widths(dense.in_features, dense.out_features)
+        found.append((name, layer, own))
+    if not found:
+        raise ValueError(_nothing_found(model, misses))
+    for _, layer, own in found:
+        layer.__dict__[_ATTRIBUTE] = partial(_feed_forward, layer, own, policy)
+    return Replacement(len(found), [n for n, _, _ in found], [e for _, _, e in found], [m for _, m, _ in found])
+
+
+def _feed_forward(layer: nn.Module, expression: Expression, policy: str, attention_output: Tensor) -> Tensor:
+    """Stands in for `layer.feed_forward_chunk`; reads the parameters anew on every call."""
+    first, second = layer.intermediate.dense, layer.output.dense
+    norm, dropout = layer.output.LayerNorm, layer.output.dropout
+    return fused_ffn(
+        attention_output,
+        first.weight,
+        first.bias,
+        second.weight,
+        second.bias,
+        norm.weight,
+        norm.bias,
+        expression,
+        policy=policy,
+        p_drop=dropout.p if dropout.training else 0.0,
+        eps=norm.eps,
+    )
+
+
+def _mismatch(layer: nn.Module) -> str | None:
+    """Why a layer cannot be replaced, or None."""
+    parts = {
+        "intermediate.dense": nn.Linear,
+        "output.dense": nn.Linear,
+        "output.LayerNorm": nn.LayerNorm,
+        "output.dropout": nn.Dropout,
+    }
+    for path, kind in parts.items():
+        owner, attribute = path.split(".")
+        part = getattr(getattr(layer, owner), attribute, None)
+        if type(part) is not kind:
+            return f"{path} is {type(part).__name__}, not {kind.__name__}"
+        if kind is not nn.Dropout and (part.weight is None or part.bias is None):
+            return f"{path} has no weight or no bias"
+    if not hasattr(layer.intermediate, "intermediate_act_fn"):
+        return "intermediate.intermediate_act_fn is missing"
+    for owner, known in (
+        ("intermediate", {"dense", "intermediate_act_fn"}),
+        ("output", {"dense", "LayerNorm", "dropout"}),
+    ):
+        extra = {name for name, _ in getattr(layer, owner).named_children()} - known
+        if extra:
+            return f"{owner} also has {', '.join(sorted(extra))}"
+    return None
+
+
+def _own_expression(layer: nn.Module) -> Expression | None:
+    """The layer's own function, its activation recognized by its values on a probe; None if it is no operator."""
+    probe = torch.linspace(-8.0, 8.0, 257, dtype=torch.float64)
+    with torch.no_grad():
+        value = layer.intermediate.intermediate_act_fn(probe)
+        for name in UNARY:
+            # float64 on both sides; the closest two operators (gelu, gelu_erf) are 5e-4 apart, and published
+            # spellings of one function agree to the digits of their constants (1e-8)
+            if torch.allclose(value, OPERATORS[name].forward(probe), rtol=0.0, atol=1e-6):
+                return linear(apply(name, linear(LEAF, "wb1")), "wb2")
+    return None
+
+
+def _nothing_found(model: nn.Module, misses: list[str]) -> str:
+    looked = "layers with intermediate.dense, output.dense, output.LayerNorm, output.dropout and feed_forward_chunk"
+    detail = f"; near misses: {'; '.join(misses[:3])}" if misses else ""
+    return f"no feed-forward layer of {type(model).__name__} can be replaced: looked for {looked}{detail}"

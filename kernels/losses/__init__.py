@@ -1,0 +1,1 @@
+"""Fused losses of knowledge distillation."""
