@@ -57,6 +57,7 @@ class Unit(NamedTuple):
 
 _UNITS = (
     Unit("kernels_generic.cpp"),
+    Unit("runtime.cpp"),
     Unit("cpuid.cpp"),
 )
 _X86_UNITS = (

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 """All names; a backend's number (`number`) is its position here."""
 
-ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-"""Backends tried per device type; any other device has `reference` alone."""
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+"""Backends tried per device type; any other device has `reference` alone. `cuda` serves where it is asked for by name:
+its kernels were never measured on a device, and building them takes nvcc minutes (docs/gpu.md)."""
 
 ENVIRONMENT = "FFNAS_BACKEND"
 
@@ -201,7 +202,7 @@ def backend_for(tensors: Sequence[Tensor], what: str) -> Any:
         BackendError: a strictly demanded backend cannot serve the call.
     """
     forced, strict = _choice()
-    order = _SERVED_BY.get(tensors[0].device.type, ("reference",))
+    order: tuple[str, ...] = _SERVED_BY.get(tensors[0].device.type, ("reference",))
     if forced is not None:
         order = (forced, *(n for n in order if n != forced))
     for name in order:

@@ -8,10 +8,11 @@
 #include <sys/mman.h>
 #endif
 
-#include <cstdlib>
 #include <initializer_list>
 
+#include "decode.h"
 #include "ffn.h"
+#include "runtime.h"
 
 namespace ffnas {
 namespace generic { extern const Kernels kernels; }
@@ -27,135 +28,6 @@ namespace {
 constexpr int64_t kAbiVersion = 6;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
-
-using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
-using GetNumThreads = int32_t (*)(uint32_t*);
-ParallelFor parallel_for = nullptr;
-GetNumThreads get_num_threads = nullptr;
-
-struct ThreadScratch {
-  void* base[kArenas] = {};
-  size_t size[kArenas] = {};
-  ~ThreadScratch() {
-    for (void* p : base) std::free(p);
-  }
-};
-thread_local ThreadScratch thread_scratch;
-
-struct Work {
-  TaskFn fn;
-  void* ctx;
-  int64_t tasks, next;
-};
-
-void work(int64_t, int64_t, void* ctx) {
-  Work& w = *static_cast<Work*>(ctx);
-  for (;;) {
-    const int64_t task = __atomic_fetch_add(&w.next, 1, __ATOMIC_RELAXED);
-    if (task >= w.tasks) return;
-    w.fn(w.ctx, task);
-  }
-}
-
-bool known_opcode(int32_t op) {
-  switch (op) {
-    case kOpAdd:
-    case kOpMul:
-    case kOpMax:
-    case kOpSelect:
-    case kOpMaxGrad: return true;
-#define FFNAS_KNOWN(NAME, CODE)      \
-  case CODE:                         \
-  case CODE + kGradientOffset:       \
-  case CODE + kDualOffset:           \
-  case CODE + kPairOffset: return true;
-      FFNAS_UNARY_OPERATORS(FFNAS_KNOWN)
-#undef FFNAS_KNOWN
-    default: return false;
-  }
-}
-
-bool known_register(int32_t reg) { return reg >= 0 && reg < kNumRegisters; }
-
-// Whether every output a kernel will use names a register.
-bool outputs_present(const Program& p) {
-  const auto ok = [&](Segment k, bool value, bool dx, bool da, bool db) {
-    const SegmentCode& s = p.segment[k];
-    return (!value || s.value != kNone) && (!dx || s.dx != kNone) && (!da || s.da != kNone) && (!db || s.db != kNone);
-  };
-  const bool parallel = p.parallel;
-  return ok(kPre, true, false, false, false) && ok(kMid, true, false, false, false) &&
-         ok(kPost, true, false, false, false) && ok(kPreBwd, false, true, false, false) &&
-         ok(kPreBwdv, true, true, false, false) && ok(kMidBwd, false, parallel, !parallel, false) &&
-         ok(kMidBwdv, true, parallel, !parallel, false) && ok(kPostBwd, false, false, true, parallel);
-}
-
-// Bit r set: register r holds something when segment k begins.
-uint32_t inputs_of(int k, bool parallel) {
-  const int place = k % 3;
-  uint32_t held = 1u << kRegisterX;
-  if (place == 2 || (place == 1 && !parallel)) held |= 1u << kRegisterA;
-  if (place == 2 && parallel) held |= 1u << kRegisterB;
-  if (k >= kPreBwd) held |= 1u << kRegisterG;
-  return held;
-}
-
-// The caller has validated the program; what protects memory is checked here again: every register named exists, holds
-// something before it is read, and inputs are read only as the segment table says.
-bool decode(const int32_t* words, int64_t length, Program& program) {
-  if (length < kFirstInstruction || words[kHeaderMagic] != kMagic || words[kHeaderVersion] != kVersion) return false;
-  auto* room = static_cast<Instruction*>(scratch(kDecoded, static_cast<size_t>(length) * sizeof(Instruction)));
-  if (room == nullptr) return false;
-  program.parallel = words[kHeaderForm] == kParallel;
-  int64_t used = 0;
-  for (int k = 0; k < kNumSegments; ++k) {
-    const int32_t* entry = words + kHeaderWords + k * kSegmentWords;
-    SegmentCode& s = program.segment[k];
-    const int64_t offset = entry[kSegmentOffset], count = entry[kSegmentCount];
-    if (count < 0 || count > kMaxInstructions || offset < kFirstInstruction) return false;
-    if (offset + count * kInstructionWords > length || used + count > length) return false;
-    s = {room + used, static_cast<int32_t>(count), static_cast<uint32_t>(entry[kSegmentInputs]), entry[kSegmentValue],
-         entry[kSegmentDx], entry[kSegmentDa], entry[kSegmentDb]};
-    uint32_t held = inputs_of(k, program.parallel), read = 0;
-    for (int64_t n = 0; n < count; ++n) {
-      const int32_t* w = words + offset + n * kInstructionWords;
-      const Instruction in{w[0] & 0xFF, w[1], w[2], w[3], w[0] >> 8};
-      if (!known_opcode(in.opcode) || in.dst < kNumInputs || (in.opcode >= kDualOffset && in.c < kNumInputs)) return false;
-      if (!known_register(in.dst) || !known_register(in.a) || !known_register(in.b) || !known_register(in.c)) return false;
-      const bool two = in.opcode >= kGradientOffset && in.opcode < kPairOffset;
-      const bool binary = in.opcode == kOpAdd || in.opcode == kOpMul || in.opcode == kOpMax || in.opcode == kOpMaxGrad;
-      uint32_t sources = 1u << in.a;
-      if (two || binary) sources |= 1u << in.b;
-      if (in.opcode == kOpMaxGrad) sources |= 1u << in.c;
-      if ((sources & ~held) != 0) return false;
-      read |= sources;
-      held |= 1u << in.dst;
-      if (in.opcode >= kDualOffset) held |= 1u << in.c;
-      room[used++] = in;
-    }
-    for (int32_t reg : {s.value, s.dx, s.da, s.db}) {
-      if (reg == kNone) continue;
-      if (!known_register(reg) || (held >> reg & 1u) == 0) return false;
-      read |= 1u << reg;
-    }
-    constexpr uint32_t input_bits = (1u << kNumInputs) - 1;
-    if (s.inputs != (read & input_bits)) return false;
-  }
-  return outputs_present(program);
-}
-
-// Whether what a backward segment reads was saved: a program other than the forward pass's may read more.
-bool saved_present(const Program& p, const Layer& layer, bool first, bool has_ln) {
-  const auto reads = [&](Segment k, int32_t reg) { return (p.segment[k].inputs >> reg & 1u) != 0; };
-  const bool needs_h = !p.parallel && (reads(kMidBwd, kRegisterA) || reads(kMidBwdv, kRegisterA));
-  const View& a = p.parallel ? layer.h : layer.y;
-  if (has_ln && layer.stats.data == nullptr) return false;
-  if (has_ln && layer.y.data == nullptr && layer.sum.data == nullptr) return false;
-  const bool recompute = has_ln && layer.sum.data == nullptr;  // LayerNorm's input comes from y again
-  if ((reads(kPostBwd, kRegisterA) || (recompute && reads(kPost, kRegisterA))) && a.data == nullptr) return false;
-  if ((reads(kPostBwd, kRegisterB) || (recompute && reads(kPost, kRegisterB))) && layer.y.data == nullptr) return false;
-  return (first || layer.z.data != nullptr) && (!needs_h || layer.h.data != nullptr);
-}
 
 const Kernels* kernels_of(int64_t isa) {
   switch (isa) {
@@ -195,8 +67,6 @@ constexpr int64_t kFewTokens = 48;  // below, cutting the weights takes longer t
 int64_t isa_for(int64_t isa, int64_t tokens) { return isa == kAmxFloat32 && tokens < kFewTokens ? kAvx512 : isa; }
 constexpr int64_t kScalarWords = 11;
 constexpr int64_t kViewWords = 3;
-
-constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 
 // Asks for huge pages under a large, freshly allocated result: faulting it in by small pages takes longer than writing
 // it (0.8 ms against 0.5 ms for 9 MB).
@@ -281,33 +151,6 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
 
 }  // namespace
 
-void* scratch(Arena arena, size_t bytes) {
-  ThreadScratch& s = thread_scratch;
-  if (s.size[arena] < bytes) {
-    std::free(s.base[arena]);
-    const size_t page = bytes < kHugePage / 2 ? kPage : kHugePage;
-    s.size[arena] = (bytes + page - 1) / page * page;
-    s.base[arena] = std::aligned_alloc(page, s.size[arena]);
-    if (s.base[arena] == nullptr) s.size[arena] = 0;
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (page == kHugePage && s.base[arena] != nullptr) madvise(s.base[arena], s.size[arena], MADV_HUGEPAGE);
-#endif
-  }
-  return s.base[arena];
-}
-
-int num_threads() {
-  uint32_t n = 1;
-  if (parallel_for == nullptr || get_num_threads == nullptr || get_num_threads(&n) != 0) return 1;
-  return n < 1 ? 1 : static_cast<int>(n);
-}
-
-void run_tasks(int64_t tasks, TaskFn fn, void* ctx) {
-  Work w{fn, ctx, tasks, 0};
-  const int64_t threads = num_threads() < tasks ? num_threads() : tasks;
-  if (threads <= 1 || parallel_for(0, threads, 1, work, &w) != 0) work(0, 1, &w);
-}
-
 }  // namespace ffnas
 
 #include "losses_api.h"
@@ -316,8 +159,7 @@ void run_tasks(int64_t tasks, TaskFn fn, void* ctx) {
 
 // Both may be null: then everything runs on the calling thread.
 FFNAS_EXPORT void ffnas_set_threads(void* parallel_for, void* get_num_threads) {
-  ffnas::parallel_for = reinterpret_cast<ffnas::ParallelFor>(parallel_for);
-  ffnas::get_num_threads = reinterpret_cast<ffnas::GetNumThreads>(get_num_threads);
+  ffnas::set_threads(parallel_for, get_num_threads);
 }
 #ifndef FFNAS_BUILD_KEY
 #define FFNAS_BUILD_KEY "none"

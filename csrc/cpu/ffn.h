@@ -87,8 +87,7 @@ struct Kernels {
   int (*forward)(Call&);
   int (*backward)(Call&);
   // Weights that are kept packed from one inference pass to the next (kernels/backends/packed_weights.py): bytes of a
-  // weight
-  // [outputs, inputs] for calls of so many tokens, 0 where those do not pack it; and writing it there.
+  // weight [outputs, inputs] for calls of so many tokens, 0 where those do not pack it; and writing it there.
   int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
   void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
   // Test hook, see kernels.h.

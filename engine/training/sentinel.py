@@ -159,9 +159,8 @@ class Sentinel:
         return beyond
 
     def _fall_back(self, name: str, problem: str) -> None:
-        for backend in ORDER[self.device.type]:
-            if backend != "reference":
-                retire(backend, "its results differ from the reference's on this machine")
+        for backend in {*ORDER[self.device.type], name} - {"reference"}:
+            retire(backend, "its results differ from the reference's on this machine")
         self.note(
             f"sentinel: backend {name!r} disagrees with the reference in {problem}; the reference is used from here on"
             " (slower, right). Please report it with the output of `ffnas doctor`"

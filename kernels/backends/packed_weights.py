@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -140,7 +141,11 @@ class PackedWeights:
                 self._entries[key] = entry
             self.kept_bytes += _bytes(entry) - _bytes(before)
 
-    def _forget(self, key: tuple[int, int], dead: weakref.ref[Tensor]) -> None:
+    def _forget(
+        self, key: tuple[int, int], dead: weakref.ref[Tensor], *, ending: Callable[[], bool] = sys.is_finalizing
+    ) -> None:
+        if ending():  # the interpreter takes modules apart: what they named may be gone
+            return
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry.parameter is dead:

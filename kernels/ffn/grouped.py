@@ -3,9 +3,9 @@
     fused_ffn_grouped([x_1, ..., x_K], [member_1, ..., member_K]) -> [out_1, ..., out_K]
 
 What each member computes is `fused_ffn_stack` of its input; a population of candidates that differ in everything runs
-as one. Where the CUDA backend serves the members (`kernels.cuda.grouped`) that is one launch forward and three
-backward; anywhere else (CPU tensors, a forced backend, `torch.compile`, `torch.func` transforms) it is a loop over
-`fused_ffn_stack`, with the same results to the tolerance of the dtype.
+as one. Where the CUDA backend is asked for by name and serves the members (`kernels.cuda.grouped`), that is one launch
+forward and three backward; anywhere else it is a loop over `fused_ffn_stack`, with the same results to the tolerance
+of the dtype.
 
     ffnas::grouped_fwd(Tensor[] x, Tensor[] parameters, Tensor[] programs, Tensor[] seeds, int[] layers, int[] flags,
                        float[] p_drop, float[] eps, bool save, ScalarType? compute_dtype)
@@ -157,13 +157,10 @@ def _call(x: Tensor, m: GroupMember, dtype: torch.dtype | None) -> FFNCall:
 
 
 def _in_one_launch(calls: Sequence[FFNCall]) -> bool:
-    """Whether the CUDA backend serves all of them together, and no other one is forced."""
-    if dispatch.choice_number() != 0:
-        backend: object = dispatch.select(calls[0])
-    elif calls[0].x.device.type == "cuda":
-        backend = dispatch.load_backend("cuda")  # not the first of the order: only this one has a grouped kernel
-    else:
+    """Whether a backend is asked for by name that serves all of them together: no measurement makes one the default."""
+    if dispatch.choice_number() == 0:
         return False
+    backend: object = dispatch.select(calls[0])
     return hasattr(backend, "supports_group") and backend.supports_group(calls) is None
 
 

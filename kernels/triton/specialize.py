@@ -5,8 +5,8 @@ A call runs on the interpreting kernels until its program has run so often in on
 source, architecture, options and version; once it reports success, calls of that kind load the kernels from disk
 (milliseconds) and run them. A compilation that fails is reported once, and the interpreting kernels go on serving.
 
-    FFNAS_SPECIALIZE=0         never
-    FFNAS_SPECIALIZE=1         as above (the default)
+    FFNAS_SPECIALIZE=0         never (the default, until a device was measured: docs/gpu.md)
+    FFNAS_SPECIALIZE=1         as above
     FFNAS_SPECIALIZE=always    from the first call on, compiled in this process: for measurements and tests
 
 Calls with a `ProgramBuffer` are never specialized: their program may change. While a CUDA graph is captured, generated
@@ -69,7 +69,7 @@ _lock = threading.Lock()
 
 def mode() -> str:
     """The value of FFNAS_SPECIALIZE. Raises ValueError for anything but "0", "1" or "always"."""
-    value = os.environ.get(ENVIRONMENT, "1")
+    value = os.environ.get(ENVIRONMENT, "0")
     if value not in ("0", "1", "always"):
         raise ValueError(f"{ENVIRONMENT} must be 0, 1 or always, got {value!r}")
     return value

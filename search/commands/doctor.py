@@ -179,11 +179,11 @@ def self_test() -> Lines:
     """Forward and backward of every backend against the reference in float64, on random expressions, for seconds."""
     import torch
 
-    from kernels.dispatch import BACKENDS, ORDER, load_backend
+    from kernels.dispatch import BACKENDS, load_backend
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in BACKENDS:
-        if name == "reference" or name not in {n for order in ORDER.values() for n in order}:
+        if name == "reference":
             continue
         if isinstance(load_backend(name), str):
             yield name, "left out (off)"

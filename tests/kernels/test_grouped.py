@@ -159,6 +159,17 @@ def test_second_derivatives_are_refused(emulated):
         gradient.sum().backward()
 
 
+def test_a_group_on_a_device_starts_no_build_by_itself(monkeypatch):
+    """The CUDA kernels are nobody's default before a measurement: they serve, and are built, where asked for by name."""
+    inputs, members = group()
+    loaded = []
+    monkeypatch.setattr(dispatch, "load_backend", lambda name: loaded.append(name) or "not in this test")
+    calls = [grouped._call(x, m, None) for x, m in zip(inputs[:2], members, strict=False)]
+    assert not grouped._in_one_launch(calls)
+    assert not loaded
+    assert "cuda" not in dispatch.ORDER["cuda"]
+
+
 def test_backends_without_a_group_kernel_run_the_loop():
     inputs, members = group()
     with use_backend("reference"):

@@ -38,7 +38,7 @@ class Pool:
 @pytest.fixture
 def pool(monkeypatch, tmp_path):
     monkeypatch.setenv("FFNAS_CACHE", str(tmp_path))
-    monkeypatch.delenv(specialize.ENVIRONMENT, raising=False)
+    monkeypatch.setenv(specialize.ENVIRONMENT, "1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     stand_in = Pool()
@@ -102,6 +102,8 @@ def test_the_environment_decides(pool, monkeypatch):
     monkeypatch.setenv(specialize.ENVIRONMENT, "always")
     assert is_generated(call())
     monkeypatch.setenv(specialize.ENVIRONMENT, "0")
+    assert not any(is_generated(call()) for _ in range(2 * THRESHOLD))
+    monkeypatch.delenv(specialize.ENVIRONMENT)  # never measured on a device, so off
     assert not any(is_generated(call()) for _ in range(2 * THRESHOLD))
     assert not pool.jobs
     monkeypatch.setenv(specialize.ENVIRONMENT, "yes")
