@@ -128,7 +128,7 @@ def test_other_ratios_are_refused(value):
 
 
 def valid_file():
-    return Architecture.parse(RELEASED).to_dict(SHAPE)
+    return architecture_to_dict(Architecture.parse(RELEASED), SHAPE)
 
 
 def edited(path, value):

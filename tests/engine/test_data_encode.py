@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_toys import bert_tokenizer, roberta_tokenizer, sentences
 
-from engine.data import Rows, TaskSpec, check_max_length, encode, encode_task, encode_text, model_positions
+from engine.data import Rows, TaskSpec, check_max_length, encode_task, encode_text, model_positions, tokenizing
 from engine.data.text import split_sentences
 from engine.data.tokenizing import BLOCK
 from engine.errors import UserError
@@ -178,7 +178,7 @@ def test_forking_after_encoding_is_quiet():
 
 @pytest.mark.parametrize("given", ["true", "false"])
 def test_the_users_choice_of_parallelism_stays(monkeypatch, given):
-    monkeypatch.setattr(encode, "_USER_CHOICE", given)
+    monkeypatch.setattr(tokenizing, "_USER_CHOICE", given)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", given)
     encode_text(["the cat"], bert_tokenizer(), 16)
     assert os.environ["TOKENIZERS_PARALLELISM"] == given

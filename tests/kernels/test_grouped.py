@@ -160,7 +160,7 @@ def test_second_derivatives_are_refused(emulated):
 
 
 def test_a_group_on_a_device_starts_no_build_by_itself(monkeypatch):
-    """The CUDA kernels are nobody's default before a measurement: they serve, and are built, where asked for by name."""
+    """The CUDA kernels are nobody's default before a measurement: they are built where asked for by name."""
     inputs, members = group()
     loaded = []
     monkeypatch.setattr(dispatch, "load_backend", lambda name: loaded.append(name) or "not in this test")
