@@ -7,7 +7,6 @@ import gc
 import pickle
 import threading
 import weakref
-from functools import partial
 
 import pytest
 import torch
@@ -300,10 +299,10 @@ def test_the_end_of_a_process_says_nothing(monkeypatch):
     """A parameter may die when our modules are already taken apart: nothing of them is touched then."""
     packed = PackedWeights(CPU._library, 1 << 20)
     weight = nn.Parameter(torch.zeros(64, 64))
-    packed.find([weight], packed.isa_for(CPU._isa[torch.float32], 64), 64)
-    packed._store((0, 0), _Entry(weakref.ref(weight, partial(packed._forget, (0, 0))), (), None))
-    monkeypatch.setattr(packed_weights, "_bytes", None)  # as the interpreter leaves a module's names
-    entry = packed._entries[0, 0]
-    packed._forget((0, 0), entry.parameter, ending=lambda: True)
-    with pytest.raises(TypeError):
-        packed._forget((0, 0), entry.parameter, ending=lambda: False)
+    packed._store((0, 0), _Entry(weakref.ref(weight), (), None))
+    dead = packed._entries[0, 0].parameter
+    with monkeypatch.context() as taken_apart:
+        taken_apart.setattr(packed_weights, "_bytes", None)  # as the interpreter leaves a module's names
+        packed._forget((0, 0), dead, ending=lambda: True)
+        with pytest.raises(TypeError):
+            packed._forget((0, 0), dead, ending=lambda: False)
