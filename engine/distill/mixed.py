@@ -112,5 +112,5 @@ def _logits(model: FFNASPreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor
     head = getattr(model, "classify", None)
     if head is None:
         return None
-    logits = head(hidden)
+    logits = head(hidden, batch.mask)
     return logits.view(batch.input_ids.shape[:2]) if batch.input_ids.dim() == 3 else logits

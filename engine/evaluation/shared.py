@@ -151,7 +151,7 @@ class SharedEvaluator:
             self.store.put((index,), embedded, 0)
             self.store.release((index,))
         mask = extended_mask(self.model.config, embedded, batch.attention_mask)
-        short = reads_first(self.model.base_model.encoder[-1], mask)
+        short = self.model.config.pooling == "cls" and reads_first(self.model.base_model.encoder[-1], mask)
         return _Run(index, embedded, mask, short, [torch.empty(0)] * candidates)
 
     def _walk(self, run: _Run, node: Node) -> None:
@@ -171,11 +171,12 @@ class SharedEvaluator:
 
     def _logits(self, run: _Run, leaf: Node) -> Tensor:
         x = self._after_ffns(run, leaf.parent, leaf.branch, leaf.stack)
-        return self._head(x[:, None] if run.short else x).float().cpu()
+        mask = self.batches[run.index].attention_mask
+        return self._head(x[:, None] if run.short else x, mask).float().cpu()
 
-    def _head(self, x: Tensor) -> Tensor:
-        """[B, S, H] to [B, num_labels]; reads the first token."""
-        return self.model.classifier(self.model.base_model.cls_pooler(x))
+    def _head(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, S, H] and [B, S] to [B, num_labels]; [B, 1, H] will do where the pooling reads the first token."""
+        return self.model.classifier(self.model.base_model.cls_pooler(x, mask))
 
     def _after_attention(self, run: _Run, node: Node) -> Tensor:
         """[B, S, H] behind the attention block that follows a prefix; [B, H] where the first token is enough."""

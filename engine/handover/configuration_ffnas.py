@@ -22,6 +22,8 @@ class FFNASConfig(PretrainedConfig):
         kron_block: [p, q], how weights that are Kronecker products are factored.
         teacher_hidden_size: width of a distillation projection kept with the weights, None for none.
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout: dropout while training.
+        pooling: what sequence heads read: "cls" (first token, dense layer, activation) or "mean" (mean of real tokens).
+        pooler_activation: "tanh", "relu", "gelu" (tanh form) or "gelu_erf".
         layer_norm_eps, max_position_embeddings, type_vocab_size, initializer_range: as in BERT.
     """
 
@@ -49,6 +51,8 @@ class FFNASConfig(PretrainedConfig):
         pad_token_id: int | None = 0,
         classifier_dropout: float | None = None,
         tie_word_embeddings: bool = True,
+        pooling: str = "cls",
+        pooler_activation: str = "tanh",
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -69,4 +73,6 @@ class FFNASConfig(PretrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.initializer_range = initializer_range
         self.classifier_dropout = classifier_dropout
+        self.pooling = pooling
+        self.pooler_activation = pooler_activation
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)

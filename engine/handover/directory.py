@@ -20,7 +20,7 @@ from torch import nn
 from engine.handover.generate import expressions_source
 from engine.student.configuration import FFNASConfig
 
-COPIED = ("configuration_ffnas.py", "modeling_ffnas.py")
+COPIED = ("configuration_ffnas.py", "pooling_ffnas.py", "modeling_ffnas.py")
 GENERATED = "expressions_ffnas.py"
 FILES = (*COPIED, GENERATED)
 QUESTION_ANSWERING = "question_answering_ffnas.py"

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import (
 
 from .configuration_ffnas import FFNASConfig
 from .expressions_ffnas import BODIES, FACTORED
+from .pooling_ffnas import Pooler
 
 IGNORED_LABEL = -100
 
@@ -169,19 +170,8 @@ class FFNASPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class Pooler(nn.Module):
-    """tanh(dense(first token))."""
-
-    def __init__(self, config: FFNASConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden[:, 0]))
-
-
 class FFNASModel(FFNASPreTrainedModel):
-    """The encoder; `pooler_output` is the pooled first token."""
+    """The encoder; `pooler_output` is the pooled sequence."""
 
     def __init__(self, config: FFNASConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -226,7 +216,7 @@ class FFNASModel(FFNASPreTrainedModel):
             attentions += (probabilities,)
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=None if self.cls_pooler is None else self.cls_pooler(x),
+            pooler_output=None if self.cls_pooler is None else self.cls_pooler(x, attention_mask),
             hidden_states=hidden_states if keep_hidden else None,
             attentions=attentions if keep_attention else None,
         )
@@ -234,7 +224,7 @@ class FFNASModel(FFNASPreTrainedModel):
 
 
 class FFNASForSequenceClassification(FFNASPreTrainedModel):
-    """Pooled first token, dropout, linear."""
+    """Pooled sequence, dropout, linear."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -292,7 +282,7 @@ class FFNASForQuestionAnswering(FFNASPreTrainedModel):
 
 
 class FFNASForMultipleChoice(FFNASPreTrainedModel):
-    """One score per choice from its pooled first token; inputs are [B, choices, S]."""
+    """One score per choice from its pooled sequence; inputs are [B, choices, S]."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)

@@ -24,6 +24,8 @@ from kernels.language.expression import GELU_FFN, ExpressionError, kron_weights
 from kernels.language.widths import POLICIES, validate
 
 EMBEDDING_TYPES = ("trigram", "full")
+POOLINGS = ("cls", "mean")
+POOLER_ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -61,6 +63,9 @@ class FFNASConfig(PreTrainedConfig):
         pad_token_id: its token embedding is not trained; None for none.
         classifier_dropout: dropout before the classifier; None takes `hidden_dropout_prob`.
         tie_word_embeddings: the masked-LM decoder uses the token table.
+        pooling: what sequence heads read: `"cls"`, the first token through a dense layer, or `"mean"`, the mean over
+            real tokens, without one.
+        pooler_activation: behind that dense layer: `"tanh"`, `"relu"`, `"gelu"` (tanh form) or `"gelu_erf"`.
 
     Raises:
         UserError: a value is out of range, or a layer is not valid at these widths.
@@ -88,6 +93,8 @@ class FFNASConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
+    pooling: str = "cls"
+    pooler_activation: str = "tanh"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
@@ -129,7 +136,12 @@ class FFNASConfig(PreTrainedConfig):
                 f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size};"
                 f" use {_nearest_divisor(self.hidden_size, self.num_attention_heads)} heads, or another hidden_size"
             )
-        for name, allowed in (("embedding_type", EMBEDDING_TYPES), ("width_policy", POLICIES)):
+        for name, allowed in (
+            ("embedding_type", EMBEDDING_TYPES),
+            ("width_policy", POLICIES),
+            ("pooling", POOLINGS),
+            ("pooler_activation", POOLER_ACTIVATIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: unknown value {getattr(self, name)!r:.60}; use {' or '.join(allowed)}")
         for name in _PROBABILITIES:

@@ -37,7 +37,7 @@ class _Headed(FFNASPreTrainedModel):
 
 
 class FFNASForSequenceClassification(_Headed):
-    """Pooled [CLS], dropout, linear: classes, or a value when `num_labels` is 1 or `problem_type` is regression."""
+    """Pooled sequence, dropout, linear: classes, or a value when `num_labels` is 1 or `problem_type` is regression."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -71,9 +71,9 @@ class FFNASForSequenceClassification(_Headed):
             states=_with_logits(out.states, logits),
         )
 
-    def classify(self, hidden: Tensor) -> Tensor:
-        """Logits [B, num_labels] from the last layer's output [B, S, H]."""
-        return self._logits(self.ffnas.cls_pooler(hidden))
+    def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, num_labels] from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
+        return self._logits(self.ffnas.cls_pooler(hidden, attention_mask))
 
     def _logits(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled))
@@ -121,13 +121,13 @@ class FFNASForQuestionAnswering(_Headed):
             states=_with_logits(out.states, logits),
         )
 
-    def classify(self, hidden: Tensor) -> Tensor:
+    def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Start and end scores [B, S, 2] from the last layer's output [B, S, H]."""
         return self.qa_outputs(hidden)
 
 
 class FFNASForMultipleChoice(_Headed):
-    """One score per choice from its pooled [CLS]."""
+    """One score per choice from its pooled sequence."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -170,9 +170,9 @@ class FFNASForMultipleChoice(_Headed):
             states=_with_logits(out.states, logits),
         )
 
-    def classify(self, hidden: Tensor) -> Tensor:
-        """Scores [rows, 1] of single choices from the last layer's output [rows, S, H]."""
-        return self._score(self.ffnas.cls_pooler(hidden))
+    def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Scores [rows, 1] of single choices from the last layer's output [rows, S, H]; mean pooling needs the mask."""
+        return self._score(self.ffnas.cls_pooler(hidden, attention_mask))
 
     def _score(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled))

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
@@ -29,6 +28,7 @@ from engine.student.encoder import FFNASLayer, Planner
 from engine.student.ffn import FFNPlan
 from engine.student.first_token import reads_first
 from engine.student.outputs import FFNASModelOutput
+from engine.student.pooling import build_pooler
 from kernels.ffn.modules import KronLinear
 
 ALL_LAYERS = "all"
@@ -84,23 +84,12 @@ class FFNASPreTrainedModel(PreTrainedModel):
         return out.states
 
 
-class Pooler(nn.Module):
-    """tanh(dense(first token)), [B, S, H] to [B, H]."""
-
-    def __init__(self, config: FFNASConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden[:, 0]))
-
-
 class FFNASModel(FFNASPreTrainedModel):
     """Embeddings and encoder; `fit_dense` (H to H_t, used only by the distillation losses) where the config has one.
 
     Args:
         config: sizes and layers.
-        add_pooling_layer: whether to have the [CLS] pooler.
+        add_pooling_layer: whether to have the pooler.
 
     Raises:
         UserError: the config's values do not fit together.
@@ -113,7 +102,7 @@ class FFNASModel(FFNASPreTrainedModel):
         self.planner = Planner(config)
         self.embeddings = FFNASEmbeddings(config)
         self.encoder = nn.ModuleList(FFNASLayer(config, i, plan) for i, plan in enumerate(self.planner.full))
-        self.cls_pooler = Pooler(config) if add_pooling_layer else None
+        self.cls_pooler = build_pooler(config) if add_pooling_layer else None
         teacher = config.teacher_hidden_size
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
         self.post_init()
@@ -177,7 +166,8 @@ class FFNASModel(FFNASPreTrainedModel):
         recorder = Recorder(embedded)
         teachers = self._score_teachers(record, score_targets)
         wants_rows = bool(record) or keep_hidden or keep_attention or bool(kwargs)
-        short = first_token_only and not wants_rows and reads_first(self.encoder[-1], mask)
+        short = first_token_only and self.config.pooling == "cls" and not wants_rows
+        short = short and reads_first(self.encoder[-1], mask)
         for index, (layer, plan) in enumerate(zip(self.encoder, plans, strict=True)):
             if short and index == len(plans) - 1:
                 x = layer.first(x, mask, plan)[:, None]
@@ -193,7 +183,7 @@ class FFNASModel(FFNASPreTrainedModel):
         states = None if states_layers is None else recorder.states()
         return FFNASModelOutput(
             last_hidden_state=x,
-            pooler_output=None if self.cls_pooler is None else self.cls_pooler(x),
+            pooler_output=None if self.cls_pooler is None else self.cls_pooler(x, attention_mask),
             hidden_states=tuple(hidden_states) if keep_hidden else None,
             attentions=tuple(attentions) if keep_attention else None,
             states=states,

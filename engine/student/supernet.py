@@ -85,7 +85,7 @@ def build_student(
         "type_vocab_size": shape.type_vocab,
     }
     if task is not None:
-        settings |= _task_fields(task)
+        settings |= task_fields(task)
     made = FFNASConfig(**settings | config)
     if model_class is None:
         model_class = STUDENTS["classification" if task is None else task.kind]  # type: ignore[assignment]
@@ -242,7 +242,7 @@ def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
     return {"add_pooling_layer": model.cls_pooler is not None} if model.base_model is model else {}
 
 
-def _task_fields(task: TaskSpec) -> dict[str, Any]:
+def task_fields(task: TaskSpec) -> dict[str, Any]:
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     if task.kind != "classification":

@@ -61,6 +61,7 @@ def test_logits_equal_one_by_one_evaluation_bit_for_bit(texts, sizes):
         {"layers": 2, "embedding_type": "full"},
         {"attn_implementation": "eager"},
         {"width_policy": "pad"},
+        {"pooling": "mean"},
         {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2},
     ],
     ids=lambda c: ",".join(c),
