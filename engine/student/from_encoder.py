@@ -160,8 +160,8 @@ def standard_model(
         for name, value in task_fields(task).items():
             setattr(config, name, value)
     with torch.device("meta"):
-        bare = kind is None and pooling != "mean"
-        target = FFNASModel(config, "cls_pooler.dense.weight" in given) if bare else model_class(config)
+        unpooled = kind is None and pooling != "mean" and "cls_pooler.dense.weight" not in given
+        target = FFNASModel(config, add_pooling_layer=False) if unpooled else model_class(config)
     state = _completed(target, given, config.initializer_range, seed)
     target.load_state_dict(state, assign=True)
     return target.train(model.training)
@@ -270,9 +270,7 @@ def _replaced(name: str, names: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def _completed(
-    target: nn.Module, given: Mapping[str, Tensor], deviation: float, seed: int
-) -> dict[str, Tensor]:
+def _completed(target: nn.Module, given: Mapping[str, Tensor], deviation: float, seed: int) -> dict[str, Tensor]:
     """The weights `target` has, fresh ones where none are given: those of a head or pooler."""
     generator = torch.Generator().manual_seed(seed)
     like = next(iter(given.values()))

@@ -243,6 +243,7 @@ def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
 
 
 def task_fields(task: TaskSpec) -> dict[str, Any]:
+    """Fields of `FFNASConfig` that say what a head for this task answers."""
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     if task.kind != "classification":
