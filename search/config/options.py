@@ -13,6 +13,7 @@ import re
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -20,6 +21,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from engine.errors import UserError
 from engine.files import copy_atomic, write_text_atomic
 from search.config.checks import validate
+from search.config.pairs import unset_by_option, unset_by_values
 from search.config.schema import BudgetConfig, SearchConfig
 from search.ledger.url import without_password
 
@@ -45,7 +47,6 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_CONFIG_DEPTH = 20
-_EITHER = {"steps": "epochs", "epochs": "steps"}
 
 
 def preset_names() -> list[str]:
@@ -180,19 +181,20 @@ def _check_file(given: str) -> None:
 
 def normalise(argv: list[str]) -> list[str]:
     """Dashes in option names become underscores, `--budget.params LOW HIGH` one bracketed value, `--objectives A,B` a
-    list (with the sampler for it, unless one is named), and of `steps` and `epochs` of a phase the one that is given
-    unsets the other, whatever the preset says."""
+    list (with the sampler for it, unless one is named), and of two values of which one is enough the one that is given,
+    here or in a configuration file, unsets the preset's other one (`search.config.pairs`)."""
     result: list[str] = []
     rest = list(argv)
+    given = {_option_name(a) for a in argv if a.startswith("--")}
     while rest:
         argument = rest.pop(0)
         if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            name = name[2:].replace("-", "_")
+            name, equals, value = _option_name(argument), *argument.partition("=")[1:]
             argument = f"--{name}{equals}{value}"
-            phase, _, last = name.rpartition(".")
-            if phase and last in _EITHER:
-                result += [f"--{phase}.{_EITHER[last]}", "null"]
+            result += unset_by_option(name, given)
+            file = value if equals else next(iter(rest), "")
+            if name == "config" and Path(file).is_file():
+                result += unset_by_values(_values_in(file))
             if name == "objectives":
                 names = value if equals or not rest else rest.pop(0)
                 result.append(f"--objectives.names=[{names.strip('[]')}]")
@@ -235,16 +237,26 @@ def _with_space_files(argv: list[str]) -> list[str]:
 
 def _space_file_of(config: str) -> str | None:
     """`space.file` of a configuration file; None where it has none. What else is wrong with the file shows later."""
-    _check_file(config)
-    try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None  # the parser's own message says what is wrong
+    values = _values_in(config)
     space = values.get("space") if isinstance(values, dict) else None
     named = space.get("file") if isinstance(space, dict) else None
     if named is not None and not isinstance(named, str):
         raise UserError(f"space.file: must be a path, got {type(named).__name__}")
     return named
+
+
+def _values_in(config: str) -> Any:
+    """What a configuration file holds, None where it cannot be read: the parser's own message says what is wrong."""
+    _check_file(config)
+    try:
+        return yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _option_name(argument: str) -> str:
+    """`--a.b-c=value` to `a.b_c`."""
+    return argument.partition("=")[0][2:].replace("-", "_")
 
 
 def save_config(config: SearchConfig, path: Path) -> None:
