@@ -77,7 +77,8 @@ def example_inputs(config: Any, rows: int = 2, length: int = 16, *, choices: int
     mask = torch.ones_like(ids)
     mask[-1, ..., length // 2 + 1 :] = 0
     types = torch.zeros_like(ids)
-    types[..., length // 3 :] = 1
+    if getattr(config, "type_vocab_size", 2) > 1:  # RoBERTa knows one segment
+        types[..., length // 3 :] = 1
     return dict(zip(INPUTS, (ids * mask, mask, types * mask), strict=True))
 
 

@@ -48,6 +48,20 @@ def test_the_measured_step_runs_and_leaves_the_generator_and_threads_alone(monke
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(("slow", "calls"), [(1.0, 16), (2.9, 16), (20.0, 4), (0.05, 4)])
+def test_a_clear_difference_is_measured_once(monkeypatch, slow, calls):
+    """A clock that a step in bf16 moves `slow` times as far as one in fp32."""
+    now, seen = [0.0], []
+    monkeypatch.setattr(precision.time, "thread_time", lambda: now[0])
+
+    def step(bf16):
+        seen.append(bf16)
+        now[0] += slow if bf16 else 1.0
+
+    assert precision._cpu_seconds(step) == pytest.approx((1.0, slow))
+    assert len(seen) == calls  # the warm-up and one round, or all of them
+
+
 @pytest.mark.parametrize(("name", "message"), [("tpu9", "not a device"), ("mps", "not supported")])
 def test_wrong_devices_are_named(name, message):
     with pytest.raises(UserError, match=message):
