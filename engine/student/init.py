@@ -95,7 +95,7 @@ def _teacher_tables(model: nn.Module) -> _Tables:
     words = _on_cpu(model.get_input_embeddings().weight)
     block = getattr(model.base_model, "embeddings", None)
     positions = getattr(block, "position_embeddings", None)
-    segments = getattr(block, "token_type_embeddings", None)
+    segments = getattr(block, "token_type_embeddings", getattr(block, "segment_embeddings", None))  # ours: the latter
     rows = None if positions is None else _on_cpu(positions.weight)
     if rows is not None and positions.padding_idx is not None:
         rows = rows[positions.padding_idx + 1 :]  # RoBERTa counts positions from there

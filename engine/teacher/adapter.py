@@ -195,7 +195,7 @@ class Teacher:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write model (safetensors) and tokenizer as transformers does, loadable without ffnas."""
+        """Write model (safetensors) and tokenizer as transformers does; loadable without ffnas unless it is of ours."""
         with quiet():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
