@@ -22,8 +22,12 @@ from search.baselines import derive_baseline, hand_designed, random_search
 from search.console.progress import Reporter
 from search.context import Context, Prepared
 from search.derive import Derived, derive
+from search.inherit.last_round import STAGE as ROUND
+from search.inherit.library import STAGE as LIBRARY
+from search.inherit.strategy import find
 from search.report import build_report
 from search.report.card import architecture_png
+from search.report.tables import write_candidates
 from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
@@ -53,7 +57,42 @@ def run(ctx: Context) -> dict[str, Any]:
             teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
         ctx.reporter.info(score_line("teacher", ctx, teacher_metrics))
 
-    # Supernets and the found model are trained by all ranks together; candidates are divided among them.
+    return (_inherit if ctx.inherits else _three_stages)(ctx, teacher_metrics)
+
+
+def _inherit(ctx: Context, teacher_metrics: dict[str, float]) -> dict[str, Any]:
+    """Strategy inherit (`search.inherit`); the first rank works, the others wait."""
+
+    def work() -> dict[str, Any]:
+        best, finished, facts = find(ctx)
+        stages = {}
+        for name in (LIBRARY, ROUND):
+            stages[name] = TrialLog()
+            stages[name].add(ctx.ledger.trials(name))
+            (ctx.rundir.path / name).mkdir(exist_ok=True)
+            write_candidates(ctx.rundir.path / name / "candidates.csv", stages[name].trials)
+        export(ctx, best, how_inherited(ctx, facts))
+        ctx.reporter.info(score_line("found model", ctx, best.dev))
+        baselines = {name: derived for name, derived in finished.items() if name != "search"}
+        for name, derived in baselines.items():
+            ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
+        return {**_finish(ctx, best, baselines, teacher_metrics, stages), "inherit": facts}
+
+    return ctx.ranks.first(work) or {}
+
+
+def how_inherited(ctx: Context, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says about the search."""
+    layers = ", ".join(str(layer) for layer in facts["layers"])
+    return {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+
+
+def _three_stages(ctx: Context, teacher_metrics: dict[str, float]) -> dict[str, Any]:
+    """The paper's strategy: warm-up, three stages, derive, baselines.
+
+    Supernets and the found model are trained by all ranks together; candidates are divided among them.
+    """
+    ranks = ctx.ranks
     stages: dict[str, TrialLog] = {}
     supernet = warm_up(ctx)
     shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
@@ -62,6 +101,7 @@ def run(ctx: Context) -> dict[str, Any]:
     shared, space = stage3_supernet(ctx, supernet, expressions)
     found = _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
 
+    config = ctx.config
     if config.derive.start == "warmup":
         ranks.first(lambda: load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared))
         ranks.spread(shared)
@@ -148,6 +188,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             device=prepared.device,
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
+            standard=config.strategy == "inherit",
         )
 
 
@@ -161,7 +202,8 @@ def how_found(ctx: Context) -> dict[str, Any]:
 
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
-    save_architecture(best.architecture, ctx.rundir.architecture, ctx.shape)
+    config = best.model.config
+    save_architecture(config.full_architecture, ctx.rundir.architecture, config.shape)
     name, value = primary(ctx.spec, best.dev)
     card = {
         "name": ctx.rundir.path.name,
@@ -177,7 +219,7 @@ def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
         best.model.config,
         teacher=ctx.config.teacher,
         teacher_layers=ctx.teacher.num_layers,
-        layer_map=layer_map(ctx.shape.num_layers, ctx.teacher.num_layers),
+        layer_map=config.source_layers or layer_map(config.num_hidden_layers, ctx.teacher.num_layers),
     )
     export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
