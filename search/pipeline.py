@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
-from engine.export.export import export_model
+from engine.export.export import export_model, rewrite_card
 from engine.files import write_json_atomic
 from engine.objective import layer_map
 from engine.teacher import Teacher
@@ -22,6 +24,7 @@ from search.baselines import derive_baseline, hand_designed, random_search
 from search.console.progress import Reporter
 from search.context import Context, Prepared
 from search.derive import Derived, derive
+from search.evidence import Subject, gather_run
 from search.report import build_report
 from search.report.card import architecture_png
 from search.scoring.trials import TrialLog
@@ -48,9 +51,12 @@ def run(ctx: Context) -> dict[str, Any]:
     if ctx.ledger.shared and ranks.is_first:
         save_weights(ctx.rundir.path / TEACHER, ctx.teacher.model)
     teacher_metrics: dict[str, float] = {}
+    teacher_rows: list[np.ndarray] = []
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
-            teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
+            teacher_metrics = evaluate_dev(
+                ctx.teacher.model, ctx.data, precision=config.teacher_precision, keep=teacher_rows.append
+            )
         ctx.reporter.info(score_line("teacher", ctx, teacher_metrics))
 
     # Supernets and the found model are trained by all ranks together; candidates are divided among them.
@@ -80,7 +86,7 @@ def run(ctx: Context) -> dict[str, Any]:
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
 
-    return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, stages)) or {}
+    return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages)) or {}
 
 
 def help_out(ctx: Context) -> None:
@@ -109,9 +115,12 @@ def _finish(
     best: Derived,
     baselines: dict[str, Derived],
     teacher_metrics: dict[str, float],
+    teacher_rows: list[np.ndarray],
     stages: dict[str, TrialLog],
 ) -> dict[str, Any]:
-    summary = summarise(ctx, best, baselines, teacher_metrics, stages)
+    evidence = gather_run(ctx, subjects(ctx, best, baselines, teacher_rows))
+    write_card(ctx, best, how_found(ctx), evidence)
+    summary = {**summarise(ctx, best, baselines, teacher_metrics, stages), "evidence": evidence}
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
     if ctx.scalars is not None:
         ctx.scalars.model("teacher", teacher_metrics)
@@ -119,6 +128,19 @@ def _finish(
             ctx.scalars.model(name, derived.dev)
     build_report(ctx.rundir.path)
     return summary
+
+
+_TITLES = {"gelu": "the hand-designed GELU student", "random": "the best of random search"}
+
+
+def subjects(
+    ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
+) -> list[Subject]:
+    """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
+    made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
+    made += [Subject(n, _TITLES.get(n, n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
+    return made
 
 
 def share_teacher(ctx: Context) -> None:
@@ -162,8 +184,25 @@ def how_found(ctx: Context) -> dict[str, Any]:
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
     save_architecture(best.architecture, ctx.rundir.architecture, ctx.shape)
+    drawing = architecture_png(
+        best.model.config,
+        teacher=ctx.config.teacher,
+        teacher_layers=ctx.teacher.num_layers,
+        layer_map=layer_map(ctx.shape.num_layers, ctx.teacher.num_layers),
+    )
+    card = model_facts(ctx, best, found)
+    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
+
+
+def write_card(ctx: Context, best: Derived, found: dict[str, Any], evidence: dict[str, Any]) -> None:
+    """Writes the model card of best/model/ again, with the evidence, which takes longer to gather than the model."""
+    rewrite_card(best.model, ctx.rundir.model, {**model_facts(ctx, best, found), "evidence": evidence})
+
+
+def model_facts(ctx: Context, best: Derived, found: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says, `found` among it."""
     name, value = primary(ctx.spec, best.dev)
-    card = {
+    return {
         "name": ctx.rundir.path.name,
         "task": ctx.spec.name,
         "teacher": ctx.config.teacher,
@@ -173,13 +212,6 @@ def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
         **found,
         "seed": ctx.config.seed,
     }
-    drawing = architecture_png(
-        best.model.config,
-        teacher=ctx.config.teacher,
-        teacher_layers=ctx.teacher.num_layers,
-        layer_map=layer_map(ctx.shape.num_layers, ctx.teacher.num_layers),
-    )
-    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
 def score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:

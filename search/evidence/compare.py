@@ -81,7 +81,9 @@ class Comparison:
         if rows is None:
             raise ValueError(f"{answers.name}: has no answers ({answers.note})")
         if len(rows) == 0 or (self.labels is not None and len(rows) != len(self.labels)):
-            raise ValueError(f"{answers.name}: {len(rows)} answers to {0 if self.labels is None else len(self.labels)} rows")
+            raise ValueError(
+                f"{answers.name}: {len(rows)} answers to {0 if self.labels is None else len(self.labels)} rows"
+            )
         value = metric(self.spec, rows, self.labels)
         samples = resampled(self.spec, rows, self.labels, resamples=self.resamples, seed=self.seed)
         self._values[answers.name] = rows, value, samples

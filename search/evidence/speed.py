@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from engine.latency.models import SLICE, interleaved
-from engine.states import answers
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.dispatch import preferred_backend, use_backend
 
@@ -95,11 +94,7 @@ def measure_speed(
     for place, batch in enumerate(batches):
         share = max(0.0, ends - time.perf_counter()) / (len(batches) - place)
         shape = (batch, length) if choices == 1 else (batch, choices, length)
-        runs = {
-            (name, side): run
-            for name, model in models.items()
-            for side, run in _runs(model, shape).items()
-        }
+        runs = {(name, side): run for name, model in models.items() for side, run in _runs(model, shape).items()}
         for (name, side), took in _medians(runs, share).items():
             found.append(Timing(name, side, batch, length, 1e3 * took))
     return found
@@ -122,7 +117,7 @@ def _medians(runs: Mapping[tuple[str, str], Callable[[], object]], seconds: floa
 
 
 def _runs(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """A forward pass per side, answers on the model's device and finished."""
+    """A forward pass per side; the device has finished it when the call returns."""
     device = next(model.parameters()).device
     model.eval()
     vocabulary = int(model.config.vocab_size)
@@ -132,7 +127,7 @@ def _runs(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable[[], ob
 
     def kernels() -> object:
         with torch.inference_mode():
-            out = answers(model(input_ids=ids, attention_mask=mask, return_dict=True))
+            out = model(input_ids=ids, attention_mask=mask, return_dict=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return out

@@ -1,7 +1,7 @@
 """The verdict in words: one sentence for terminal, summary.json, report and model card, and what to try if it is bad.
 
-    found: accuracy 0.792 on dev (4,000 rows): better than bag of words (+5.1 points, 95 % interval +3.9 to +6.3),
-    level with the hand-designed GELU student (+0.2, -0.6 to +1.0), 0.9 below its teacher (-1.6 to -0.2).
+found: accuracy 0.792 on dev (4,000 rows): better than bag of words (+5.1 points, 95 % interval +3.9 to +6.3),
+level with the hand-designed GELU student (+0.2, -0.6 to +1.0), 0.9 below its teacher (-1.6 to -0.2).
 """
 
 from __future__ import annotations
