@@ -7,12 +7,12 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.data import EncodedDataset
 from engine.evaluation.evaluation import evaluate, evaluate_dev
+from engine.evaluation.metrics import primary
 from engine.training.settings import PhaseSettings
 from kernels.language.expression import parse_expression
 from search.config.checks import parse_shares
@@ -152,22 +152,19 @@ def finish(ctx: Context, name: str, library: Library, architecture: Architecture
         restore_extra=best.restore,
         finish=best.finish,
     )
+    model.requires_grad_(True).eval()  # as users expect it
+    rows: list[np.ndarray] = []
+    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
     return Derived(
-        model=_for_users(model, ctx.teacher.model),
+        model=model,
         architecture=architecture,
         params=library.variants.total(architecture),
         select=evaluate(model, ctx.data.select, ctx.score_spec, precision=ctx.precision),
-        dev=evaluate_dev(model, ctx.data, precision=ctx.precision),
+        dev=dev,
+        rows=rows[0],
     )
 
 
-def _for_users(model: nn.Module, teacher: nn.Module) -> nn.Module:
-    """The model as it is handed over: everything trainable."""
-    model.requires_grad_(True)
-    return model.eval()
-
-
 def _score(ctx: Context, derived: Derived) -> float:
-    from engine.evaluation.metrics import primary
-
+    """On the selection split, by what candidates are scored by."""
     return primary(ctx.score_spec, derived.select)[1]
