@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from engine.architecture.architecture import Architecture, uniform
-from engine.architecture.file import FORMAT, architecture_from_dict, architecture_to_dict
+from engine.architecture.file import FORMATS, architecture_from_dict, layers_to_list
 from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block
 from engine.errors import UserError
 from kernels.language.expression import GELU_FFN, ExpressionError, kron_weights
@@ -100,7 +100,7 @@ class FFNASConfig(PreTrainedConfig):
         self.check()
         if any(kron_weights(layer.expression) for layer in self.full_architecture.layers):
             self.kron_block = list(self.shape.block)  # config.json alone tells the stored factors' shapes
-        self.layers = architecture_to_dict(self.full_architecture, self.shape)["layers"]
+        self.layers = layers_to_list(self.full_architecture)
         super().__post_init__(**kwargs)
 
     @property
@@ -178,7 +178,7 @@ def read_layers(layers: Any, hidden_size: int, num_layers: int) -> Architecture:
     count = len(layers) if isinstance(layers, (list, tuple)) else num_layers
     entries = list(layers) if isinstance(layers, tuple) else layers
     return architecture_from_dict(
-        {"format": FORMAT, "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
+        {"format": FORMATS[-1], "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from engine.architecture.architecture import Architecture
-from engine.architecture.file import architecture_to_dict
+from engine.architecture.file import layers_to_list
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
@@ -116,7 +116,7 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
     base.planner(None if architecture is None else _as_stored(model, architecture))
     config = copy.deepcopy(model.config)
     if architecture is not None:
-        config.layers = architecture_to_dict(architecture, config.shape)["layers"]
+        config.layers = layers_to_list(architecture)
     if not fit_dense:
         config.teacher_hidden_size = None
     with torch.device("meta"):
