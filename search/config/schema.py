@@ -241,7 +241,7 @@ class InheritConfig:
         temperature: of the teacher's answers.
     """
 
-    ratios: list[str] = field(default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "1/8", "1/16"])
+    ratios: list[str] = field(default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "3/16", "1/8", "1/16"])
     heads: list[str] = field(default_factory=lambda: ["1", "2/3", "1/3"])
     expressions: list[str] = field(default_factory=list)
     calibration_tokens: int = 8192

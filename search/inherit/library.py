@@ -3,7 +3,7 @@
 A variant's second products are refitted by least squares to what the whole block computes
 (`engine.student.calibration`); its score is minus the KL divergence of the teacher's answers with that one block
 replaced. Scores are trials of the ledger, stage "library"; what else a resumed run needs follows from the seed and is
-computed again, in seconds.
+computed again, in seconds. A variant with fewer heads and a narrower FFN counts as the sum of the two alone.
 
 Texts are rows of the training split, never of score, select or dev.
 """
@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -151,16 +152,19 @@ def build_library(ctx: Context, variants: Variants) -> Library:
                 ).logits
             library.answers.append((batch, logits.float()))
         known = {trial.number: trial for trial in ctx.ledger.trials(STAGE)}
-        total = library.losses.size
-        with ctx.reporter.phase("block library", total) as bar:
+        alone = variants.alone
+        layers = variants.shape.num_layers
+        with ctx.reporter.phase("block library", layers * len(alone)) as bar:
             states = _passes(library)
-            for number in range(total):
-                index, choice = divmod(number, len(variants.specs))
+            for done, (index, choice) in enumerate(product(range(layers), alone)):
+                number = index * len(variants.specs) + choice
                 if number not in known:
                     known[number] = _scored(library, index, choice, states)
                     ctx.ledger.record(known[number])
                 library.losses[index, choice] = -(known[number].score or 0.0)
-                bar.update(number + 1, "")
+                bar.update(done + 1, "")
+        for choice, (heads, width) in variants.joint.items():
+            library.losses[:, choice] = library.losses[:, heads] + library.losses[:, width]
     return library
 
 

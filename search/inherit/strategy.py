@@ -29,6 +29,10 @@ from search.phases import batch_plan, train_phase
 GROUPS = {"solved": "search", "uniform": "uniform", "random": "random"}
 """Groups of the last round, and the names their finished students have in summary and report."""
 
+SLACK = 0.005
+"""A share of the encoder is kept to within this, so that three of six layers at a quarter of their width, biases and
+norms included, are a quarter of it."""
+
 ORDER = "inherit finish"
 """Finished students see the same batches in the same order."""
 
@@ -104,7 +108,7 @@ def budget_of(ctx: Context, made: Variants, library: Library) -> Budget:
         names.append("encoder")
         costs.append(sizes)
         share = Fraction(1, 4) if budget.encoder is None else Fraction(budget.encoder).limit_denominator(10**6)
-        limits.append(float(share * made.encoder(made.whole)))
+        limits.append(float(share * made.encoder(made.whole)) * (1 + SLACK))
     return Budget(tuple(names), np.stack(costs), tuple(limits))
 
 

@@ -38,6 +38,22 @@ class Variants:
         """The teacher."""
         return Architecture((self.own,) * self.shape.num_layers)
 
+    @property
+    def alone(self) -> list[int]:
+        """Variants that differ from the teacher's layer in one thing, which are scored."""
+        return [k for k, spec in enumerate(self.specs) if k not in self.joint]
+
+    @property
+    def joint(self) -> dict[int, tuple[int, int]]:
+        """Variants with fewer heads and a narrower FFN, and which variants have the one and the other alone."""
+        number = {spec: k for k, spec in enumerate(self.specs)}
+        pairs = {}
+        for k, spec in enumerate(self.specs):
+            heads, width = replace(spec, ratio=Fraction(1)), replace(spec, heads=None)
+            if spec.stack and spec.heads is not None and spec.ratio != 1:
+                pairs[k] = (number[heads], number[width])
+        return pairs
+
     def layer(self, spec: LayerSpec) -> int:
         """Parameters of one layer: attention block and FFN."""
         one, nothing = (Architecture((s,)) for s in (spec, SKIP))
