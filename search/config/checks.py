@@ -110,6 +110,8 @@ def _inherit(config: SearchConfig) -> None:
     _positive("inherit.temperature", settings.temperature)
     if settings.steps is not None:
         _positive("inherit.steps", settings.steps)
+    if config.budget.speedup is not None and not config.budget.speedup >= 1:
+        raise UserError(f"budget.speedup: {config.budget.speedup!r} is out of range: give a number >= 1")
     if config.budget.encoder is not None and not 0 < config.budget.encoder <= 1:
         raise UserError(f"budget.encoder: {config.budget.encoder!r} is out of range: a share in (0, 1]")
     if config.strategy == "inherit" and config.ledger is not None:

@@ -80,6 +80,8 @@ class BudgetConfig:
     Args:
         encoder: strategy inherit: most parameters of the student's layers, as a share of the teacher's layers (null:
             a quarter, where nothing else is limited).
+        speedup: strategy inherit: how many times as fast as its teacher the student has to be, under the conditions
+            in objectives.
         params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
             of what the space can reach, or all of it where something else is limited).
         flops: most FLOPs of one sequence of objectives.sequence_length tokens (a multiply-accumulate counts as 2).
@@ -88,6 +90,7 @@ class BudgetConfig:
     """
 
     encoder: float | None = None
+    speedup: float | None = None
     params: list[float] | None = None
     flops: float | None = None
     memory_mb: float | None = None

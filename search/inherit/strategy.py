@@ -99,11 +99,12 @@ def budget_of(ctx: Context, made: Variants, library: Library) -> Budget:
         names.append("flops")
         costs.append(np.array([[made.layer_flops(spec, length) for spec in made.specs]] * layers, dtype=np.float64))
         limits.append(budget.flops - made.rest_flops(length))
-    if budget.latency_ms is not None:
+    if budget.latency_ms is not None or budget.speedup is not None:
         times, rest = layer_milliseconds(ctx, library)
+        whole = layers * times[0] + rest
         names.append("latency_ms")
         costs.append(np.tile(times, (layers, 1)))
-        limits.append(budget.latency_ms - rest)
+        limits.append(min(budget.latency_ms or whole, whole / (budget.speedup or 1.0)) - rest)
     if budget.encoder is not None or not names:
         names.append("encoder")
         costs.append(sizes)
