@@ -31,6 +31,8 @@ PACKAGE_PREFIX = "package:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MODULE_NAME = re.compile(r"[A-Za-z_]\w*")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_SUBFOLDERS = "[!1]*/*"
+"""Files in folders that are not fetched: all but those of sentence-transformers' 1_Pooling."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_DEPTH = 4
 """Folders below a package's root that are searched for a model."""
@@ -139,7 +141,7 @@ def _hub_folder(name: str, tried: str) -> Path:
 
     transport_error = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, whichever the installed hub client uses
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=[_SUBFOLDERS]))
     except HFValidationError as error:
         raise UserError(f"teacher {name!r} not found: {tried}, and not a possible hub name") from error
     except LocalEntryNotFoundError as error:

@@ -24,8 +24,9 @@ from engine.data.tokenizing import model_positions
 from engine.errors import UserError
 from engine.model_sources import TeacherSource, load_tokenizer, quiet, resolve
 from engine.states import EncoderStates, answers
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.teacher.capture import CAPTURE, recording
-from engine.teacher.loading import load_model
+from engine.teacher.loading import load_model, names_labels, standardised
 from engine.teacher.rounded import rounded_copy
 
 if TYPE_CHECKING:
@@ -42,19 +43,29 @@ class Teacher:
         tokenizer: its tokenizer.
         name: what the user called it.
         has_head: whether the task head was loaded rather than freshly initialized.
+        knows_labels: whether that head's label names are the task's.
+
+    Attributes:
+        metrics: of `select`, where it was evaluated.
+        folder: cache entry, of fine-tuned ones.
+        notes: what its fine-tuning or loading has to say, a line each.
 
     Raises:
         UserError: the model is no bidirectional encoder whose attention goes through transformers' interface.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False, knows_labels: bool = False
+    ) -> None:
         self.model = model.eval()
         self._rounded: tuple[object, nn.Module] | None = None
         self.tokenizer = tokenizer
         self.name = name
         self.has_head = has_head
+        self.knows_labels = knows_labels
         self.metrics: dict[str, float] = {}
         self.folder: Path | None = None
+        self.notes: list[str] = []
         config = model.config
         self.hidden_size = int(config.hidden_size)
         self.num_layers = int(config.num_hidden_layers)
@@ -75,6 +86,7 @@ class Teacher:
         *,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        standard: bool = False,
     ) -> Teacher:
         """Load a teacher.
 
@@ -83,13 +95,26 @@ class Teacher:
             task: load (or, where the source has none that fits, freshly initialize) a head for this task.
             device: where the model goes.
             seed: of a fresh head.
+            standard: make the model one of ours (`engine.student.from_encoder`) where its family is known.
 
         Raises:
             UserError: not found, not loadable, or no suitable encoder.
         """
         found = source if isinstance(source, TeacherSource) else resolve(str(source))
         model, has_head = load_model(found, task, seed=seed)
-        return cls(model.to(device), load_tokenizer(found), name=found.name, has_head=has_head)
+        reason = None
+        if standard:
+            model, reason = standardised(model, found, has_head=has_head, seed=seed)
+        knows = has_head and task is not None and names_labels(found, task)
+        made = cls(model.to(device), load_tokenizer(found), name=found.name, has_head=has_head, knows_labels=knows)
+        if reason is not None:
+            made.notes.append(f"teacher {found.name!r} stays as it is ({reason}): the student has layers of its own")
+        return made
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the model is one of ours, so that its layers can be a student's."""
+        return isinstance(self.model, FFNASPreTrainedModel)
 
     @property
     def encoder(self) -> nn.Module:

@@ -1,7 +1,12 @@
 """Stage 0: the teacher is fine-tuned on the task once, and found in the cache ever after.
 
-Cross-entropy to the labels (regression: MSE), the phase loop of every other training, evaluation on `select` after
-each epoch and at the end, best weights kept. Long runs leave a checkpoint beside the cache entry and continue from it.
+Cross-entropy to the labels (regression: MSE), the phase loop of every other training, evaluation on `select` eight
+times, best weights kept, an early end where nothing gets better. How long and at which rate follows from the sizes of
+data and model unless settings say otherwise (`engine.teacher.settings`). Long runs leave a checkpoint beside the cache
+entry and continue from it.
+
+A source that was fine-tuned on the task's classes already is not trained again if its head is clearly better than
+always answering the most frequent class.
 
 Rejected: `transformers.Trainer`; it cannot be made to give the same weights after a kill without owning the data order.
 """
@@ -22,16 +27,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.autocast import autocast
 from engine.data import Batch, EncodedTask
 from engine.errors import UserError
-from engine.evaluation.evaluation import evaluate
-from engine.evaluation.metrics import primary
 from engine.model_sources import TeacherSource, resolve
 from engine.objective import KDLoss
 from engine.states import answers
 from engine.teacher.adapter import Teacher
+from engine.teacher.best import Best
 from engine.teacher.cache import Damaged, check, content_key, prepare_cache, store
-from engine.teacher.settings import FinetuneSettings
+from engine.teacher.sentence import sentence_pooling
+from engine.teacher.settings import FinetuneSettings, evaluation_interval, learning_rate, total_steps
 from engine.training.checkpoint import remove_training_state
-from engine.training.loop import Diverged, PhaseLog, cycle, run_phase
+from engine.training.loop import Diverged, cycle, run_phase
 from engine.training.settings import PhaseSettings
 
 Progress = Callable[..., None]
@@ -55,6 +60,7 @@ def finetune(
     precision: str = "fp32",
     progress: Progress | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
+    standard: bool = False,
 ) -> Teacher:
     """The teacher fine-tuned on `data.train`, from the cache if it was made before.
 
@@ -67,9 +73,10 @@ def finetune(
         precision: "fp32", or "bf16" for autocast.
         progress: called every few steps and after evaluations.
         checkpoint_every: steps between checkpoints of an unfinished run.
+        standard: fine-tune the teacher as a model of ours where its family is known (`Teacher.load`).
 
     Returns:
-        The teacher in eval mode, with `metrics` (of `select`) and `folder` (the cache entry) set.
+        The teacher in eval mode, with `metrics` (of `select`), `notes` and `folder` (the cache entry) set.
 
     Raises:
         UserError: the teacher or the cache cannot be used, training diverged, or `max_steps=0` without a head.
@@ -86,6 +93,8 @@ def finetune(
         "settings": asdict(settings),
         "precision": precision,
     }
+    if standard:
+        details["standard"] = {"pooling": sentence_pooling(found.folder)}
     key = content_key({name: value for name, value in details.items() if name != "source"})
     folder = cache_dir / key
     teacher = _from_cache(folder, key, found, data, device)
@@ -93,10 +102,10 @@ def finetune(
         if progress is not None:
             progress(1, 1, **teacher.metrics)
         return teacher
-    teacher = Teacher.load(found, data.spec, device=device, seed=settings.seed)
+    teacher = Teacher.load(found, data.spec, device=device, seed=settings.seed, standard=standard)
     checkpoint = cache_dir / f"{key}.checkpoint"
     _train(teacher, data, settings, precision, progress or _silent, checkpoint, checkpoint_every)
-    store(folder, key, teacher, details)
+    store(folder, key, teacher, {**details, "notes": teacher.notes})
     remove_training_state(checkpoint)
     teacher.folder = folder
     return teacher
@@ -114,6 +123,7 @@ def _from_cache(
         return None
     teacher = Teacher.load(TeacherSource(source.name, folder), data.spec, device=device)
     teacher.metrics = record["metrics"]
+    teacher.notes = list(record.get("notes", ()))
     teacher.folder = folder
     return teacher
 
@@ -128,15 +138,53 @@ def _train(
     checkpoint_every: int,
 ) -> None:
     """Train in place; leaves the best evaluated weights in the model and their metrics in `teacher.metrics`."""
-    per_epoch = data.train.num_batches(settings.batch_size)
-    total = max(1, round(settings.epochs * per_epoch))
-    total = total if settings.max_steps is None else min(total, settings.max_steps)
+    total = total_steps(settings, len(data.train), data.train.num_batches(settings.batch_size))
     if total == 0 and not teacher.has_head:
         raise UserError(
             f"finetune.max_steps is 0, but teacher {teacher.name!r} has no head for task {data.spec.name!r}: "
             "let it train, or give a fine-tuned teacher"
         )
-    best = _Best(teacher, data, precision)
+    best = Best(teacher, data, precision)
+    if total and settings.reuse_head and teacher.knows_labels and best.knows_the_task():
+        progress(1, 1, **teacher.metrics)
+        return
+    phase = PhaseSettings(
+        steps=total,
+        batch_size=settings.batch_size,
+        lr=learning_rate(settings, teacher.hidden_size),
+        weight_decay=settings.weight_decay,
+        warmup_ratio=settings.warmup_ratio,
+    )
+    devices = [teacher.device] if teacher.device.type == "cuda" else []
+    held = _frozen_tables(teacher.model) if settings.freeze_embeddings else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=devices), _dropout(teacher.model, settings.dropout), held:
+        torch.manual_seed(settings.seed)
+        try:
+            run_phase(
+                "teacher",
+                teacher.model,
+                lambda step: cycle(data.train, settings.batch_size, seed=settings.seed, start_step=step),
+                _loss_of(teacher, data, precision),
+                phase,
+                total,
+                log=lambda entry: progress(entry.step, total, loss=entry.losses["total"]),
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                after_step=_evaluating(best, total, settings.patience, progress),
+                extra_state=best.state,
+                restore_extra=best.restore,
+            )
+        except _NoGain:
+            pass
+        except Diverged as error:
+            raise UserError(f"{error}: choose a smaller finetune.lr") from error
+    if total == 0:
+        progress(1, 1, **best.update(last=True))
+    best.install()
+
+
+def _loss_of(teacher: Teacher, data: EncodedTask, precision: str) -> Callable[[Batch, int], KDLoss]:
+    """The task's loss as the training loop takes it."""
 
     def loss(batch: Batch, _step: int) -> KDLoss:
         with autocast(teacher.device, precision), _attention(batch, precision):
@@ -145,43 +193,24 @@ def _train(
         nothing = torch.zeros_like(value)
         return KDLoss(value, nothing, nothing, value)
 
+    return loss
+
+
+def _evaluating(best: Best, total: int, patience: int | None, progress: Progress) -> Callable[[int], None]:
+    """What happens after every step: an evaluation where one is due, and the end where they get no better."""
+    interval = evaluation_interval(total)
+
     def after_step(done: int) -> None:
-        if done % per_epoch == 0 or done == total:
-            progress(done, total, **best.update(last=done == total))
-
-    def log(entry: PhaseLog) -> None:
-        progress(entry.step, total, loss=entry.losses["total"])
-
-    phase = PhaseSettings(
-        steps=total,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        warmup_ratio=settings.warmup_ratio,
-    )
-    devices = [teacher.device] if teacher.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _dropout(teacher.model, settings.dropout):
-        torch.manual_seed(settings.seed)
-        try:
-            run_phase(
-                "teacher",
-                teacher.model,
-                lambda step: cycle(data.train, settings.batch_size, seed=settings.seed, start_step=step),
-                loss,
-                phase,
-                total,
-                log=log,
-                checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
-                after_step=after_step,
-                extra_state=best.state,
-                restore_extra=best.restore,
+        if done % interval and done < total:
+            return
+        progress(done, total, **best.update(last=done == total))
+        if patience is not None and best.without_gain >= patience and done < total:
+            best.teacher.notes.append(
+                f"fine-tuning ended after {done} of {total} steps: {patience} evaluations without a gain"
             )
-        except Diverged as error:
-            raise UserError(f"{error}: choose a smaller finetune.lr") from error
-    if total == 0:
-        progress(1, 1, **best.update(last=True))
-    best.install()
+            raise _NoGain
+
+    return after_step
 
 
 def _attention(batch: Batch, precision: str) -> contextlib.AbstractContextManager[object]:
@@ -196,17 +225,43 @@ def _attention(batch: Batch, precision: str) -> contextlib.AbstractContextManage
     return contextlib.nullcontext()
 
 
+class _NoGain(Exception):
+    """Ends the training: evaluations get no better."""
+
+
 @contextlib.contextmanager
-def _dropout(model: nn.Module, p: float | None) -> Iterator[None]:
-    """Set every dropout of `model` to `p` for a while; None leaves them as they are."""
-    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
-    for module in before if p is not None else ():
-        module.p = p
+def _frozen_tables(model: nn.Module) -> Iterator[None]:
+    """Word and position tables without gradients for a while."""
+    block = getattr(model.base_model, "embeddings", None)
+    tables = [model.get_input_embeddings(), getattr(block, "position_embeddings", None)]
+    held = [p for table in tables if table is not None for p in table.parameters() if p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for module, value in before.items():
-            module.p = value
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _dropout(model: nn.Module, p: float | None) -> Iterator[None]:
+    """Set every dropout of `model` to `p` for a while; None leaves them as they are."""
+    before = [(m, name, getattr(m, name)) for m in model.modules() if (name := _probability(m)) is not None]
+    for module, name, _ in before if p is not None else ():
+        setattr(module, name, p)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def _probability(module: nn.Module) -> str | None:
+    """Name of a module's dropout probability; our attention blocks and FFNs have theirs as a number."""
+    if isinstance(module, nn.Dropout):
+        return "p"
+    return "p_drop" if isinstance(getattr(module, "p_drop", None), float) else None
 
 
 def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
@@ -219,48 +274,6 @@ def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
     if logits.dim() == 3:
         return F.cross_entropy(logits.float().transpose(1, 2).flatten(0, 1), labels.flatten())
     return F.cross_entropy(logits.float(), labels)
-
-
-class _Best:
-    """The best weights so far by the task's primary metric on `select`."""
-
-    def __init__(self, teacher: Teacher, data: EncodedTask, precision: str) -> None:
-        self.teacher, self.data, self.precision = teacher, data, precision
-        self.metrics: dict[str, float] | None = None
-        self.weights: dict[str, Tensor] | None = None  # None: those in the model
-
-    def update(self, *, last: bool) -> dict[str, float]:
-        """Evaluate the model; remember its weights if they are the best."""
-        metrics = evaluate(self.teacher.model, self.data.select, self.data.spec, precision=self.precision)
-        if self.metrics is None or primary(self.data.spec, metrics)[1] > primary(self.data.spec, self.metrics)[1]:
-            self.metrics = metrics
-            state = self.teacher.model.state_dict()
-            self.weights = None if last else {name: t.detach().cpu().clone() for name, t in state.items()}
-        return metrics
-
-    def install(self) -> None:
-        """Put the best weights into the model."""
-        if self.weights is not None:
-            self.teacher.model.load_state_dict(self.weights)
-        self.teacher.metrics = dict(self.metrics or {})
-        self.teacher.model.eval()
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors for a checkpoint."""
-        if self.metrics is None or self.weights is None:
-            return {}
-        values = {f"metric/{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.metrics.items()}
-        return {**values, **{f"weight/{name}": tensor for name, tensor in self.weights.items()}}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        if state:
-            pick = {kind: {k.split("/", 1)[1]: v for k, v in state.items() if k.startswith(kind)} for kind in _KINDS}
-            self.metrics = {name: float(value) for name, value in pick["metric"].items()}
-            self.weights = pick["weight"]
-
-
-_KINDS = ("metric", "weight")
 
 
 def _silent(*_args: object, **_metrics: object) -> None:

@@ -1,9 +1,10 @@
 """A model folder to a transformers model: the right class, safetensors only, no code from the folder, a fitting head.
 
 A head is kept when the folder has one with as many outputs as the task; if its label names are the task's in another
-order, its rows are put into the task's order. Otherwise a fresh head is made, from a fixed seed. The head is always
-the family's standard one, so that a fine-tuned teacher loads anywhere (MiniLM's sentence vectors come from mean
-pooling, which the standard BERT head does not do; the loss of accuracy after fine-tuning is small).
+order, its rows are put into the task's order. Otherwise a fresh head is made, from a fixed seed. The head is the
+family's standard one, so that a fine-tuned teacher loads anywhere (MiniLM's sentence vectors come from mean pooling,
+which the standard BERT head does not do; the loss of accuracy after fine-tuning is small). Only teachers that become
+models of ours (`standardised`) pool as their sentence encoder did.
 
 Rejected: our own head on top of the bare encoder; no other program could load the result.
 """
@@ -24,6 +25,9 @@ from transformers import (
 
 from engine.errors import UserError
 from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
+from engine.student.from_encoder import reason_against, standard_model
+from engine.student.modeling import FFNASPreTrainedModel
+from engine.teacher.sentence import sentence_pooling
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec
@@ -77,6 +81,31 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     return model, has_head
 
 
+def standardised(
+    model: nn.Module, source: TeacherSource, *, has_head: bool, seed: int = 0
+) -> tuple[nn.Module, str | None]:
+    """The model as one of ours where its family is known, else as it is with the reason, in a few words.
+
+    A fresh head of a sentence encoder pools as its folder says; a head that was loaded stays as it is.
+    """
+    if isinstance(model, FFNASPreTrainedModel):
+        return model, None
+    reason = reason_against(model)
+    if reason is not None:
+        return model, reason
+    made = standard_model(model, pooling=None if has_head else sentence_pooling(source.folder), seed=seed)
+    made.config._name_or_path = source.name
+    return made, None
+
+
+def names_labels(source: TeacherSource, task: TaskSpec) -> bool:
+    """Whether the folder's configuration names the classes of `task`, in any order and case."""
+    if task.kind != "classification":
+        return False
+    names = AutoConfig.from_pretrained(source.folder, trust_remote_code=False).id2label.values()
+    return sorted(str(name).casefold() for name in names) == sorted(name.casefold() for name in task.label_names)
+
+
 def _head_options(task: TaskSpec) -> dict[str, Any]:
     if task.is_regression:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -102,8 +131,9 @@ def _fresh_parameters(report: dict[str, Any]) -> set[str]:
 def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherSource) -> None:
     """A pooler may be fresh (checkpoints of language models have none), the rest of the encoder may not."""
     encoder = model.base_model
-    pooler = {id(p) for p in encoder.pooler.parameters()} if getattr(encoder, "pooler", None) is not None else set()
-    own = {id(p) for p in encoder.parameters()} - pooler
+    poolers = [getattr(encoder, name, None) for name in ("pooler", "cls_pooler")]  # the second one: models of ours
+    pooled = {id(p) for pooler in poolers if pooler is not None for p in pooler.parameters()}
+    own = {id(p) for p in encoder.parameters()} - pooled
     missing = sorted(name for name, p in model.named_parameters() if name in fresh and id(p) in own)
     if missing:
         raise UserError(
