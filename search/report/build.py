@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from engine.files import write_text_atomic
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
+from search.report.evidence import intervals
 from search.report.insights import cost_fronts, latency, operators, partition
 from search.report.plots import losses, pareto, score_over_trials, time_per_phase
 from search.report.tables import COSTS
@@ -67,6 +68,12 @@ def architecture(data: RunData) -> Figure | None:
 
 
 PLOTS = (
+    Plot(
+        "evidence",
+        "Points are measurements, lines their intervals. Right: where a line does not touch 0, the found model is"
+        " better (right of 0) or worse (left of it) than that model by more than chance in the choice of rows explains.",
+        lambda data: intervals(data.evidence),
+    ),
     Plot(
         "architecture",
         "The found architecture, input at the bottom. Each box after an attention block is one FFN of its stack, as"
@@ -154,6 +161,7 @@ def _render(data: RunData, images: dict[str, tuple[str, str]]) -> str:
         images=images,
         finished=bool(data.summary),
         cards=_cards(data),
+        evidence=data.evidence,
         models=data.models,
         metrics=_metric_names(data.models),
         teacher=data.teacher,
