@@ -30,6 +30,7 @@ from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.objective import KDWeights, layer_map
 from engine.seeding import derive_seed, seed_everything
+from engine.student.configuration import FFNASConfig
 from engine.student.init import init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
@@ -158,7 +159,11 @@ def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: 
     """
     if config.strategy == "paper":
         return "paper"
-    reason = None if teacher.is_standard else teacher.why_not_standard
+    reason = None
+    if not teacher.is_standard:
+        reason = teacher.notes[-1] if teacher.notes else "the teacher's family is not known"
+    elif not one_ffn_per_layer(teacher.model.config):
+        reason = f"teacher {teacher.name!r} is no plain encoder of one FFN per layer"
     if spec.kind not in ("classification", "regression"):
         reason = f"a {spec.kind} task is not served yet"
     if reason is None:
@@ -167,6 +172,14 @@ def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: 
         raise UserError(f"strategy: inherit cannot be used, {reason}: use --strategy paper")
     reporter.info(f"strategy: paper, since {reason}")
     return "paper"
+
+
+def one_ffn_per_layer(config: FFNASConfig) -> bool:
+    """Whether every layer has all its heads and one FFN of the full width, the same in all layers."""
+    layers = config.full_architecture.layers
+    return all((s.stack, s.ratio, s.heads) == (1, 1, None) and s.expression.weight == "wb2" for s in layers) and (
+        len({s.expression for s in layers}) == 1
+    )
 
 
 def _paper_space(config: SearchConfig, teacher: Teacher, reporter: Reporter) -> tuple[ModelShape, SearchSpace, int]:
