@@ -52,8 +52,8 @@ def architecture(data: RunData) -> Figure | None:
         return None
     teacher = data.teacher
     count, depth = len(data.architecture.layers), teacher.layers if teacher is not None else None
-    mapping = None
-    if depth is not None and depth >= count:
+    mapping = data.summary.get("inherit", {}).get("layers")
+    if mapping is None and depth is not None and depth >= count:
         from engine.objective import layer_map  # deferred: it loads torch
 
         mapping = layer_map(count, depth)

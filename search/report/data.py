@@ -146,12 +146,15 @@ class RunData:
         return {k: v for k, v in self.summary.get("seconds", {}).items() if k != "total"}
 
 
-_BASELINES = {"gelu": "Hand-designed GELU", "random": "Random search"}
+_BASELINES = {"gelu": "Hand-designed GELU", "uniform": "Best uniform student", "random": "Random search"}
 _STAGES = {
-    "1": "Stage 1: expressions, stacks, ratios",
-    "2": "Stage 2: expressions",
-    "3": "Stage 3: stacks, ratios",
+    "1": ("stage1", "Stage 1: expressions, stacks, ratios"),
+    "2": ("stage2", "Stage 2: expressions"),
+    "3": ("stage3", "Stage 3: stacks, ratios"),
+    "library": ("library", "Block library: one layer changed at a time"),
+    "round": ("round", "Last round: whole students, distilled shortly"),
 }
+"""Folders of stages in a run directory, and their titles."""
 
 
 def read_run(path: Path) -> RunData:
@@ -163,7 +166,7 @@ def read_run(path: Path) -> RunData:
     if not path.is_dir():
         raise UserError(f"run directory {path}: does not exist: check the path")
     summary = _object(path / "summary.json") or {}
-    stages = [s for s in (_stage(path / f"stage{n}", n, title) for n, title in _STAGES.items()) if s is not None]
+    stages = [s for s in (_stage(path / folder, n, title) for n, (folder, title) in _STAGES.items()) if s is not None]
     random = _stage(path / "baselines" / "random", "random", "Baseline: random search")
     if random is not None:
         stages.append(random)
@@ -192,7 +195,7 @@ def read_run(path: Path) -> RunData:
 
 
 def _samplers(path: Path) -> dict[str, dict[str, Any]]:
-    found = {key: _object(path / f"stage{key}" / "sampler.json") for key in _STAGES}
+    found = {key: _object(path / folder / "sampler.json") for key, (folder, _) in _STAGES.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 
