@@ -144,7 +144,7 @@ def check_stack(stack: Any) -> int:
 
 
 def parse_ratio(value: Any) -> Fraction:
-    """An expansion ratio p/q in (0, 1], q at most 64, from a Fraction, 1, 0.375, "3/8" or [3, 8]. Raises `UserError`."""
+    """An expansion ratio p/q in (0, 1], q to 64, from a Fraction, 1, 0.375, "3/8" or [3, 8]. Raises `UserError`."""
     ratio = _fraction_of(value)
     if ratio is None or not 0 < ratio <= 1 or ratio.denominator > MAX_RATIO_DENOMINATOR:
         shown = _shown_ratio(value)

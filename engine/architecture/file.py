@@ -4,8 +4,8 @@
      "layers": [{"expression": "linear(gelu(linear(x,wb1)),wb2)", "stack": 4, "ratio": [1, 2]}, ...],
      "params": 15737724}
 
-Format 2 has `"heads"` in layers that keep some of the heads, stack 0 in those without FFN, and ratios other than 1/k. It
-is written only for architectures that have one of these; versions that read format 1 alone then say so.
+Format 2 has `"heads"` in layers that keep some of the heads, stack 0 in those without FFN, and ratios other than 1/k.
+It is written only for architectures that have one of these; versions that read format 1 alone then say so.
 
 `params` is written from the formula and read back only as a number: sizes it depends on (vocabulary, teacher width)
 are not in the file. Files are read as hostile: each field is checked and a `UserError` names the one that is wrong.

@@ -13,7 +13,8 @@ The grammar, parsed by recursive descent (never `eval`), white space ignored bet
     layer      := ( expression | "none" ) [ "@" digits ]
 
 `linear4_2` is stack 4, ratio 1/2, and `linear4_3/8` stack 4, ratio 3/8; `none` is a layer without FFN, and `@6` keeps
-the first 6 attention heads of a layer (none: `@0`). `kron(e,wb1)` is a linear whose weight is a Kronecker product of two small matrices (`kernels.ffn.kron`).
+the first 6 attention heads of a layer (none: `@0`). `kron(e,wb1)` is a linear whose weight is a Kronecker product of
+two small matrices (`kernels.ffn.kron`).
 
 Rejected: Python's own parser (`ast.parse` and a walk). It accepts far more than this language, reports errors in
 terms of Python, and its recursion on hostile input is not ours to bound.
