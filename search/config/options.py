@@ -191,7 +191,7 @@ def normalise(argv: list[str]) -> list[str]:
             name = name[2:].replace("-", "_")
             argument = f"--{name}{equals}{value}"
             phase, _, last = name.rpartition(".")
-            if phase and last in _EITHER:
+            if phase and phase != "inherit" and last in _EITHER:
                 result += [f"--{phase}.{_EITHER[last]}", "null"]
             if name == "objectives":
                 names = value if equals or not rest else rest.pop(0)

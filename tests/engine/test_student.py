@@ -157,7 +157,7 @@ def test_an_architecture_the_model_does_not_store_is_refused(arch, words):
         ({"pad_token_id": 53}, ("pad_token_id: 53", "53 tokens")),
         ({"num_hidden_layers": 2}, ("3 layers", "the model 2")),
         ({"layers": [{"expression": "gelu(x", "stack": 1, "ratio": [1, 1]}] * 3}, ("layers[0].expression",)),
-        ({"layers": [{"expression": TRUNCATE[0], "stack": 0, "ratio": [1, 1]}] * 3}, ("layers[0].stack",)),
+        ({"layers": [{"expression": TRUNCATE[0], "stack": -1, "ratio": [1, 1]}] * 3}, ("layers[0].stack",)),
         ({"layers": [{"expression": TRUNCATE[0], "ratio": [1, 1]}] * 3}, ("layers[0]", "stack is missing")),
         ({"layers": 7}, ("layers: must be a list", "7")),
         ({"layers": "linear1_32(gelu(linear1_32(x,wb1)),wb2), " * 3 + "x"}, ("layer 3",)),

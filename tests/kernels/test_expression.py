@@ -136,10 +136,10 @@ def test_depth_and_length_are_bounded():
         parse_expression(" " * (MAX_TEXT + 1))
 
 
-TOKENS = ["(", ")", ",", " ", LEAF, "linear2_3", "linear2_3/4", "none", "@3", LINEAR, *WEIGHTS, *OPERATORS]
+PIECES = ["(", ")", ",", " ", LEAF, "linear2_3", "linear2_3/4", "none", "@3", LINEAR, *WEIGHTS, *OPERATORS]
 
 
-@given(st.text(max_size=60) | st.lists(st.sampled_from(TOKENS), max_size=40).map("".join))
+@given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 @settings(max_examples=400, deadline=None)
 def test_any_text_parses_or_raises_expression_error(text):
     try:
