@@ -71,7 +71,7 @@ PLOTS = (
     Plot(
         "evidence",
         "Points are measurements, lines their intervals. Right: where a line does not touch 0, the found model is"
-        " better (right of 0) or worse (left of it) than that model by more than chance in the choice of rows explains.",
+        " better (right of 0) or worse (left of it) than that model by more than the choice of rows explains.",
         lambda data: intervals(data.evidence),
     ),
     Plot(
