@@ -256,8 +256,8 @@ def test_the_verdict_of_a_bad_model_says_so_and_what_to_try():
     ]
     assert sentence("f1", FOUND, worse, 90, titles=TITLES) == (
         "found: f1 0.792 on dev (90 rows): worse than bag of words (-3.0 points, 95 % interval -5.0 to -1.0), worse"
-        " than the best uniform student (-2.0, -3.0 to -1.0), 2.0 above its teacher (+1.0 to +3.0), level with always"
-        " the same answer (+0.0, -1.0 to +1.0)."
+        " than the best uniform student (-2.0, -3.0 to -1.0), 2.0 above its teacher (+1.0 to +3.0), level with a"
+        " constant answer (+0.0, -1.0 to +1.0)."
     )
     lines = advice(worse, 90, titles=TITLES)
     assert [any(words in line for line in lines) for words in ("--budget.params", "best uniform", "only 90 rows")] == [
