@@ -63,7 +63,7 @@ def gather_run(ctx: Context, subjects: Sequence[Subject]) -> dict[str, Any]:
             ctx.task,
             ctx.data,
             subjects,
-            seed=ctx.seed("evidence"),
+            seed=ctx.seed("evidence") % 2**32,
             length=min(ctx.config.data.max_length, LENGTH),
             seconds=min(SECONDS, max(LEAST_SECONDS, spent)),
         )
@@ -108,35 +108,46 @@ def gather(
     for one in (*answers.values(), *simple):
         write_predictions(run_dir, one.name, _given(one), labels, task.spec)
     comparison = Comparison(labels, task.spec, seed=seed)
-    mine = answers[found.name]
+    timings = _speed(subjects, data, length, seconds)
     told = [
         *(a for a in simple if a is words),
         *(answers[s.name] for s in others),
-        *(a for a in simple if a is not words),
+        *(a for a in simple if a is constant),
     ]
-    differences = {other.name: comparison.difference(mine, other) for other in told}
-    titles = {s.name: s.title for s in subjects}
-    teacher = next((answers[s.name] for s in subjects if s.kind == "teacher"), None)
-    over_words = comparison.difference(teacher, words) if teacher is not None and words.rows is not None else None
-    timings = _speed(subjects, data, length, seconds)
+    differences = {other.name: comparison.difference(answers[found.name], other) for other in told}
     models = [
         *(_entry(answers[s.name], s, comparison, differences.get(s.name), timings) for s in (found, *others)),
         *(_entry(a, None, comparison, differences[a.name], ()) for a in simple),
     ]
-    rows, ordered = len(mine.rows), list(differences.values())
-    score = comparison.score(mine)
     return {
         "split": "dev",
-        "rows": rows,
+        "rows": len(found.rows),
         "metric": task.spec.metric,
         "confidence": CONFIDENCE,
-        "resamples": default_resamples(rows),
+        "resamples": default_resamples(len(found.rows)),
         "seed": seed,
         "models": models,
         "missing": [{"name": a.name, "reason": a.note} for a in (words, constant) if a.rows is None],
         "speed": _conditions(found) if timings else None,
-        "verdict": sentence(task.spec.metric, score, ordered, rows, titles=titles),
-        "advice": advice(ordered, rows, teacher_over_words=over_words, titles=titles),
+        **_in_words(comparison, answers, subjects, list(differences.values()), words),
+    }
+
+
+def _in_words(
+    comparison: Comparison,
+    answers: dict[str, Answers],
+    subjects: Sequence[Subject],
+    differences: Sequence[Difference],
+    words: Answers,
+) -> dict[str, Any]:
+    """The verdict and the advice; `words` are the bag of words' answers."""
+    found = next(answers[s.name] for s in subjects if s.kind == "found")
+    teacher = next((answers[s.name] for s in subjects if s.kind == "teacher"), None)
+    over_words = comparison.difference(teacher, words) if teacher is not None and words.rows is not None else None
+    titles, rows = {s.name: s.title for s in subjects}, len(_given(found))
+    return {
+        "verdict": sentence(comparison.spec.metric, comparison.score(found), differences, rows, titles=titles),
+        "advice": advice(differences, rows, teacher_over_words=over_words, titles=titles),
     }
 
 

@@ -14,7 +14,7 @@ from search.evidence.compare import CONFIDENCE, Difference, Score
 
 FEW_ROWS = 200
 TEACHER = "teacher"
-_TITLES = {BAG_OF_WORDS: "bag of words", MAJORITY: "always the same answer", TEACHER: "its teacher"}
+_TITLES = {BAG_OF_WORDS: "bag of words", MAJORITY: "a constant answer", TEACHER: "its teacher"}
 
 
 def sentence(
