@@ -103,7 +103,16 @@ def _inherit(config: SearchConfig) -> None:
         if not shares:
             raise UserError(f"inherit.{name}: the list is empty: give at least one share such as '1/2'")
         parse_shares(f"inherit.{name}", shares)
-    for name in ("calibration_tokens", "score_tokens", "candidates", "round_steps", "evaluations", "batch_size", "lr"):
+    for name in (
+        "calibration_tokens",
+        "score_tokens",
+        "score_rows",
+        "candidates",
+        "round_steps",
+        "evaluations",
+        "batch_size",
+        "lr",
+    ):
         _positive(f"inherit.{name}", getattr(settings, name))
     for name in ("uniform", "random", "rungs", "prediction", "gold", "hidden"):
         _positive(f"inherit.{name}", getattr(settings, name), zero=True)

@@ -233,7 +233,8 @@ class InheritConfig:
         uniform: uniform students, as one would make them by hand, in it.
         random: random students in it.
         round_steps: optimizer steps of the last round.
-        rungs: halvings during it.
+        rungs: halvings during it, evenly spaced.
+        score_rows: most rows of the score and select splits that students are scored on during it.
         steps: optimizer steps of the full distillation (null: by the number of training rows).
         evaluations: times the checkpoint is compared on the selection split.
         batch_size: sequences per step.
@@ -252,8 +253,9 @@ class InheritConfig:
     candidates: int = 8
     uniform: int = 4
     random: int = 8
-    round_steps: int = 64
+    round_steps: int = 96
     rungs: int = 2
+    score_rows: int = 600
     steps: int | None = None
     evaluations: int = 8
     batch_size: int = 32
