@@ -1,13 +1,15 @@
-"""The found architecture against the hand-designed GELU student and the winner of random search, over seeds.
+"""Found models against the obvious alternatives, over tasks, budgets and seeds.
 
-    python -m benchmarks.found --task demo                                   three searches, about 10 minutes a seed
-    python -m benchmarks.found --task sst2 --train train.csv --dev dev.csv   SST-2 from files with sentence and label
-    python -m benchmarks.found --task demo --show                            prints the last result
+    python -m benchmarks.found --data FOLDER                      all tasks, two budgets, three seeds: hours
+    python -m benchmarks.found --data FOLDER --tasks sst2 --seeds 0 --budgets 0.25
+    python -m benchmarks.found --show                             prints the last result
 
-A search (`OPTIONS`) trains both baselines with the found model's recipe, on the same batches: the GELU student has the
-found one's parameter count (within 0.5 %), random search evaluates as many candidates, each by the same short
-distillation. Reported is the dev split, which nothing is chosen on. Another seed cuts other splits from the training
-data and has its own teacher. Searches run on one thread; an interrupted one goes on.
+Every search is `ffnas search` with the preset `demo` and the task's files; it finishes the winners of three groups with
+one recipe: solved students, uniform students as one would make them by hand, random students. Beside them stand the
+teacher, a bag of words and a constant answer. Reported is the dev split, which nothing is chosen on.
+
+FOLDER holds sst2, cola, mrpc, stsb (train.csv, dev.csv) and streams/agnews, streams/dbpedia likewise; the task `demo`
+needs no files. An interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -26,106 +28,126 @@ from benchmarks.environment import describe
 from engine.files import write_json_atomic
 from kernels.cache import cache_dir
 
-RESULTS = Path(__file__).parent / "results"
-OPTIONS = (
-    *("--preset", "demo", "--device", "cpu", "--precision", "fp32", "--teacher_precision", "fp32", "--threads", "1"),
-    *("--tensorboard", "false", "--student.hidden_size", "144", "--finetune.max_steps", "80"),
-    *("--data.score_fraction", "0.04", "--data.select_fraction", "0.03", "--data.max_held_out", "1500"),
-    *("--stage1.trials", "16", "--stage1.startup", "8", "--stage1.population", "4", "--stage1.task.steps", "40"),
-    *("--stage2.trials", "12", "--stage2.startup", "4", "--stage2.population", "4", "--stage2.task.steps", "40"),
-    *("--stage3.trials", "12", "--stage3.startup", "6", "--stage3.task.steps", "150"),
-    *("--derive.task.steps", "300", "--derive.evaluations", "6"),
-)
-SIDES = {"found": "found", "gelu": "hand-designed GELU", "random": "random search"}
+OUT = Path(__file__).parent / "results" / "found.json"
+TASKS: dict[str, tuple[str, ...]] = {
+    "demo": (),
+    "sst2": ("sst2", "--data.max_train", "20000"),
+    "cola": ("cola", "--data.metric", "mcc"),
+    "mrpc": ("mrpc", "--data.metric", "f1", "--data.max_length", "80"),
+    "stsb": ("stsb", "--data.metric", "spearman", "--data.label_column", "score"),
+    "agnews": ("streams/agnews",),
+    "dbpedia": ("streams/dbpedia",),
+}
+"""Folder and further options of every task."""
+
+RIVALS = ("uniform", "random", "bag_of_words", "teacher")
 
 
-def search(task: str, data: Sequence[str], seed: int) -> dict[str, Any]:
+def options(task: str, data: Path | None) -> list[str]:
+    """Options that name a task's files."""
+    folder, *rest = TASKS[task] or ("",)
+    if not folder:
+        return []
+    if data is None:
+        raise SystemExit(f"--data: task {task} needs the folder with its files")
+    files = [data / folder / f"{split}.csv" for split in ("train", "dev")]
+    return ["--data.train", str(files[0]), "--data.dev", str(files[1]), *rest]
+
+
+def search(task: str, budget: float, seed: int, given: Sequence[str], runs: Path) -> dict[str, Any]:
     """The summary of one search; a finished one is not repeated."""
-    runs = cache_dir() / "benchmarks" / "found"
-    run = runs / f"{task}-{seed}"
+    run = runs / f"{task}-{budget:g}-{seed}"
     if not (run / "summary.json").is_file():
-        where = ["--runs", str(runs), "--name", run.name, "--seed", str(seed)]
-        arguments = ["--resume", str(run)] if (run / "config.yaml").is_file() else [*OPTIONS, *data, *where]
+        if (run / "config.yaml").is_file():
+            arguments = ["--resume", str(run)]
+        else:
+            own = ["--preset", "demo", "--runs", str(runs), "--name", run.name, "--seed", str(seed)]
+            arguments = [*own, "--budget.encoder", str(budget), "--tensorboard", "false", *given]
         subprocess.run([sys.executable, "-m", "search.run", *arguments], check=True, stdout=sys.stderr)
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return summary
 
 
-def row(summary: dict[str, Any]) -> dict[str, Any]:
+def row(task: str, budget: float, summary: dict[str, Any]) -> dict[str, Any]:
     """What of a summary is compared."""
-    models = {"found": summary["best"], **summary["baselines"]}
+    evidence = summary["evidence"]
+    models = {m["name"]: m for m in evidence["models"]}
     return {
+        "task": task,
+        "budget": budget,
         "seed": summary["seed"],
-        "dev rows": summary["task"]["rows"]["dev"],
-        "trials": summary["trials"],
-        "seconds": round(sum(summary["seconds"].values())),
-        "teacher": summary["teacher"]["metric"]["value"],
-        "models": {
-            name: {
-                "dev": models[name]["metric"]["value"],
-                "select": models[name]["metrics"]["select"][models[name]["metric"]["name"]],
-                "params": models[name]["params"],
-                "architecture": models[name]["architecture"],
-            }
-            for name in SIDES
-        },
+        "metric": evidence["metric"],
+        "rows": evidence["rows"],
+        "minutes": round(sum(summary["seconds"].values()) / 60, 2),
+        "chosen": summary["inherit"]["chosen"],
+        "scores": {name: m["metric"]["value"] for name, m in models.items()},
+        "differences": {name: m["difference"] for name, m in models.items() if m["difference"]},
+        "encoder": (models["found"]["params"] or {}).get("encoder"),
+        "architecture": summary["best"]["architecture"],
     }
 
 
 def show(result: dict[str, Any]) -> str:
-    rows = result["seeds"]
-    what = f"{result['task']}: {result['metric']} on {rows[0]['dev rows']} dev examples"
-    head = f"{'seed':6}{'teacher':>9}" + "".join(f"{label:>20}" for label in SIDES.values())
-    lines = [
-        json.dumps(result["environment"]),
-        f"{what}, percent; found minus others in points",
-        f"{head}{'-GELU':>9}{'-random':>9}",
-    ]
-    table = []
-    for r in rows:
-        dev = {name: 100 * r["models"][name]["dev"] for name in SIDES}
-        ahead = [dev["found"] - dev["gelu"], dev["found"] - dev["random"]]
-        cells = [f"{dev[name]:.2f} ({r['models'][name]['params'] / 1e6:.3f} M)" for name in SIDES]
+    """The rows, then mean differences over tasks and seeds with their 95 % intervals."""
+    lines = [json.dumps(result["environment"]), "scores on dev, percent; found minus others in points"]
+    names = ("teacher", "found", "uniform", "random", "bag_of_words")
+    head = "".join(f"{name:>14}" for name in names)
+    lines.append(f"{'task':10}{'budget':>7}{'seed':>5}{head}{'-uniform':>10}{'-random':>9}{'-words':>8}{'minutes':>9}")
+    for r in result["rows"]:
+        scores = "".join(f"{100 * r['scores'][n]:14.2f}" if n in r["scores"] else f"{'-':>14}" for n in names)
+        gaps = [100 * r["differences"][n]["value"] if n in r["differences"] else float("nan") for n in RIVALS[:3]]
         lines.append(
-            f"{r['seed']:<6}{100 * r['teacher']:9.2f}"
-            + "".join(f"{c:>20}" for c in cells)
-            + "".join(f"{a:+9.2f}" for a in ahead)
+            f"{r['task']:10}{r['budget']:7g}{r['seed']:5}{scores}{gaps[0]:+10.2f}{gaps[1]:+9.2f}{gaps[2]:+8.2f}"
+            f"{r['minutes']:9.1f}"
         )
-        table.append([100 * r["teacher"], *dev.values(), *ahead])
-    mean = np.mean(table, axis=0)
-    lines.append(
-        f"{'mean':6}{mean[0]:9.2f}"
-        + "".join(f"{m:>20.2f}" for m in mean[1:-2])
-        + "".join(f"{m:+9.2f}" for m in mean[-2:])
-    )
-    for r in rows:
-        lines += [f"seed {r['seed']}, {label}: {r['models'][name]['architecture']}" for name, label in SIDES.items()]
+    for budget in sorted({r["budget"] for r in result["rows"]}):
+        own = [r for r in result["rows"] if r["budget"] == budget]
+        for rival in RIVALS:
+            values = [100 * r["differences"][rival]["value"] for r in own if rival in r["differences"]]
+            if values:
+                low, mean, high = interval(values)
+                lines.append(
+                    f"budget {budget:g}: found - {rival}: {mean:+.2f} ({low:+.2f} to {high:+.2f}), {len(values)} runs"
+                )
     return "\n".join(lines)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences with its 95 % bootstrap interval over runs."""
+    rng = np.random.default_rng(0)
+    array = np.asarray(values)
+    means = array[rng.integers(len(array), size=(10_000, len(array)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(array.mean()), float(high)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.found", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", required=True, help="names the result; demo needs no files")
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--dev", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with the tasks' files")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.25, 0.125], help="shares of the encoder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=None, help="where run directories go (the cache folder)")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--show", action="store_true", help="print the last result and search nothing")
+    parser.add_argument("options", nargs="*", help="behind --: further options of every search")
     args = parser.parse_args(argv)
-    out = RESULTS / f"found-{args.task}.json"
-    if not args.show:
-        if args.train is None and args.task != "demo":
-            parser.error("--train, --dev: give the files of the task")
-        dev = ("--data.dev", str(args.dev)) if args.dev else ("--data.dev_fraction", "0.04")
-        data = (*(("--data.train", str(args.train)) if args.train else ()), *dev)
-        summaries = [search(args.task, data, seed) for seed in args.seeds]
-        metric = summaries[0]["best"]["metric"]["name"]
-        result = {"environment": describe(), "task": args.task, "metric": metric, "options": [*OPTIONS, *dev[:1]]}
-        write_json_atomic(out, {**result, "seeds": [row(s) for s in summaries]})
-    elif not out.is_file():
-        parser.error(f"--show: no file {out}: measure it first, without --show")
-    print(show(json.loads(out.read_text())))
+    if args.show:
+        if not args.out.is_file():
+            parser.error(f"--show: no file {args.out}: measure it first, without --show")
+        print(show(json.loads(args.out.read_text())))
+        return 0
+    runs = args.runs or cache_dir() / "benchmarks" / "found"
+    rows = []
+    for task in args.tasks:
+        given = [*options(task, args.data), *args.options]
+        for budget in args.budgets:
+            for seed in args.seeds:
+                rows.append(row(task, budget, search(task, budget, seed, given, runs)))
+                write_json_atomic(args.out, {"environment": describe(), "options": args.options, "rows": rows})
+    print(show({"environment": describe(), "rows": rows}))
     return 0
 
 

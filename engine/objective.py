@@ -158,15 +158,22 @@ def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, pap
         if paper_exact:
             raise ValueError("kd_loss: paper_exact needs the student's queries and keys, not its score loss")
         return student.score_loss
+    without = len(student.hidden) - len(student.queries)
+    if without:
+        raise UserError(
+            f"attention: {without} of the student's {len(student.hidden)} layers have no attention block to compare: "
+            "set the attention weight to 0"
+        )
     _same_count("queries", student.queries, teacher.queries)
     if not student.queries:
         raise UserError("attention: the states hold no queries and keys: record at least one layer")
-    heads_s, heads_t = student.queries[0].shape[1], teacher.queries[0].shape[1]
-    if heads_s != heads_t:
-        raise UserError(
-            f"num_attention_heads: the student has {heads_s}, the teacher {heads_t}: attention scores are compared "
-            f"head by head, so give the student {heads_t} heads or set the attention weight to 0"
-        )
+    for own, wanted in zip(student.queries, teacher.queries, strict=True):
+        heads_s, heads_t = own.shape[1], wanted.shape[1]
+        if heads_s != heads_t:
+            raise UserError(
+                f"num_attention_heads: the student has {heads_s}, the teacher {heads_t}: attention scores are compared "
+                f"head by head, so give the student {heads_t} heads or set the attention weight to 0"
+            )
     layers = (student.queries, student.keys, teacher.queries, teacher.keys)
     if paper_exact:
         return sum(attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True))

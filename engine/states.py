@@ -25,8 +25,8 @@ class EncoderStates:
     Attributes:
         embeddings: [B, S, H] output of the embedding block (after its LayerNorm and dropout).
         hidden: one [B, S, H] per recorded layer, in increasing layer order: the layer's output.
-        queries: one [B, heads, S, d] per recorded layer, multiplied by the softmax scale.
-        keys: one [B, heads, S, d] per recorded layer.
+        queries: one [B, heads, S, d] per recorded layer that has an attention block, multiplied by the softmax scale.
+        keys: one [B, heads, S, d] per recorded layer that has an attention block.
         score_loss: sum over the recorded layers of the attention-score loss, where the pass was given a teacher's
             queries and keys and computed it inside its attention (`engine.student.attention`); queries and keys are
             then not recorded.
@@ -70,12 +70,13 @@ class Recorder:
         self.keys: list[Tensor] = []
         self.losses: list[Tensor] = []
 
-    def add(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float, loss: Tensor | None) -> None:
-        """A layer's output, and its score loss (any shape, summed), or without one its unscaled queries and keys."""
+    def add(self, hidden: Tensor, query: Tensor | None, key: Tensor | None, scale: float, loss: Tensor | None) -> None:
+        """A layer's output, and its score loss (any shape, summed), or without one its unscaled queries and keys (None
+        where it has no attention block)."""
         self.hidden.append(hidden)
         if loss is not None:
             self.losses.append(loss.sum())
-        else:
+        elif query is not None and key is not None:
             self.queries.append(query * scale)
             self.keys.append(key)
 

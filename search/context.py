@@ -23,12 +23,14 @@ from engine.data import EncodedTask, TaskData, TaskSpec, load_task
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
+from engine.distill.inherited import InheritedDistiller, InheritWeights
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.objective import KDWeights, layer_map
 from engine.seeding import derive_seed, seed_everything
+from engine.student.configuration import FFNASConfig
 from engine.student.init import init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
@@ -42,7 +44,7 @@ from search.config.checks import check_heads
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
-from search.config.space import build_space, student_shape
+from search.config.space import build_space, inherited_space, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
 from search.ledger.board import Board, LocalBoard, RankBoard
@@ -125,18 +127,18 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     for note in task.notes:
         reporter.info(f"data: {note}")
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
-    teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed)
-    student = config.student
-    check_heads(student.hidden_size, student.num_heads or teacher.num_heads)
-    layer_map(student.num_layers, teacher.num_layers)
+    wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
+    teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
+    config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
+    if config.strategy == "inherit" and ranks.size > 1:
+        raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
     others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed)
-    shape = student_shape(config, teacher.model.config.vocab_size, teacher.hidden_size)
-    heads = student.num_heads or teacher.num_heads
-    space = build_space(config, shape)
-    if config.objectives.needs_latency(config.budget):
-        table = table_for(config, space, heads, reporter)
-        space = build_space(config, shape, table)
+    if config.strategy == "inherit":
+        shape = replace(teacher.model.config.shape, num_heads=teacher.num_heads, teacher_hidden_size=None)
+        space, heads = inherited_space(shape), teacher.num_heads
+    else:
+        shape, space, heads = _paper_space(config, teacher, reporter)
     precision, teacher_precision = config.precision, config.teacher_precision
     if not ranks.is_first:
         precision = teacher_precision = "fp32"
@@ -147,6 +149,51 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space, ranks, others)
+
+
+def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: Reporter) -> str:
+    """`"inherit"` or `"paper"`.
+
+    Raises:
+        UserError: inherit is asked for and the teacher's layers cannot be taken over.
+    """
+    if config.strategy == "paper":
+        return "paper"
+    reason = None
+    if not teacher.is_standard:
+        reason = teacher.notes[-1] if teacher.notes else "the teacher's family is not known"
+    elif not one_ffn_per_layer(teacher.model.config):
+        reason = f"teacher {teacher.name!r} is no plain encoder of one FFN per layer"
+    if spec.kind not in ("classification", "regression"):
+        reason = f"a {spec.kind} task is not served yet"
+    if reason is None:
+        return "inherit"
+    if config.strategy == "inherit":
+        raise UserError(f"strategy: inherit cannot be used, {reason}: use --strategy paper")
+    reporter.info(f"strategy: paper, since {reason}")
+    return "paper"
+
+
+def one_ffn_per_layer(config: FFNASConfig) -> bool:
+    """Whether every layer has all its heads and one FFN of the full width, the same in all layers."""
+    layers = config.full_architecture.layers
+    return all((s.stack, s.ratio, s.heads) == (1, 1, None) and s.expression.weight == "wb2" for s in layers) and (
+        len({s.expression for s in layers}) == 1
+    )
+
+
+def _paper_space(config: SearchConfig, teacher: Teacher, reporter: Reporter) -> tuple[ModelShape, SearchSpace, int]:
+    """The student's shape, the joint space and the number of heads of the paper's strategy."""
+    student = config.student
+    heads = student.num_heads or teacher.num_heads
+    check_heads(student.hidden_size, heads)
+    layer_map(student.num_layers, teacher.num_layers)
+    shape = student_shape(config, teacher.model.config.vocab_size, teacher.hidden_size)
+    space = build_space(config, shape)
+    if config.objectives.needs_latency(config.budget):
+        table = table_for(config, space, heads, reporter)
+        space = build_space(config, shape, table)
+    return shape, space, heads
 
 
 def scored(spec: TaskSpec, config: SearchConfig) -> TaskSpec:
@@ -217,8 +264,15 @@ class Context(Prepared):
             return LedgerBoard(self.ledger, stage, depends)
         return RankBoard(self.ranks, self.ledger, stage) if self.ranks.size > 1 else LocalBoard(self.ledger, stage)
 
+    @property
+    def inherits(self) -> bool:
+        """Whether students are made of the teacher's own layers."""
+        return self.config.strategy == "inherit"
+
     def distiller(self) -> Distiller:
         """Teacher, layer map and objective for this run's student."""
+        if self.inherits:
+            return self._inherited_distiller()
         kd = self.config.kd
         weights = KDWeights(
             hidden=kd.hidden,
@@ -236,6 +290,12 @@ class Context(Prepared):
             precision=self.precision,
             teacher_precision=self.config.teacher_precision,
         )
+
+    def _inherited_distiller(self) -> InheritedDistiller:
+        chosen = self.config.inherit
+        weights = InheritWeights(chosen.prediction, chosen.gold, chosen.hidden, chosen.temperature)
+        precisions = {"precision": self.precision, "teacher_precision": self.config.teacher_precision}
+        return InheritedDistiller(self.teacher, weights, self.spec, self.device, **precisions)
 
     @cached_property
     def sentinel(self) -> Sentinel | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class Derived:
         params: with fit_dense, as budgeted.
         select: metrics on the split the checkpoint was chosen on.
         dev: metrics on the reported split.
+        rows: what `dev` was measured on, see `engine.evaluation.evaluation.evaluate_dev`.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class Derived:
     params: int
     select: dict[str, float]
     dev: dict[str, float]
+    rows: np.ndarray | None = None
 
 
 class BestWeights:
@@ -127,12 +130,15 @@ def derive(
         restore_extra=best.restore,
         finish=best.finish,
     )
+    rows: list[np.ndarray] = []
+    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
     return Derived(
         model=model,
         architecture=architecture,
         params=ctx.space.parameters(architecture),
         select=evaluate(model, ctx.data.select, ctx.spec, precision=ctx.precision),
-        dev=evaluate_dev(model, ctx.data, precision=ctx.precision),
+        dev=dev,
+        rows=rows[0],
     )
 
 

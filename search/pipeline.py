@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
-from engine.export.export import export_model
+from engine.export.export import export_model, rewrite_card
 from engine.files import write_json_atomic
 from engine.objective import layer_map
 from engine.teacher import Teacher
@@ -22,8 +24,13 @@ from search.baselines import derive_baseline, hand_designed, random_search
 from search.console.progress import Reporter
 from search.context import Context, Prepared
 from search.derive import Derived, derive
+from search.evidence import Subject, gather_run
+from search.inherit.last_round import STAGE as ROUND
+from search.inherit.library import STAGE as LIBRARY
+from search.inherit.strategy import find
 from search.report import build_report
 from search.report.card import architecture_png
+from search.report.tables import write_candidates
 from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import summarise
@@ -48,12 +55,47 @@ def run(ctx: Context) -> dict[str, Any]:
     if ctx.ledger.shared and ranks.is_first:
         save_weights(ctx.rundir.path / TEACHER, ctx.teacher.model)
     teacher_metrics: dict[str, float] = {}
+    teacher_rows: list[np.ndarray] = []
     if ranks.is_first:
         with ctx.timed("teacher evaluation"):
-            teacher_metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=config.teacher_precision)
+            teacher_metrics = evaluate_dev(
+                ctx.teacher.model, ctx.data, precision=config.teacher_precision, keep=teacher_rows.append
+            )
         ctx.reporter.info(score_line("teacher", ctx, teacher_metrics))
 
-    # Supernets and the found model are trained by all ranks together; candidates are divided among them.
+    return (_inherit if ctx.inherits else _three_stages)(ctx, teacher_metrics, teacher_rows)
+
+
+def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
+    """Strategy inherit (`search.inherit`)."""
+    best, finished, facts = find(ctx)
+    stages = {}
+    for name in (LIBRARY, ROUND):
+        stages[name] = TrialLog()
+        stages[name].add(ctx.ledger.trials(name))
+        (ctx.rundir.path / name).mkdir(exist_ok=True)
+        write_candidates(ctx.rundir.path / name / "candidates.csv", stages[name].trials)
+    told = how_inherited(facts)
+    export(ctx, best, told)
+    ctx.reporter.info(score_line("found model", ctx, best.dev))
+    baselines = {name: derived for name, derived in finished.items() if name != "search"}
+    for name, derived in baselines.items():
+        ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
+    return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, {"inherit": facts})
+
+
+def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says about the search."""
+    layers = ", ".join(str(layer) for layer in facts["layers"])
+    return {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+
+
+def _three_stages(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
+    """The paper's strategy: warm-up, three stages, derive, baselines.
+
+    Supernets and the found model are trained by all ranks together; candidates are divided among them.
+    """
+    ranks = ctx.ranks
     stages: dict[str, TrialLog] = {}
     supernet = warm_up(ctx)
     shapes = _winner(ctx, stages, "1", lambda: stage1(ctx, supernet))
@@ -62,6 +104,7 @@ def run(ctx: Context) -> dict[str, Any]:
     shared, space = stage3_supernet(ctx, supernet, expressions)
     found = _winner(ctx, stages, "3", lambda: stage3(ctx, shared, space, expressions))
 
+    config = ctx.config
     if config.derive.start == "warmup":
         ranks.first(lambda: load_weights(ctx.rundir.stage(3) / "warmup.safetensors", shared))
         ranks.spread(shared)
@@ -80,7 +123,10 @@ def run(ctx: Context) -> dict[str, Any]:
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
 
-    return ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, stages)) or {}
+    return (
+        ranks.first(lambda: _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, how_found(ctx), {}))
+        or {}
+    )
 
 
 def help_out(ctx: Context) -> None:
@@ -109,9 +155,15 @@ def _finish(
     best: Derived,
     baselines: dict[str, Derived],
     teacher_metrics: dict[str, float],
+    teacher_rows: list[np.ndarray],
     stages: dict[str, TrialLog],
+    told: dict[str, Any],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    summary = summarise(ctx, best, baselines, teacher_metrics, stages)
+    """Evidence, summary, model card (with `told`) and report; `facts` go into the summary."""
+    evidence = gather_run(ctx, subjects(ctx, best, baselines, teacher_rows))
+    write_card(ctx, best, told, evidence)
+    summary = {**summarise(ctx, best, baselines, teacher_metrics, stages), **facts, "evidence": evidence}
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
     if ctx.scalars is not None:
         ctx.scalars.model("teacher", teacher_metrics)
@@ -119,6 +171,23 @@ def _finish(
             ctx.scalars.model(name, derived.dev)
     build_report(ctx.rundir.path)
     return summary
+
+
+_TITLES = {
+    "gelu": "the hand-designed GELU student",
+    "random": "the best of random search",
+    "uniform": "the best uniform student",
+}
+
+
+def subjects(
+    ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
+) -> list[Subject]:
+    """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
+    made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
+    made += [Subject(n, _TITLES.get(n, n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
+    return made
 
 
 def share_teacher(ctx: Context) -> None:
@@ -148,6 +217,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             device=prepared.device,
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
+            standard=config.strategy == "inherit",
         )
 
 
@@ -161,9 +231,27 @@ def how_found(ctx: Context) -> dict[str, Any]:
 
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
-    save_architecture(best.architecture, ctx.rundir.architecture, ctx.shape)
+    config = best.model.config
+    save_architecture(config.full_architecture, ctx.rundir.architecture, config.shape)
+    drawing = architecture_png(
+        best.model.config,
+        teacher=ctx.config.teacher,
+        teacher_layers=ctx.teacher.num_layers,
+        layer_map=config.source_layers or layer_map(config.num_hidden_layers, ctx.teacher.num_layers),
+    )
+    card = model_facts(ctx, best, found)
+    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
+
+
+def write_card(ctx: Context, best: Derived, found: dict[str, Any], evidence: dict[str, Any]) -> None:
+    """Writes the model card of best/model/ again, with the evidence, which takes longer to gather than the model."""
+    rewrite_card(best.model, ctx.rundir.model, {**model_facts(ctx, best, found), "evidence": evidence})
+
+
+def model_facts(ctx: Context, best: Derived, found: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says, `found` among it."""
     name, value = primary(ctx.spec, best.dev)
-    card = {
+    return {
         "name": ctx.rundir.path.name,
         "task": ctx.spec.name,
         "teacher": ctx.config.teacher,
@@ -173,13 +261,6 @@ def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
         **found,
         "seed": ctx.config.seed,
     }
-    drawing = architecture_png(
-        best.model.config,
-        teacher=ctx.config.teacher,
-        teacher_layers=ctx.teacher.num_layers,
-        layer_map=layer_map(ctx.shape.num_layers, ctx.teacher.num_layers),
-    )
-    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
 def score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:

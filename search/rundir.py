@@ -1,7 +1,7 @@
 """The run directory: where every file of a search lies, one process at a time, and its log.
 
     runs/NAME/  config.yaml   study.db   log.jsonl   summary.json   report.html   checkpoints/   plots/
-                stage1/ stage2/ stage3/ (candidates.csv, best.json)   baselines/NAME/
+                stage1/ stage2/ stage3/ (candidates.csv, best.json)   baselines/NAME/   predictions/NAME.npz
                 best/architecture.json   best/model/
 
 Chosen: an advisory lock (`flock`) on `.lock` inside the directory. The kernel gives it back when the process ends in

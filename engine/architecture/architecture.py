@@ -1,6 +1,13 @@
-"""Architectures: one (expression, stack, ratio) per layer, as a value and as text.
+"""Architectures: one (expression, stack, ratio, heads) per layer, as a value and as text.
 
-Text is the published code's form, one layer text per layer joined by `, `. The file is `engine.architecture.file`'s.
+Text is the published code's form, one layer text per layer joined by `, `; what that form lacks is written beside it:
+
+    linear2_3/8(gelu(linear2_3/8(x,wb1)),wb2)   a ratio that is not 1/k
+    none                                        attention alone, no FFN
+    linear1_2(gelu(linear1_2(x,wb1)),wb2)@6     the first 6 heads alone; none at all, no attention block: @0
+    none@0                                      neither: the layer is left out
+
+The file is `engine.architecture.file`'s.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from engine.architecture.shape import MAX_SIZE
 from engine.errors import UserError
 from kernels.bounded import EXPRESSIONS
 from kernels.language.canonical import canonicalize
-from kernels.language.expression import Expression, ExpressionError, parse_layers
+from kernels.language.expression import GELU_FFN, Expression, ExpressionError, layer_text, parse_layers
 from kernels.language.widths import check_policy, check_weights
 
 MAX_STACK = 64
@@ -30,8 +37,11 @@ class LayerSpec:
 
     Attributes:
         expression: FFN body; wb1 and wb2 once each. Widths are checked where the model's sizes are known.
-        stack: n, FFNs after the attention block, 1..64.
-        ratio: expansion ratio r = 1/k, k in 1..64.
+        stack: n, FFNs after the attention block, 0..64. Without FFNs expression and ratio say nothing, and are set to
+            `GELU_FFN` and 1.
+        ratio: expansion ratio r = p/q in (0, 1], q at most 64.
+        heads: how many of the model's attention heads the layer keeps, the leading ones; None for all; 0 for no
+            attention block.
 
     Raises:
         UserError: a field has the wrong type or range.
@@ -40,6 +50,7 @@ class LayerSpec:
     expression: Expression
     stack: int
     ratio: Fraction
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.expression, Expression):
@@ -48,11 +59,21 @@ class LayerSpec:
             check_weights(self.expression)
         except ExpressionError as error:
             raise UserError(f"expression: {error}") from error
-        check_stack(self.stack)
+        checked_integer("stack", self.stack, 0, MAX_STACK)
+        if self.heads is not None:
+            checked_integer("heads", self.heads, 0, MAX_SIZE)
         object.__setattr__(self, "ratio", parse_ratio(self.ratio))
+        if self.stack == 0:
+            object.__setattr__(self, "expression", GELU_FFN)
+            object.__setattr__(self, "ratio", Fraction(1))
 
     def __str__(self) -> str:
-        return self.expression.text(self.stack, self.ratio)
+        return layer_text(self.expression, self.stack, self.ratio, self.heads)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing of the layer is left, neither attention block nor FFN."""
+        return self.stack == 0 and self.heads == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +103,12 @@ class Architecture:
     def key(self, policy: str = "truncate") -> str:
         """Canonical key: equal keys mean the same function, layer by layer, under this width policy."""
         check_policy(policy)
-        keys = (_layer_key(s.expression, s.stack, s.ratio.denominator) for s in self.layers)
+        keys = (_layer_key(s.expression, s.stack, s.ratio, s.heads) for s in self.layers)
         return f"{policy}: " + ", ".join(keys)
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
-        """Reads layer texts joined by commas, each carrying stack and ratio (`linear4_2(...)`).
+        """Reads layer texts joined by commas, each carrying stack and ratio (`linear4_2(...)`), or `none`.
 
         Raises:
             UserError: the text is not an expression list, or a layer lacks stack and ratio.
@@ -102,7 +123,8 @@ class Architecture:
                 raise UserError(
                     f"architecture: layer {index} has no stack and ratio; write linearN_K for stack N and ratio 1/K"
                 )
-            specs.append(named_errors(f"layers[{index}].", LayerSpec, layer.expression, layer.stack, layer.ratio))
+            made = (layer.expression, layer.stack, layer.ratio, layer.heads)
+            specs.append(named_errors(f"layers[{index}].", LayerSpec, *made))
         return cls(tuple(specs))
 
 
@@ -112,8 +134,8 @@ def uniform(expression: Expression, stack: int, ratio: Fraction, num_layers: int
 
 
 @lru_cache(maxsize=EXPRESSIONS)
-def _layer_key(expression: Expression, stack: int, divisor: int) -> str:
-    return canonicalize(expression).text(stack, Fraction(1, divisor))
+def _layer_key(expression: Expression, stack: int, ratio: Fraction, heads: int | None) -> str:
+    return layer_text(canonicalize(expression), stack, ratio, heads)
 
 
 def check_stack(stack: Any) -> int:
@@ -122,7 +144,25 @@ def check_stack(stack: Any) -> int:
 
 
 def parse_ratio(value: Any) -> Fraction:
-    """An expansion ratio 1/k, k in 1..64, from a Fraction, 1, 0.25, "1/4" or [1, 4]. Raises `UserError`."""
+    """A ratio p/q in (0, 1], q at most 64, from a Fraction, 1, 0.375, "3/8" or [3, 8]. Raises `UserError`."""
+    ratio = _fraction_of(value)
+    if ratio is None or not 0 < ratio <= 1 or ratio.denominator > MAX_RATIO_DENOMINATOR:
+        shown = _shown_ratio(value)
+        raise UserError(f"ratio: must be p/q in (0, 1] with q from 1 to {MAX_RATIO_DENOMINATOR}, got {shown}")
+    return ratio
+
+
+def parse_unit_ratio(value: Any) -> Fraction:
+    """An expansion ratio of the form 1/k, k in 1..64, as a search space has them. Raises `UserError`."""
+    ratio = _fraction_of(value)
+    if ratio is None or ratio.numerator != 1 or ratio.denominator > MAX_RATIO_DENOMINATOR:
+        shown = _shown_ratio(value)
+        raise UserError(f"ratio: must be 1/k with k from 1 to {MAX_RATIO_DENOMINATOR}, got {shown}")
+    return ratio
+
+
+def _fraction_of(value: Any) -> Fraction | None:
+    """The fraction that `value` stands for; None where it stands for none."""
     ratio: Fraction | None = None
     if isinstance(value, Fraction):
         ratio = value
@@ -140,18 +180,19 @@ def parse_ratio(value: Any) -> Fraction:
         if all(p.isascii() and p.isdigit() for p in parts) and int(parts[1]):
             ratio = Fraction(int(parts[0]), int(parts[1]))
         else:
-            return parse_ratio(_float_of(value))
-    if ratio is None or ratio.numerator != 1 or ratio.denominator > MAX_RATIO_DENOMINATOR:
-        shown = f"{value}" if isinstance(value, Fraction) else f"{value!r:.60}"
-        raise UserError(f"ratio: must be 1/k with k from 1 to {MAX_RATIO_DENOMINATOR}, got {shown}")
+            ratio = _decimal(value)
     return ratio
 
 
-def _float_of(text: str) -> float:
+def _decimal(text: str) -> Fraction | None:
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"ratio: must be 1/k, such as 1/2, got {text!r:.60}") from error
+        return _fraction_of(float(text))
+    except ValueError:
+        return None
+
+
+def _shown_ratio(value: Any) -> str:
+    return f"{value}" if isinstance(value, Fraction) else f"{value!r:.60}"
 
 
 def checked_integer(name: str, value: Any, low: int, high: int) -> int:
@@ -183,3 +224,7 @@ def named_errors(prefix: str, make: Any, *args: Any, **kwargs: Any) -> Any:
         return make(*args, **kwargs)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from error
+
+
+SKIP = LayerSpec(GELU_FFN, 0, Fraction(1), 0)
+"""A layer that is left out."""

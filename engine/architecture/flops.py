@@ -3,8 +3,8 @@
 With H hidden width, d = int(r F) inner width, E embedding factor, S sequence length and n the stack of a layer, per
 sequence:
 
-    embedding, trigram          2 S 3E H          (full embedding: a look-up, 0)
-    attention, per layer        2 S 4 H^2 + 4 S^2 H
+    embedding, trigram          2 S 3E H          (without neighbours 2 S E H; full embedding: a look-up, 0)
+    attention, per layer        2 S 4 H a + 4 S^2 a, a = H with all heads, h H / heads with the leading h
     FFN, per layer              n 2 S (w1 + w2), w = H d for a full weight; for a Kronecker product the multiply-
                                 accumulates of its two small products, min(a2 b1 (b2 + a1), a1 b2 (a2 + b1))
     fit_dense (training only)   2 S H H_t
@@ -61,13 +61,17 @@ def layer_flops(layer: LayerSpec, shape: ModelShape, length: int = PAPER_LENGTH)
     return ffn_flops(shape.hidden_size, inner, layer.stack, length, kron, shape.block if kron else None)
 
 
+def attention_flops(shape: ModelShape, length: int = PAPER_LENGTH, heads: int | None = None) -> int:
+    """Operations of an attention block with so many heads, None for all. Raises `UserError`: there are not so many."""
+    return 4 * length * (2 * shape.hidden_size + length) * shape.attention_width(heads)
+
+
 def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:
-    """Operations that no search decision changes, on one sequence; `fit_dense` counts one use of the projection."""
+    """Operations that no search for FFNs changes, on one sequence; `fit_dense` counts one use of the projection."""
     h = shape.hidden_size
-    embedding = 0 if shape.embedding_size is None else 6 * length * shape.embedding_size * h
-    attention = 8 * length * h * h + 4 * length * length * h
+    embedding = 2 * length * shape.embedding_inputs * h
     projection = 2 * length * h * shape.teacher_hidden_size if fit_dense and shape.teacher_hidden_size else 0
-    return embedding + shape.num_layers * attention + projection
+    return embedding + shape.num_layers * attention_flops(shape, length) + projection
 
 
 def count_shape_flops(
@@ -83,7 +87,8 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
     """Operations of the student `arch` of these sizes on one sequence of `length` tokens.
 
     Raises:
-        UserError: `arch` does not have the shape's number of layers, or `length` is not positive.
+        UserError: `arch` does not have the shape's number of layers, names heads the shape does not have, or `length`
+            is not positive.
     """
     if len(arch.layers) != shape.num_layers:
         raise UserError(
@@ -91,8 +96,12 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
         )
     if length < 1:
         raise UserError(f"length: must be a positive number of tokens, got {length}")
-    return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
-        layer_flops(layer, shape, length) for layer in arch.layers
+    pruned = [layer.heads for layer in arch.layers if layer.heads is not None]
+    return (
+        fixed_flops(shape, length, fit_dense=fit_dense)
+        + sum(layer_flops(layer, shape, length) for layer in arch.layers)
+        + sum(attention_flops(shape, length, heads) for heads in pruned)
+        - len(pruned) * attention_flops(shape, length)
     )
 
 

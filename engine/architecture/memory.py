@@ -5,8 +5,8 @@ the expression of an FFN is evaluated depth first, left operand first; attention
 graph runtime without fused kernels does; fused kernels stay below it (their tiles never leave the cache). Weights are
 not counted. In units of one token's elements, with H hidden width, E embedding factor and d the inner width:
 
-    embedding, trigram   5E at the concatenation, 3E + H at the projection   (full: 2H)
-    attention block      5H: input, queries, keys, values, context
+    embedding, trigram   5E at the concatenation, 3E + H at the projection   (factorized: E + H, or 2H; full: 2H)
+    attention block      H + 4a: input, queries, keys, values, context; a = H with all heads, h H / heads with h
     FFN                  H for its input, held for the residual, and the most that is alive of its expression
     LayerNorm            3H: input, value, their sum
 
@@ -39,16 +39,29 @@ def expression_live(expr: Expression, hidden: int, inner: int, policy: str = "tr
 
 
 def layer_live(layer: LayerSpec, shape: ModelShape, policy: str = "truncate") -> int:
-    """Most elements alive per token in one layer's FFNs."""
+    """Most elements alive per token in one layer's FFNs; its input alone where it has none."""
     h = shape.hidden_size
+    if layer.stack == 0:
+        return h
     return h + max(expression_live(layer.expression, h, inner_width(layer.ratio, shape.ffn_size), policy), 2 * h)
 
 
 def fixed_live(shape: ModelShape) -> int:
-    """Most elements alive per token in embedding and attention blocks, which no search decision changes."""
+    """Most elements alive per token in embedding and attention blocks, which no search for FFNs changes."""
+    return max(_embedding_live(shape), attention_live(shape))
+
+
+def attention_live(shape: ModelShape, heads: int | None = None) -> int:
+    """Most elements alive per token in an attention block with so many heads, None for all; its input without any."""
+    h, width = shape.hidden_size, shape.attention_width(heads)
+    return max(h + 4 * width, 3 * h) if width else h
+
+
+def _embedding_live(shape: ModelShape) -> int:
     h, e = shape.hidden_size, shape.embedding_size
-    embedding = 2 * h if e is None else max(5 * e, 3 * e + h)
-    return max(embedding, 5 * h)
+    if e is None:
+        return 2 * h
+    return max(5 * e, 3 * e + h) if shape.trigram else max(e + h, 2 * h)
 
 
 def peak_activation_bytes(
@@ -69,7 +82,8 @@ def peak_activation_bytes(
         bytes_per_element: 4 for float32, 2 for bfloat16.
         policy: width policy of binary operators.
     """
-    live = max(fixed_live(shape), *(layer_live(layer, shape, policy) for layer in arch.layers))
+    attention = (attention_live(shape, heads) for heads in {layer.heads for layer in arch.layers})
+    live = max(_embedding_live(shape), *attention, *(layer_live(layer, shape, policy) for layer in arch.layers))
     return live * batch_size * sequence_length * bytes_per_element
 
 

@@ -4,8 +4,10 @@ With H hidden width, F = FFN width, d = int(r F) inner width, E embedding factor
 types, H_t teacher width and n the stack of a layer:
 
     embedding, trigram (E given)  V E + T H + P H + (3 E H + H) + 2H
+    embedding, factorized         the same with E in place of 3 E
     embedding, full (E None)      V H + T H + P H + 2H
-    attention, per layer          4 (H^2 + H) + 2H
+    attention, per layer          3 (H a + a) + (a H + H) + 2H, a = H with all heads, h H / heads with the leading h;
+                                  0 without heads, for there is no block then
     FFN, per layer                n (w1 + w2 + d + H + 2H), w = H d for a full weight; a Kronecker product has
                                   (d/p) (H/q) + p q, with the block (p, q) of `kernels.language.kron_shape`
     fit_dense                     H_t (H + 1)
@@ -59,8 +61,14 @@ def layer_parameters(layer: LayerSpec, shape: ModelShape) -> int:
     return ffn_parameters(shape.hidden_size, inner, layer.stack, kron, shape.block if kron else None)
 
 
+def attention_parameters(shape: ModelShape, heads: int | None = None) -> int:
+    """Parameters of an attention block with so many heads, None for all. Raises `UserError`: there are not so many."""
+    width = shape.attention_width(heads)
+    return 4 * shape.hidden_size * width + 3 * width + 3 * shape.hidden_size if width else 0
+
+
 def fixed_parameters(shape: ModelShape, fit_dense: bool = True) -> int:
-    """Parameters that no search decision changes: embedding, attention blocks, `fit_dense`.
+    """Parameters that no search for FFNs changes: embedding, attention blocks with all heads, `fit_dense`.
 
     `fit_dense=True` counts the projection if the shape has one (`teacher_hidden_size` given).
     """
@@ -69,11 +77,9 @@ def fixed_parameters(shape: ModelShape, fit_dense: bool = True) -> int:
     if shape.embedding_size is None:
         embedding = shape.vocab_size * h + tables
     else:
-        e = shape.embedding_size
-        embedding = shape.vocab_size * e + tables + 3 * e * h + h
-    attention = 4 * (h * h + h) + 2 * h
+        embedding = shape.vocab_size * shape.embedding_size + tables + shape.embedding_inputs * h + h
     projection = shape.teacher_hidden_size * (h + 1) if fit_dense and shape.teacher_hidden_size else 0
-    return embedding + shape.num_layers * attention + projection
+    return embedding + shape.num_layers * attention_parameters(shape) + projection
 
 
 def count_shapes(shapes: Iterable[tuple[int, Fraction]], shape: ModelShape, *, fit_dense: bool = True) -> int:
@@ -88,10 +94,17 @@ def count_parameters(arch: Architecture, shape: ModelShape, *, fit_dense: bool =
     """Parameters of the student `arch` of these sizes, `fit_dense` included where the shape has one.
 
     Raises:
-        UserError: `arch` does not have the shape's number of layers, or its Kronecker weights cannot be factored.
+        UserError: `arch` does not have the shape's number of layers, its Kronecker weights cannot be factored, or it
+            names heads the shape does not have.
     """
     if len(arch.layers) != shape.num_layers:
         raise UserError(
             f"layers: the architecture has {len(arch.layers)}, the model {shape.num_layers}; give one spec per layer"
         )
-    return fixed_parameters(shape, fit_dense) + sum(layer_parameters(layer, shape) for layer in arch.layers)
+    pruned = [layer.heads for layer in arch.layers if layer.heads is not None]
+    return (
+        fixed_parameters(shape, fit_dense)
+        + sum(layer_parameters(layer, shape) for layer in arch.layers)
+        + sum(attention_parameters(shape, heads) for heads in pruned)
+        - len(pruned) * attention_parameters(shape)
+    )

@@ -27,14 +27,16 @@ class ModelShape:
         num_layers: L.
         ffn_size: F; a layer of ratio r has inner width int(r F).
         vocab_size: V.
-        embedding_size: E of the factorized trigram embedding, None for a full embedding.
+        embedding_size: E of the factorized embedding, None for a full embedding.
         max_positions: P.
         type_vocab: T.
         teacher_hidden_size: H_t of the projection `fit_dense`, None for no projection.
         kron_block: (p, q) of weights that are Kronecker products; None takes the rule over F/1 .. F/4.
+        num_heads: attention heads of a layer that keeps all; needed by formulas for architectures that name heads.
+        trigram: whether an embedding with a factor sees the neighbouring tokens (3E to H), or not (E to H).
 
     Raises:
-        UserError: a size is not a positive integer.
+        UserError: a size is not a positive integer, or `num_heads` does not divide `hidden_size`.
     """
 
     hidden_size: int
@@ -46,6 +48,8 @@ class ModelShape:
     type_vocab: int = 2
     teacher_hidden_size: int | None = None
     kron_block: Block | None = None
+    num_heads: int | None = None
+    trigram: bool = True
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -54,10 +58,35 @@ class ModelShape:
                 if value is not None:
                     object.__setattr__(self, name, parse_block(value))
                 continue
-            if value is None and name in ("embedding_size", "teacher_hidden_size"):
+            if value is None and name in ("embedding_size", "teacher_hidden_size", "num_heads"):
+                continue
+            if name == "trigram":
+                if not isinstance(value, bool):
+                    raise UserError(f"trigram: must be true or false, got {value!r:.60}")
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise UserError(f"{name}: must be an integer from 1 to {MAX_SIZE}, got {value!r:.60}")
+        if self.num_heads is not None and self.hidden_size % self.num_heads:
+            raise UserError(f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}")
+
+    def attention_width(self, heads: int | None) -> int:
+        """Columns of queries, keys and values of a layer with so many heads; H for None, which is all of them.
+
+        Raises:
+            UserError: there are not so many heads, or `num_heads` is not known.
+        """
+        if heads is None:
+            return self.hidden_size
+        if self.num_heads is None:
+            raise UserError("num_heads: is needed where layers keep some of the attention heads; give their number")
+        if heads > self.num_heads:
+            raise UserError(f"heads: {heads} are more than the model's num_heads {self.num_heads}; use at most those")
+        return self.hidden_size // self.num_heads * heads
+
+    @property
+    def embedding_inputs(self) -> int:
+        """Inputs of the map from token embeddings to H: 3E, E without neighbours, 0 for a full embedding."""
+        return (self.embedding_size or 0) * (3 if self.trigram else 1)
 
     @property
     def block(self) -> Block:

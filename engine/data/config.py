@@ -80,7 +80,7 @@ class DataConfig:
     dev_fraction: float = 0.1
     """Part of the training data held out for the report when no `dev` is given."""
 
-    min_held_out: int = 64
+    min_held_out: int = 300
     """Fewest rows of a held-out part (but never more than a quarter of the data)."""
 
     max_held_out: int = 2000

@@ -31,6 +31,7 @@ from engine.architecture.architecture import Architecture
 from engine.data import Batch
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask
+from engine.student.encoder import require_whole_layers
 from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
@@ -52,10 +53,12 @@ def mixed_states(
         score_targets: the teacher's queries and keys of every layer, as of `FFNASModel.forward`.
 
     Raises:
-        UserError: an architecture does not fit the model.
+        UserError: an architecture does not fit the model, or has layers with fewer heads or without FFN.
     """
     base = model.base_model
     plans = [base.planner(a) for a in architectures]
+    for plan in plans:
+        require_whole_layers(plan, "a step with several subnets")
     embedded = base.embeddings(batch.input_ids.flatten(0, -2), batch.token_type_ids.flatten(0, -2))
     mask = extended_mask(base.config, embedded, batch.mask)
     inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input

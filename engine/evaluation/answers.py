@@ -157,6 +157,17 @@ def answer_metrics(
     return text_metrics(texts, golds, no_answer=no_answer)
 
 
+def answer_scores(
+    answers: Sequence[Answer], golds: Sequence[Gold], *, no_answer: bool, threshold: float = 0.0
+) -> np.ndarray:
+    """Exact match and F1 of each question by itself, [N, 2] float32; arguments as of `answer_metrics`."""
+    scores = np.empty((len(answers), 2), dtype=np.float32)
+    for place, (answer, gold) in enumerate(zip(answers, golds, strict=True)):
+        one = answer_metrics([answer], [gold], no_answer=no_answer, threshold=threshold)
+        scores[place] = one["exact_match"], one["f1"]
+    return scores
+
+
 def text_metrics(texts: Sequence[str], golds: Sequence[Gold], *, no_answer: bool) -> dict[str, float]:
     """`answer_metrics` of plain texts, empty ones for "no answer".
 

@@ -6,7 +6,7 @@ Heads are told apart by what they put out: logits of classes, values or choices,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
 from engine.data import Batch, EncodedDataset, EncodedTask, TaskSpec, plan_batches
-from engine.evaluation.answers import Answer, AnswerCollector, answer_metrics, best_threshold
+from engine.evaluation.answers import Answer, AnswerCollector, answer_metrics, answer_scores, best_threshold
 from engine.evaluation.metrics import compute_metrics, primary
 from engine.states import answers
 
@@ -148,10 +148,23 @@ def evaluate(
     return compute_metrics(spec, logits, labels)
 
 
-def evaluate_dev(model: nn.Module, data: EncodedTask, *, precision: str = "fp32") -> dict[str, float]:
+def evaluate_dev(
+    model: nn.Module,
+    data: EncodedTask,
+    *,
+    precision: str = "fp32",
+    keep: Callable[[np.ndarray], None] | None = None,
+) -> dict[str, float]:
     """Metrics of the reported splits: all of `dev`, and the ranking one of each further split, as METRIC_SPLIT.
 
     Where a question may have no answer, the threshold for saying so is chosen on `select`, never on `dev`.
+
+    Args:
+        model: with the task's head.
+        data: the task.
+        precision: `"fp32"` or `"bf16"` (autocast).
+        keep: called with what was measured on `dev`, float32, a row per row of `dev` in its order: logits [N, C], or of
+            question answering exact match and F1 [N, 2].
     """
     spec = data.spec
     threshold = 0.0
@@ -159,8 +172,30 @@ def evaluate_dev(model: nn.Module, data: EncodedTask, *, precision: str = "fp32"
         threshold = best_threshold(
             predict_answers(model, data.select, precision=precision), data.select.spans.questions.golds
         )
-    metrics = evaluate(model, data.dev, spec, precision=precision, threshold=threshold)
+    metrics, rows = _measured(model, data.dev, spec, precision, threshold, with_rows=keep is not None)
+    if keep is not None:
+        keep(rows)
     for name, split in data.further.items():
         metric, value = primary(spec, evaluate(model, split, spec, precision=precision))
         metrics[f"{metric}_{name.removeprefix('dev_')}"] = value
     return metrics
+
+
+def _measured(
+    model: nn.Module, data: EncodedDataset, spec: TaskSpec, precision: str, threshold: float, *, with_rows: bool
+) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics of a whole split, and where wanted what `evaluate_dev` keeps."""
+    if spec.is_span:
+        found = predict_answers(model, data, batch_size=SPAN_BATCH, precision=precision)
+        golds = data.spans.questions.golds
+        metrics = answer_metrics(found, golds, no_answer=spec.no_answer, threshold=threshold)
+        scores = answer_scores(found, golds, no_answer=spec.no_answer, threshold=threshold) if with_rows else _NO_ROWS
+        return metrics, scores
+    batch_size = max(1, 256 // data.choices)
+    logits, labels = predict(model, data, batch_size=batch_size, precision=precision)
+    rows = np.empty_like(logits)
+    rows[np.concatenate(plan_batches(data.lengths, batch_size=batch_size, shuffle=False))] = logits
+    return compute_metrics(spec, logits, labels), rows
+
+
+_NO_ROWS = np.empty((0, 2), dtype=np.float32)

@@ -35,6 +35,7 @@ from engine.evaluation.metrics import compute_metrics
 from engine.evaluation.trie import Branch, Node, build_trie
 from engine.student import FFNASForSequenceClassification
 from engine.student.attention import extended_mask
+from engine.student.encoder import require_whole_layers
 from engine.student.ffn import FFNPlan
 from engine.student.first_token import attend_first, reads_first
 
@@ -111,13 +112,15 @@ class SharedEvaluator:
         """float32 [K, N, num_labels]: every candidate's logits, over all batches or those at these positions.
 
         Raises:
-            UserError: the supernet does not store a candidate.
+            UserError: the supernet does not store a candidate, or one has layers with fewer heads or without FFN.
         """
         if not candidates:
             raise ValueError("candidates: give at least one")
         self._forget_old_weights()
         planner = self.model.base_model.planner
         plans = [planner(c) for c in candidates]
+        for plan in plans:
+            require_whole_layers(plan, "shared evaluation")
         root = build_trie(plans)
         parts = []
         for index in self._chosen(batches):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,7 +25,8 @@ from engine.architecture.architecture import Architecture
 from engine.architecture.file import save_architecture
 from engine.architecture.params import count_parameters, layer_parameters
 from engine.architecture.shape import inner_width
-from engine.files import atomic_directory
+from engine.export.evidence import evidence_section
+from engine.files import atomic_directory, write_text_atomic
 from engine.handover import AUTO_CLASSES, auto_map, custom_pipelines, write_files
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
@@ -64,7 +66,8 @@ def export_model(
         out_dir: the directory.
         architecture: the subnet to write, None for everything stored.
         card: for the model card, all optional: `name`; `task`; `teacher`; `license` (SPDX id); `metric`
-            {"name", "value", "split"}; `metrics` {name: value}; any other entry is listed under "How it was found".
+            {"name", "value", "split"}; `metrics` {name: value}; `evidence`, see `engine.export.evidence`; any other
+            entry is listed under "How it was found".
         architecture_file: also write `architecture.json`.
         fit_dense: keep the distillation projection.
         drawing: PNG of the architecture for the model card.
@@ -91,6 +94,17 @@ def export_model(
             save_architecture(config.full_architecture, folder / "architecture.json", config.shape)
 
 
+def rewrite_card(model: FFNASPreTrainedModel, out_dir: str | os.PathLike[str], card: Mapping[str, Any]) -> None:
+    """Writes the model card of a directory that `export_model` wrote for all of `model` again; `card` as there.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    folder = Path(out_dir)
+    drawing = DRAWING if (folder / DRAWING).is_file() else None
+    write_text_atomic(folder / "README.md", model_card(extract(model, None), card, drawing=drawing))
+
+
 def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing: str | None = None) -> str:
     """Text of the model card (Markdown with a YAML head); `card` as in `export_model`, `drawing` a file beside it."""
     name = type(model).__name__
@@ -102,7 +116,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing:
     }
     if card.get("license"):
         head["license"] = card["license"]
-    known = {"name", "task", "teacher", "license", "metric", "metrics"}
+    known = {"name", "task", "teacher", "license", "metric", "metrics", "evidence"}
     facts = {key: card[key] for key in ("task", "teacher") if card.get(key)}
     facts |= {key: value for key, value in card.items() if key not in known}
     parts = [
@@ -110,6 +124,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing:
         f"# {card.get('name') or 'FFNAS model'}",
         "A BERT-like encoder whose feed-forward networks were found by ffnas.",
         _scores(card),
+        evidence_section(card["evidence"]) if card.get("evidence") else "",
         _architecture_section(model, drawing),
         "## How it was found\n\n" + "\n".join(f"- {key}: {_plain(value)}" for key, value in facts.items())
         if facts
@@ -135,11 +150,17 @@ def _scores(card: Mapping[str, Any]) -> str:
 def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> str:
     config = model.config
     architecture = config.full_architecture
+    pruned = any(layer.heads is not None for layer in architecture.layers)
     lines = []
     for index, layer in enumerate(architecture.layers):
+        heads = config.num_attention_heads if layer.heads is None else layer.heads
+        first = f"| {index} | {heads} |" if pruned else f"| {index} |"
+        if layer.stack == 0:
+            lines.append(f"{first} none | 0 | | | 0 |")
+            continue
         inner = inner_width(layer.ratio, config.intermediate_size)
         params = layer_parameters(layer, config.shape)
-        lines.append(f"| {index} | `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
+        lines.append(f"{first} `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
     encoder = count_parameters(architecture, config.shape, fit_dense=False)
     return "\n".join(
         [
@@ -148,10 +169,11 @@ def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> s
             *([f"![The layers, input at the bottom]({drawing})", ""] if drawing else []),
             f"Hidden size {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads,"
             f" {config.embedding_type} embedding, width policy {config.width_policy}.",
+            *_sources(config),
             f"{encoder:,} parameters in embeddings and encoder, {model.num_parameters():,} with pooler and head.",
             "",
-            "| layer | expression | stack | ratio | inner width | FFN parameters |",
-            "|---|---|---|---|---|---|",
+            f"| layer |{' heads |' if pruned else ''} expression | stack | ratio | inner width | FFN parameters |",
+            f"|---|{'---|' if pruned else ''}---|---|---|---|---|",
             *lines,
             "",
             "Published form:",
@@ -161,6 +183,12 @@ def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> s
             "```",
         ]
     )
+
+
+def _sources(config: FFNASConfig) -> list[str]:
+    if not config.source_layers:
+        return []
+    return [f"Its layers are layers {', '.join(map(str, config.source_layers))} of the model they were taken from."]
 
 
 def _usage(task: str, auto_class: str) -> str:

@@ -9,6 +9,10 @@ in float32 both take the same, and sdpa stays.
 Distilling, a layer is handed its teacher's queries and keys, and `fused_attention` gives context and score loss from
 the same tiles (`fuses_score_loss`): q and k are read once, scaled queries are not written, and no S x S tensor exists.
 
+A layer may store fewer heads than the model has (`heads` of its entry in `config.layers`), and a pass may run the
+leading heads of those alone: leading rows of queries, keys and values, leading columns of the output projection, as
+views.
+
 Queries and keys are returned to the caller rather than caught by hooks, so that recording them also works under
 activation checkpointing, `torch.func.functional_call` and `torch.compile`.
 """
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
 from kernels.attention.linear import fused_linear_norm, fused_linears
 from kernels.attention.ops import fused_attention, one_pass_pays
@@ -112,26 +117,40 @@ def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
 
 
 class FFNASAttention(nn.Module):
-    """Self-attention, output projection, residual and LayerNorm of one layer."""
+    """Self-attention, output projection, residual and LayerNorm of one layer.
 
-    def __init__(self, config: FFNASConfig, layer_idx: int) -> None:
+    Args:
+        config: sizes, dropout and attention function.
+        layer_idx: for attention functions that ask for it.
+        heads: how many to store, at least one; None for all of the model's.
+    """
+
+    def __init__(self, config: FFNASConfig, layer_idx: int, heads: int | None = None) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.config = config
         self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads if heads is None else heads
         self.head_size = hidden // config.num_attention_heads
+        width = self.num_heads * self.head_size
         self.scaling = self.head_size**-0.5
         self.is_causal = False
         self.p_drop = float(config.attention_probs_dropout_prob)
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.dense = nn.Linear(hidden, hidden)
+        self.query = nn.Linear(hidden, width)
+        self.key = nn.Linear(hidden, width)
+        self.value = nn.Linear(hidden, width)
+        self.dense = nn.Linear(width, hidden)
         self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: Tensor, attention_mask: Any, teacher: TeacherHeads | None = None, parts: int = 1, **kwargs: Any
+        self,
+        x: Tensor,
+        attention_mask: Any,
+        teacher: TeacherHeads | None = None,
+        parts: int = 1,
+        heads: int | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Output [B, S, H]; queries and keys [B, heads, S, d] (unscaled); probabilities or None; score losses or None.
 
@@ -141,15 +160,11 @@ class FFNASAttention(nn.Module):
             teacher: what to compare scores with; the losses are None where it was left alone (`fuses_score_loss`).
             parts: how many batches x is made of, one after the other; `teacher` is that of each. The score losses
                 are [parts].
+            heads: how many run, the leading ones; None for all.
             **kwargs: for the attention function.
         """
-        split = (*x.shape[:-1], -1, self.head_size)
-        layers = (self.query, self.key, self.value)
-        if runs_fused(x, *layers):
-            projected = fused_linears(x, [m.weight for m in layers], [m.bias for m in layers])
-        else:
-            projected = [m(x) for m in layers]
-        query, key, value = (t.view(split).transpose(1, 2) for t in projected)
+        split = (*x.shape[:-1], self.num_heads if heads is None else heads, self.head_size)
+        query, key, value = (t.view(split).transpose(1, 2) for t in self._projected(x, heads))
         p_drop = self.p_drop if self.training else 0.0
         if teacher is not None and fuses_score_loss(self.config, query[: len(x) // parts], attention_mask, teacher):
             each = zip(*(t.chunk(parts) for t in (query, key, value, _keys(attention_mask, x))), strict=True)
@@ -159,11 +174,12 @@ class FFNASAttention(nn.Module):
             ]
             contexts = [context.transpose(1, 2) for context, _ in done]
             context = contexts[0] if parts == 1 else torch.cat(contexts)
-            return self.project(x, context), query, key, None, torch.stack([loss for _, loss in done])
+            losses = torch.stack([loss for _, loss in done])
+            return self.project(x, context, heads), query, key, None, losses
         if is_fused(self.config, query, attention_mask):
             mask = _keys(attention_mask, x)
             context, _ = fused_attention(query, key, value, mask, scale=self.scaling, p_drop=p_drop)
-            return self.project(x, context.transpose(1, 2)), query, key, None, None
+            return self.project(x, context.transpose(1, 2), heads), query, key, None, None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         context, probabilities = attend(
             self,
@@ -175,15 +191,53 @@ class FFNASAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.project(x, context), query, key, probabilities, None
+        return self.project(x, context, heads), query, key, probabilities, None
 
-    def project(self, x: Tensor, context: Tensor) -> Tensor:
-        """LayerNorm(x + dropout(dense(context))), x [..., H], context the same numbers with any split of H."""
-        context, norm = context.reshape(x.shape), self.layernorm
-        if not (self.training and self.dropout.p > 0) and type(norm) is nn.LayerNorm and runs_fused(x, self.dense):
-            dense = self.dense
-            return fused_linear_norm(context, dense.weight, dense.bias, x, norm.weight, norm.bias, eps=norm.eps)
-        return norm(x + self.dropout(self.dense(context)))
+    def project(self, x: Tensor, context: Tensor, heads: int | None = None) -> Tensor:
+        """LayerNorm(x + dropout(dense(context))), x [..., H], context [..., heads d] with any split of the heads."""
+        dense, norm = self.dense, self.layernorm
+        width = self.head_size * (self.num_heads if heads is None else heads)
+        context = context.reshape(*x.shape[:-1], width)
+        weight = dense.weight if heads is None else self._plain(dense, heads).weight[:, :width]
+        if not (self.training and self.dropout.p > 0) and type(norm) is nn.LayerNorm and runs_fused(x, dense):
+            return fused_linear_norm(context, weight, dense.bias, x, norm.weight, norm.bias, eps=norm.eps)
+        projected = dense(context) if heads is None else nn.functional.linear(context, weight, dense.bias)
+        return norm(x + self.dropout(projected))
+
+    def rows(self, layer: nn.Module, heads: int | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `query`, `key` or `value` for the leading heads, as views; None for all.
+
+        Raises:
+            UserError: there are fewer heads, or the layer was replaced by something without such rows.
+        """
+        if heads is None:
+            return layer.weight, layer.bias
+        plain, width = self._plain(layer, heads), heads * self.head_size
+        return plain.weight[:width], plain.bias[:width]
+
+    def queries(self, x: Tensor, heads: int | None) -> Tensor:
+        """[..., H] to the queries [..., heads d] of the leading heads."""
+        return self.query(x) if heads is None else nn.functional.linear(x, *self.rows(self.query, heads))
+
+    def _projected(self, x: Tensor, heads: int | None) -> list[Tensor]:
+        """Queries, keys and values, [..., heads d] each."""
+        layers = (self.query, self.key, self.value)
+        if runs_fused(x, *layers):
+            weights, biases = zip(*(self.rows(m, heads) for m in layers), strict=True)
+            return fused_linears(x, weights, biases)
+        if heads is None:
+            return [m(x) for m in layers]
+        return [nn.functional.linear(x, *self.rows(m, heads)) for m in layers]
+
+    def _plain(self, layer: nn.Module, heads: int) -> nn.Linear:
+        if type(layer) is not nn.Linear:
+            raise UserError(
+                f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers alone, not in"
+                f" {type(layer).__name__}; extract the architecture into a model of its own"
+            )
+        if not 1 <= heads <= self.num_heads:
+            raise UserError(f"heads: the layer stores {self.num_heads}, {heads} were asked for; use 1 to that many")
+        return layer
 
 
 def _keys(mask: Tensor | None, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Configuration of the student: every size, and one FFN specification per layer.
 
-`layers` says which FFN weights a model *stores*: layer l keeps `stack` FFNs of inner width int(ratio * F), and runs
-`expression` in them unless a forward pass names another architecture. A supernet is a config whose layers are all at
-the largest stack and ratio; an extracted model is a config whose layers are the architecture. `config.json` is plain
+`layers` says which weights a model *stores*: layer l keeps `stack` FFNs of inner width int(ratio * F) and, where it has
+`heads`, only so many of the attention heads, and runs `expression` in its FFNs unless a forward pass names another
+architecture. A supernet is a config whose layers are all at the largest stack and ratio; an extracted model is a config
+whose layers are the architecture. `config.json` is plain
 data (expressions are text in the plain form, ratios are [p, q]).
 
 Rejected: a separate supernet config. The two would share every field, and every tool that takes one would have to
@@ -17,13 +18,13 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from engine.architecture.architecture import Architecture, uniform
-from engine.architecture.file import FORMAT, architecture_from_dict, architecture_to_dict
-from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block
+from engine.architecture.file import FORMATS, architecture_from_dict, layers_to_list
+from engine.architecture.shape import MAX_SIZE, ModelShape, check_block, inner_width, parse_block
 from engine.errors import UserError
 from kernels.language.expression import GELU_FFN, ExpressionError, kron_weights
 from kernels.language.widths import POLICIES, validate
 
-EMBEDDING_TYPES = ("trigram", "full")
+EMBEDDING_TYPES = ("trigram", "factorized", "full")
 POOLINGS = ("cls", "mean")
 POOLER_ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
 _SIZES = (
@@ -48,10 +49,12 @@ class FFNASConfig(PreTrainedConfig):
         num_hidden_layers: L.
         num_attention_heads: heads; the head size H / heads may be odd.
         intermediate_size: F; a layer of ratio r has inner width int(r F).
-        embedding_type: `"trigram"` (V x E table, three neighbouring tokens mapped to H) or `"full"` (V x H table).
+        embedding_type: `"trigram"` (V x E table, three neighbouring tokens mapped to H), `"factorized"` (V x E table,
+            each token mapped to H) or `"full"` (V x H table).
         embedding_size: E; not used by `"full"`.
-        layers: an `Architecture`, its text, or one {"expression", "stack", "ratio": [p, q]} per layer; None is the
-            plain GELU FFN, stack 1, ratio 1, in every layer.
+        layers: an `Architecture`, its text, or one {"expression", "stack", "ratio": [p, q]} per layer, with "heads" in
+            those that keep some of the heads; None is the plain GELU FFN, stack 1, ratio 1, in every layer.
+        source_layers: which layers of the model they were taken from the layers are; None for all, or none known.
         width_policy: `"truncate"` or `"pad"`, for binary operators on unequal widths.
         kron_block: [p, q] of weights that are Kronecker products (`kernels.language.kron_shape`), for layers with a
             `kron`; None takes the rule over F/1 .. F/4.
@@ -81,6 +84,7 @@ class FFNASConfig(PreTrainedConfig):
     embedding_type: str = "trigram"
     embedding_size: int = 128
     layers: list[dict[str, Any]] | None = None
+    source_layers: list[int] | None = None
     width_policy: str = "truncate"
     kron_block: list[int] | None = None
     teacher_hidden_size: int | None = None
@@ -100,13 +104,13 @@ class FFNASConfig(PreTrainedConfig):
         self.check()
         if any(kron_weights(layer.expression) for layer in self.full_architecture.layers):
             self.kron_block = list(self.shape.block)  # config.json alone tells the stored factors' shapes
-        self.layers = architecture_to_dict(self.full_architecture, self.shape)["layers"]
+        self.layers = layers_to_list(self.full_architecture)
         super().__post_init__(**kwargs)
 
     @property
     def token_width(self) -> int:
-        """Width of a row of the token table: E for trigram, H for full."""
-        return self.embedding_size if self.embedding_type == "trigram" else self.hidden_size
+        """Width of a row of the token table: H for full, E for the others."""
+        return self.hidden_size if self.embedding_type == "full" else self.embedding_size
 
     @property
     def full_architecture(self) -> Architecture:
@@ -121,11 +125,13 @@ class FFNASConfig(PreTrainedConfig):
             num_layers=self.num_hidden_layers,
             ffn_size=self.intermediate_size,
             vocab_size=self.vocab_size,
-            embedding_size=self.embedding_size if self.embedding_type == "trigram" else None,
+            embedding_size=None if self.embedding_type == "full" else self.embedding_size,
             max_positions=self.max_position_embeddings,
             type_vocab=self.type_vocab_size,
             teacher_hidden_size=self.teacher_hidden_size,
             kron_block=None if self.kron_block is None else parse_block(self.kron_block),
+            num_heads=self.num_attention_heads,
+            trigram=self.embedding_type != "factorized",
         )
 
     def check(self) -> None:
@@ -153,6 +159,17 @@ class FFNASConfig(PreTrainedConfig):
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise UserError(f"pad_token_id: {self.pad_token_id} is not in the vocabulary of {self.vocab_size} tokens")
         check_architecture(self, self.full_architecture)
+        self._check_source_layers()
+
+    def _check_source_layers(self) -> None:
+        layers = self.source_layers
+        if layers is None:
+            return
+        numbers = isinstance(layers, (list, tuple)) and all(type(v) is int and 0 <= v < MAX_SIZE for v in layers)
+        if not numbers or len(layers) != self.num_hidden_layers or sorted(set(layers)) != list(layers):
+            raise UserError(
+                f"source_layers: must be {self.num_hidden_layers} layer numbers in rising order, got {layers!r:.60}"
+            )
 
     def _check_sizes(self) -> None:
         for name in (*_SIZES, "teacher_hidden_size"):
@@ -178,18 +195,28 @@ def read_layers(layers: Any, hidden_size: int, num_layers: int) -> Architecture:
     count = len(layers) if isinstance(layers, (list, tuple)) else num_layers
     entries = list(layers) if isinstance(layers, tuple) else layers
     return architecture_from_dict(
-        {"format": FORMAT, "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
+        {"format": FORMATS[-1], "hidden_size": hidden_size, "num_layers": count, "layers": entries, "params": 0}
     )
 
 
 def check_architecture(config: FFNASConfig, architecture: Architecture) -> None:
-    """Raises `UserError` unless `architecture` has a layer per layer of `config`, each valid at its widths."""
+    """Raises `UserError` unless `architecture` has a layer per layer of `config`, each valid at its widths, with heads
+    that there are, and not all of them left out."""
     if len(architecture.layers) != config.num_hidden_layers:
         raise UserError(
             f"layers: the architecture has {len(architecture.layers)} layers, the model {config.num_hidden_layers};"
             " give one per layer"
         )
+    if all(layer.skipped for layer in architecture.layers):
+        raise UserError("layers: every layer is left out; keep the heads or an FFN of at least one")
     for index, layer in enumerate(architecture.layers):
+        if layer.heads is not None and layer.heads > config.num_attention_heads:
+            raise UserError(
+                f"layers[{index}].heads: {layer.heads} are more than the model's {config.num_attention_heads}"
+                " num_attention_heads; use at most those"
+            )
+        if layer.stack == 0:
+            continue
         inner = inner_width(layer.ratio, config.intermediate_size)
         try:
             validate(layer.expression, config.hidden_size, inner, config.width_policy)

@@ -1,7 +1,8 @@
 """Embedding block of the student: tokens, positions and segments summed, then LayerNorm and dropout.
 
-    trigram   dense([t(i+1), t(i), t(i-1)]) with t the V x E token table and zeros past both ends of the sequence
-    full      t(i) with t the V x H token table
+    trigram      dense([t(i+1), t(i), t(i-1)]) with t the V x E token table and zeros past both ends of the sequence
+    factorized   dense(t(i)) with t the V x E token table
+    full         t(i) with t the V x H token table
 
 The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3; `MobileBertEmbeddings`). A padding
 token is a neighbour like any other, as there; its row of the table starts at zero and is not trained (`padding_idx`),
@@ -32,7 +33,8 @@ class FFNASEmbeddings(nn.Module):
         self.token_embeddings = nn.Embedding(config.vocab_size, config.token_width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
         self.segment_embeddings = nn.Embedding(config.type_vocab_size, hidden)
-        self.dense = nn.Linear(3 * config.token_width, hidden) if self.trigram else None
+        inputs = config.shape.embedding_inputs
+        self.dense = nn.Linear(inputs, hidden) if inputs else None
         self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -47,7 +49,7 @@ class FFNASEmbeddings(nn.Module):
 
         Args:
             input_ids: [B, S] token ids; or
-            inputs_embeds: [B, S, E] (full: [B, S, H]) rows in place of the token table's.
+            inputs_embeds: [B, S, E] (full embedding: [B, S, H]) rows in place of the token table's.
             token_type_ids: [B, S] segment ids, None for all 0.
             position_ids: [B, S] or [1, S] positions, None for 0..S-1.
 
@@ -58,7 +60,7 @@ class FFNASEmbeddings(nn.Module):
             raise UserError("input_ids: give exactly one of input_ids and inputs_embeds")
         tokens = self.token_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.dense is not None:
-            tokens = self.dense(_with_neighbours(tokens))
+            tokens = self.dense(_with_neighbours(tokens) if self.trigram else tokens)
         x = tokens + self._positions(tokens.shape[1], position_ids)
         segments = self.segment_embeddings
         x = x + (segments.weight[0] if token_type_ids is None else segments(token_type_ids))

@@ -1,11 +1,13 @@
 """Encoder layers, and how an architecture becomes a plan for them.
 
-A layer is an attention block and a stack of FFNs. A plan says per layer which program runs, in how many FFNs of the
-stack, at which inner width; it is made and checked once per architecture, so a forward pass only follows it.
+A layer is an attention block and a stack of FFNs, and may lack either or both. A plan says per layer which program
+runs, in how many FFNs of the stack, at which inner width, and with how many heads; it is made and checked once per
+architecture, so a forward pass only follows it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -27,23 +29,41 @@ _CACHED_PLANS = 1024
 
 
 class FFNASLayer(nn.Module):
-    """Attention block and stack of FFNs; stores the stack and inner width of its plan."""
+    """Attention block and stack of FFNs.
 
-    def __init__(self, config: FFNASConfig, layer_idx: int, plan: FFNPlan) -> None:
+    Args:
+        config: sizes.
+        layer_idx: the layer's number.
+        plan: the stack and inner width to store.
+        heads: how many to store, None for all; with 0 `attention` is None.
+    """
+
+    def __init__(self, config: FFNASConfig, layer_idx: int, plan: FFNPlan, heads: int | None = None) -> None:
         super().__init__()
-        self.attention = FFNASAttention(config, layer_idx)
+        self.attention = None if heads == 0 else FFNASAttention(config, layer_idx, heads)
         self.all_ffn = FFNStack(config, plan)
 
     def forward(
         self, x: Tensor, attention_mask: Any, plan: FFNPlan, **kwargs: Any
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Output [B, S, H], and what `FFNASAttention` returns beside it: queries, keys, probabilities, score loss."""
-        x, *rest = self.attention(x, attention_mask, **kwargs)
-        return self.all_ffn(x, plan), *rest
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Output [B, S, H], and what `FFNASAttention` returns beside it: queries, keys, probabilities, score loss (None
+        where the plan has no heads)."""
+        rest: list[Any] = [None] * 4
+        if plan.heads != 0:
+            leading = {} if plan.heads is None else {"heads": plan.heads}
+            x, *rest = self.attention(x, attention_mask, **leading, **kwargs)
+        return (self.all_ffn(x, plan) if plan.stack else x), *rest
 
     def first(self, x: Tensor, attention_mask: Tensor | None, plan: FFNPlan) -> Tensor:
         """The first token's output [B, H] alone (`engine.student.first_token`)."""
-        return self.all_ffn(attend_first(self.attention, x, attention_mask), plan)
+        x = x[:, 0] if plan.heads == 0 else attend_first(self.attention, x, attention_mask, plan.heads)
+        return self.all_ffn(x, plan) if plan.stack else x
+
+    def heads(self, plan: FFNPlan) -> int:
+        """Attention heads that run under a plan."""
+        if plan.heads is not None:
+            return plan.heads
+        return 0 if self.attention is None else self.attention.num_heads
 
 
 class Planner:
@@ -51,19 +71,25 @@ class Planner:
 
     Args:
         config: of the model whose stored weights the plans are for.
+
+    Attributes:
+        heads: attention heads that each layer stores.
+        full: the plan of everything stored.
     """
 
     def __init__(self, config: FFNASConfig) -> None:
         self.config = config
-        self.full = self._plan(config.full_architecture)
+        stored = self._plan(config.full_architecture)
+        self.heads = tuple(int(plan.heads or 0) for plan in stored)
+        self.full = tuple(plan._replace(heads=None if plan.heads else 0) for plan in stored)
         self._cached = lru_cache(maxsize=_CACHED_PLANS)(self._checked_plan)
 
     def __call__(self, architecture: Architecture | None) -> tuple[FFNPlan, ...]:
         """The plan of `architecture`, None for everything stored.
 
         Raises:
-            UserError: the architecture has another number of layers, needs more than is stored, or has an
-                expression that is not valid at its width, or Kronecker weights in other places.
+            UserError: the architecture has another number of layers, needs more than is stored, leaves out every
+                layer, or has an expression that is not valid at its width, or Kronecker weights in other places.
         """
         return self.full if architecture is None else self._cached(architecture)
 
@@ -75,27 +101,58 @@ class Planner:
 
     def _plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
         check_architecture(self.config, architecture)
-        policy, size = self.config.width_policy, self.config.intermediate_size
+        policy, size, heads = self.config.width_policy, self.config.intermediate_size, self.config.num_attention_heads
         return tuple(
-            FFNPlan(lower(v.expression, policy), v.stack, inner_width(v.ratio, size), kron_weights(v.expression))
+            FFNPlan(
+                lower(v.expression, policy),
+                v.stack,
+                inner_width(v.ratio, size) if v.stack else 0,
+                kron_weights(v.expression),
+                heads if v.heads is None else v.heads,
+            )
             for v in architecture.layers
         )
 
     def _checked_plan(self, architecture: Architecture) -> tuple[FFNPlan, ...]:
         plans = self._plan(architecture)
-        for index, (plan, stored) in enumerate(zip(plans, self.full, strict=True)):
-            for name, value, most in (("stack", plan.stack, stored.stack), ("inner width", plan.inner, stored.inner)):
+        for index, (plan, stored, heads) in enumerate(zip(plans, self.full, self.heads, strict=True)):
+            for name, value, most in (
+                ("stack", plan.stack, stored.stack),
+                ("inner width", plan.inner, stored.inner),
+                ("number of heads", int(plan.heads or 0), heads),
+            ):
                 if value > most:
                     raise UserError(
                         f"layers[{index}]: {name} {value} is more than the {most} this model stores;"
                         " use a smaller one, or a supernet built with larger layers"
                     )
-            if plan.kron != stored.kron:
+            if plan.stack and plan.kron != stored.kron:
                 raise UserError(
                     f"layers[{index}]: Kronecker weights are {_names(plan.kron)}, those this model stores"
                     f" {_names(stored.kron)}; extract the architecture into a model of its own"
                 )
-        return plans
+        return tuple(
+            plan._replace(heads=None) if plan.heads and plan.heads == heads else plan
+            for plan, heads in zip(plans, self.heads, strict=True)
+        )
+
+
+def require_whole_layers(plans: Sequence[FFNPlan], what: str) -> None:
+    """For work that knows attention blocks with all stored heads, and at least one FFN behind each.
+
+    Args:
+        plans: of one architecture.
+        what: the work, for the message.
+
+    Raises:
+        UserError: a layer is left out, keeps some of the heads or none, or has no FFN.
+    """
+    for index, plan in enumerate(plans):
+        if plan.heads is not None or plan.stack == 0:
+            raise UserError(
+                f"layers[{index}]: {what} takes layers with all their heads and an FFN, and this one has fewer"
+                " heads, no FFN, or is left out; run the architecture by itself, or extract it"
+            )
 
 
 def _names(weights: frozenset[str]) -> str:

@@ -24,13 +24,20 @@ from kernels.language.program import Program
 
 
 class FFNPlan(NamedTuple):
-    """How one layer runs its FFNs: the lowered expression, how many of the stack, their inner width, and which weights
-    are Kronecker products."""
+    """How one layer runs: its FFNs' lowered expression, how many of the stack, their inner width, and which weights are
+    Kronecker products; and how many of the stored attention heads, the leading ones: None for all, 0 for no attention
+    block."""
 
     program: Program
     stack: int
     inner: int
     kron: frozenset[str] = frozenset()
+    heads: int | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the layer hands on its input."""
+        return self.stack == 0 and self.heads == 0
 
 
 class FFN(nn.Module):
@@ -85,6 +92,8 @@ class FFNStack(nn.ModuleList):
 
     def forward(self, x: Tensor, plan: FFNPlan) -> Tensor:
         """[..., H] to [..., H] through the first `plan.stack` FFNs at inner width `plan.inner`."""
+        if plan.stack == 0:
+            return x
         return self.part(x, plan, 0, plan.stack, self.p_drop if self.training else 0.0)
 
     def part(self, x: Tensor, plan: FFNPlan, begin: int, end: int, p_drop: float = 0.0) -> Tensor:

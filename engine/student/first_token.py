@@ -27,27 +27,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.student.attention import FFNASAttention, is_over_keys
+from engine.student.ffn import FFNPlan
 
 
-def reads_first(layer: nn.Module, mask: Any) -> bool:
+def reads_first(layer: nn.Module, mask: Any, plan: FFNPlan | None = None) -> bool:
     """Whether this call may run a layer for the first token alone.
 
     Args:
-        layer: the last one, with its `attention` and `all_ffn`.
+        layer: the last one that is not left out, with its `attention` and `all_ffn`.
         mask: as `extended_mask` gives it.
+        plan: how it runs; None for all its heads.
     """
+    if torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     attention = layer.attention
+    if plan is not None and plan.heads == 0:  # a token's FFNs see no other token
+        return not any(map(_hooked, (layer, *layer.children())))
     if not isinstance(attention, FFNASAttention) or attention.config._attn_implementation != "sdpa":
         return False
-    if torch.is_grad_enabled() or attention.training:
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_over_keys(mask):
+    if attention.training or not is_over_keys(mask):
         return False
     linears = (attention.query, attention.key, attention.value)
     return all(type(m) is nn.Linear for m in linears) and not any(map(_hooked, (layer, *layer.children(), *linears)))
 
 
-def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None, heads: int | None = None) -> Tensor:
     """[B, H], the block's output at the first token.
 
     Args:
@@ -55,19 +59,20 @@ def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None) -> T
         x: [B, S, H].
         mask: bool [B or 1, 1, 1, S], True takes part, or None. A sequence without any such token attends to nothing,
             as in `scaled_dot_product_attention`.
+        heads: how many run, the leading ones; None for all.
     """
     batch, _, hidden = x.shape
-    heads = (-1, attention.head_size, hidden)
-    query = attention.query(x[:, 0]).view(batch, -1, attention.head_size).transpose(0, 1)  # [heads, B, d]
-    query = (query @ attention.key.weight.view(heads)).transpose(0, 1)  # [B, heads, H]
+    apart = (-1, attention.head_size, hidden)
+    key, (value, bias) = attention.rows(attention.key, heads)[0], attention.rows(attention.value, heads)
+    query = attention.queries(x[:, 0], heads).view(batch, -1, attention.head_size).transpose(0, 1)  # [heads, B, d]
+    query = (query @ key.view(apart)).transpose(0, 1)  # [B, heads, H]
     # heads as the queries of one head, which attends to the input itself
     tokens = x.to(query.dtype)[:, None]
     seen = F.scaled_dot_product_attention(query[:, None], tokens, tokens, attn_mask=mask, scale=attention.scaling)
-    context = (seen[:, 0].transpose(0, 1) @ attention.value.weight.view(heads).transpose(1, 2)).transpose(0, 1)
-    bias = attention.value.bias
+    context = (seen[:, 0].transpose(0, 1) @ value.view(apart).transpose(1, 2)).transpose(0, 1)
     if mask is not None:  # the shares of the tokens sum to one, or to nothing
         bias = bias * mask.any(dim=-1).view(-1, 1)
-    return attention.project(x[:, 0], (context.reshape(batch, -1) + bias).to(context.dtype))
+    return attention.project(x[:, 0], (context.reshape(batch, -1) + bias).to(context.dtype), heads)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -101,7 +101,8 @@ class FFNASModel(FFNASPreTrainedModel):
         self.gradient_checkpointing = False
         self.planner = Planner(config)
         self.embeddings = FFNASEmbeddings(config)
-        self.encoder = nn.ModuleList(FFNASLayer(config, i, plan) for i, plan in enumerate(self.planner.full))
+        stored = zip(self.planner.full, self.planner.heads, strict=True)
+        self.encoder = nn.ModuleList(FFNASLayer(config, i, plan, heads) for i, (plan, heads) in enumerate(stored))
         self.cls_pooler = build_pooler(config) if add_pooling_layer else None
         teacher = config.teacher_hidden_size
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
@@ -164,18 +165,19 @@ class FFNASModel(FFNASPreTrainedModel):
         hidden_states: list[Tensor] = [x]
         attentions: list[Tensor | None] = []
         recorder = Recorder(embedded)
-        teachers = self._score_teachers(record, score_targets)
+        teachers = self._score_teachers(record, score_targets, plans)
         wants_rows = bool(record) or keep_hidden or keep_attention or bool(kwargs)
+        last = max(index for index, plan in enumerate(plans) if not plan.skipped)
         short = first_token_only and self.config.pooling == "cls" and not wants_rows
-        short = short and reads_first(self.encoder[-1], mask)
+        short = short and reads_first(self.encoder[last], mask, plans[last])
         for index, (layer, plan) in enumerate(zip(self.encoder, plans, strict=True)):
-            if short and index == len(plans) - 1:
+            if short and index == last:
                 x = layer.first(x, mask, plan)[:, None]
                 break
             own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
             x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:
-                recorder.add(x, query, key, layer.attention.scaling, losses)
+                recorder.add(x, query, key, 1.0 if query is None else layer.attention.scaling, losses)
             if keep_hidden:
                 hidden_states.append(x)
             if keep_attention:
@@ -191,13 +193,14 @@ class FFNASModel(FFNASPreTrainedModel):
 
     def _run_layer(
         self, layer: FFNASLayer, x: Tensor, mask: Any, plan: FFNPlan, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(partial(layer, **kwargs), x, mask, plan)
         return layer(x, mask, plan, **kwargs)
 
-    @staticmethod
-    def _score_teachers(record: Sequence[int], targets: Sequence[TeacherHeads] | None) -> dict[int, TeacherHeads]:
+    def _score_teachers(
+        self, record: Sequence[int], targets: Sequence[TeacherHeads] | None, plans: Sequence[FFNPlan]
+    ) -> dict[int, TeacherHeads]:
         """The teacher's queries and keys by layer."""
         if targets is None:
             return {}
@@ -206,6 +209,13 @@ class FFNASModel(FFNASPreTrainedModel):
                 f"layers: the student records {len(record)} layers, the teacher gave queries and keys of"
                 f" {len(targets)}: ask the teacher for layer_map(student layers, teacher layers)"
             )
+        for index in record:
+            heads = self.encoder[index].heads(plans[index])
+            if heads != self.config.num_attention_heads:
+                raise UserError(
+                    f"attention: layer {index} runs {heads} of {self.config.num_attention_heads} heads, and scores are"
+                    " compared head by head: set the attention weight to 0"
+                )
         return dict(zip(record, targets, strict=True))
 
     def _recorded_layers(self, layers: Sequence[int] | str | None) -> Sequence[int]:

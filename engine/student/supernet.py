@@ -2,8 +2,10 @@
 
 A supernet is a student whose layers are stored at the largest stack and ratio; `forward(architecture=...)` runs a
 subnet of it on views. `extract` copies such a subnet out into a model of its own, `inherit` copies it into a model
-that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` and the leading columns of `dense2`, and
-every other parameter is taken whole, so that the copy computes bit for bit what the views compute.
+that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` and the leading columns of `dense2`,
+attention the leading rows of queries, keys and values and the leading columns of `dense`, and every other parameter is
+taken whole, so that the copy computes bit for bit what the views compute. Layers that are left out are not copied:
+layers of the copy are numbered anew, and its config's `source_layers` says which they were.
 
 A weight that is a Kronecker product in one and full in the other is converted: full weights become the nearest product
 (Van Loan and Pitsianos; `kernels.ffn.kron`), which is how a `kron` inherits from a GELU supernet, and factors become
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from engine.architecture.architecture import Architecture
-from engine.architecture.file import architecture_to_dict
+from engine.architecture.file import layers_to_list
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
 
 Student = TypeVar("Student", bound=FFNASPreTrainedModel)
 
-_SLICED = re.compile(r"encoder\.\d+\.all_ffn\.\d+\.dense(1\.(weight|bias|a)|2\.(weight|a))")
+_SLICED = re.compile(
+    r"encoder\.\d+\.(all_ffn\.\d+\.dense(1\.(weight|bias|a)|2\.(weight|a))"
+    r"|attention\.((query|key|value)\.(weight|bias)|dense\.weight))"
+)
+_LAYER = re.compile(r"(.*?encoder\.)(\d+)(\..*)")
 _FACTORED = re.compile(r"(.*encoder\.\d+\.all_ffn\.\d+\.dense[12]\.)(weight|a|b)")
 
 
@@ -75,7 +81,7 @@ def build_student(
         "num_hidden_layers": shape.num_layers,
         "num_attention_heads": heads,
         "intermediate_size": shape.ffn_size,
-        "embedding_type": "full" if shape.embedding_size is None else "trigram",
+        "embedding_type": _embedding_type(shape),
         "embedding_size": shape.hidden_size if shape.embedding_size is None else shape.embedding_size,
         "layers": architecture,
         "width_policy": policy,
@@ -106,8 +112,8 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
 
     Returns:
         A model whose outputs equal `model(..., architecture=architecture)`, on the same device, in the same dtype and
-        mode (training or evaluation). Kronecker weights of `architecture` that `model` stores as full ones are the
-        nearest products; the other way round, the products.
+        mode (training or evaluation), without the layers that are left out. Kronecker weights of `architecture` that
+        `model` stores as full ones are the nearest products; the other way round, the products.
 
     Raises:
         UserError: `model` does not store the architecture.
@@ -115,14 +121,18 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
     base = model.base_model
     base.planner(None if architecture is None else _as_stored(model, architecture))
     config = copy.deepcopy(model.config)
-    if architecture is not None:
-        config.layers = architecture_to_dict(architecture, config.shape)["layers"]
+    taken = config.full_architecture if architecture is None else architecture
+    kept = [index for index, layer in enumerate(taken.layers) if not layer.skipped]
+    config.layers = layers_to_list(Architecture(tuple(taken.layers[index] for index in kept)))
+    if len(kept) < len(taken.layers):
+        config.num_hidden_layers = len(kept)
+        config.source_layers = [_sources(model)[index] for index in kept]
     if not fit_dense:
         config.teacher_hidden_size = None
     with torch.device("meta"):
         target = type(model)(config, **_constructor_options(model))
     wanted = target.state_dict()
-    given = _Given(model.state_dict(), {name: tensor.shape for name, tensor in wanted.items()})
+    given = _Given(_renumbered(model.state_dict(), kept), {name: tensor.shape for name, tensor in wanted.items()})
     sliced = {name: given[name].clone() for name in wanted}
     target.load_state_dict(sliced, assign=True)
     target.tie_weights()
@@ -134,7 +144,8 @@ def inherit(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[
     """Copies into `target`, in place, the weights it shares with the supernet `source`.
 
     The two may have different heads: encoder weights go from encoder to encoder, head weights only where name and
-    shape agree. `fit_dense` and the pooler are copied where both have them.
+    shape agree. Layers are matched by `source_layers` where a config names them. `fit_dense` and the pooler are copied
+    where both have them.
 
     Returns:
         Names of target's parameters that `source` has no weights for, and that were left as they are.
@@ -144,6 +155,7 @@ def inherit(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[
     """
     own = {_encoder_name(target, name): (name, tensor) for name, tensor in target.state_dict().items()}
     stored = {_encoder_name(source, name): tensor for name, tensor in source.state_dict().items()}
+    stored = _renumbered(stored, _matching_layers(target, source))
     given = _Given(stored, {inner: tensor.shape for inner, (_, tensor) in own.items()})
     left: list[str] = []
     copies: list[tuple[Tensor, Tensor]] = []
@@ -160,6 +172,41 @@ def inherit(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[
     for tensor, value in copies:
         tensor.copy_(value)
     return left
+
+
+def _matching_layers(target: FFNASPreTrainedModel, source: FFNASPreTrainedModel) -> list[int]:
+    """Which of the layers of `source` each of `target` is. Raises `UserError`: there is none, or heads differ."""
+    sizes = [model.config.hidden_size // model.config.num_attention_heads for model in (target, source)]
+    pruned = any(layer.heads is not None for m in (target, source) for layer in m.config.full_architecture.layers)
+    if pruned and sizes[0] != sizes[1]:
+        raise UserError(
+            f"inherit: heads are {sizes[1]} wide in the supernet and {sizes[0]} in the model; build both with the same"
+            " number of heads"
+        )
+    places = {layer: index for index, layer in enumerate(_sources(source))}
+    missing = [layer for layer in _sources(target) if layer not in places]
+    if missing:
+        raise UserError(f"inherit: the supernet stores no encoder.{missing[0]}; use a supernet with more layers")
+    return [places[layer] for layer in _sources(target)]
+
+
+def _sources(model: FFNASPreTrainedModel) -> list[int]:
+    """The numbers of a model's layers in the model they were taken from."""
+    own = model.config.source_layers
+    return list(range(model.config.num_hidden_layers)) if own is None else list(own)
+
+
+def _renumbered(stored: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
+    """A state dict whose layer l is layer `kept[l]` of `stored`."""
+    places = {str(old): new for new, old in enumerate(kept)}
+    renamed = {}
+    for name, tensor in stored.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            renamed[name] = tensor
+        elif match.group(2) in places:
+            renamed[f"{match.group(1)}{places[match.group(2)]}{match.group(3)}"] = tensor
+    return renamed
 
 
 class _Given:
@@ -221,7 +268,7 @@ def _as_stored(model: FFNASPreTrainedModel, architecture: Architecture) -> Archi
 
 
 def _leading(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The leading part of `tensor` of this shape; only FFN inner widths may differ."""
+    """The leading part of `tensor` of this shape; only FFN inner widths and numbers of heads may differ."""
     if tensor.shape == shape:
         return tensor
     smaller = all(small <= large for small, large in zip(shape, tensor.shape, strict=True))
@@ -240,6 +287,12 @@ def _encoder_name(model: FFNASPreTrainedModel, name: str) -> str:
 
 def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
     return {"add_pooling_layer": model.cls_pooler is not None} if model.base_model is model else {}
+
+
+def _embedding_type(shape: ModelShape) -> str:
+    if shape.embedding_size is None:
+        return "full"
+    return "trigram" if shape.trigram else "factorized"
 
 
 def task_fields(task: TaskSpec) -> dict[str, Any]:

@@ -8,10 +8,13 @@ Two text forms are read, one is written:
 The grammar, parsed by recursive descent (never `eval`), white space ignored between tokens:
 
     expression := "x" | linear "(" expression "," ("wb1" | "wb2") ")" | name "(" expression { "," expression } ")"
-    linear     := ("linear" | "kron") [ digits "_" digits ]
-    layers     := expression { "," expression }
+    linear     := ("linear" | "kron") [ digits "_" digits [ "/" digits ] ]
+    layers     := layer { "," layer }
+    layer      := ( expression | "none" ) [ "@" digits ]
 
-`kron(e,wb1)` is a linear whose weight is a Kronecker product of two small matrices (`kernels.ffn.kron`).
+`linear4_2` is stack 4, ratio 1/2, and `linear4_3/8` stack 4, ratio 3/8; `none` is a layer without FFN, and `@6` keeps
+the first 6 attention heads of a layer (none: `@0`). `kron(e,wb1)` is a linear whose weight is a Kronecker product of
+two small matrices (`kernels.ffn.kron`).
 
 Rejected: Python's own parser (`ast.parse` and a walk). It accepts far more than this language, reports errors in
 terms of Python, and its recursion on hostile input is not ours to bound.
@@ -33,8 +36,11 @@ MAX_DEPTH = 64
 MAX_TEXT = 65_536
 """Longest text (characters) the parser accepts."""
 
-_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[(),]")
-_SHAPED = re.compile(r"(linear|kron)([1-9][0-9]{0,3})_([1-9][0-9]{0,3})")
+_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:/[0-9]+)?|@[0-9]+|[(),]", re.ASCII)
+_SHAPED = re.compile(r"(linear|kron)([1-9][0-9]{0,3})_([1-9][0-9]{0,3})(?:/([1-9][0-9]{0,3}))?")
+_MOST_HEADS_DIGITS = 8
+NO_FFN = "none"
+"""What stands for the expression of a layer without FFN."""
 
 
 class ExpressionError(ValueError):
@@ -69,18 +75,16 @@ class Expression:
         return self.text()
 
     def text(self, stack: int | None = None, ratio: Fraction | None = None) -> str:
-        """Text form; with `stack` and `ratio` the published code's form (`ratio` must be 1/k).
+        """Text form; with `stack` and `ratio` the published code's form, which names k of 1/k, or any p/q.
 
         Raises:
-            ExpressionError: only one of the two is given, or `ratio` is not of the form 1/k.
+            ExpressionError: only one of the two is given.
         """
         if (stack is None) != (ratio is None):
             raise ExpressionError("text() takes both stack and ratio, or neither")
         suffix = ""
         if stack is not None and ratio is not None:
-            if ratio.numerator != 1:
-                raise ExpressionError(f"ratio {ratio} has no published text form: it must be 1/k")
-            suffix = f"{stack}_{ratio.denominator}"
+            suffix = f"{stack}_{ratio.denominator if ratio.numerator == 1 else ratio}"
         return self._text(suffix)
 
     def _text(self, suffix: str) -> str:
@@ -149,11 +153,24 @@ GELU_FFN = linear(apply("gelu", linear(X, "wb1")), "wb2")
 
 @dataclass(frozen=True, slots=True)
 class ParsedLayer:
-    """One layer text: the expression and, where the text carries them, stack n and ratio r."""
+    """One layer text: the expression and, where the text carries them, stack n, ratio r and heads.
+
+    A layer without FFN has stack 0, and `GELU_FFN` at ratio 1 in place of an expression.
+    """
 
     expression: Expression
     stack: int | None = None
     ratio: Fraction | None = None
+    heads: int | None = None
+
+    def __str__(self) -> str:
+        return layer_text(self.expression, self.stack, self.ratio, self.heads)
+
+
+def layer_text(expr: Expression, stack: int | None, ratio: Fraction | None, heads: int | None) -> str:
+    """A layer's text, as `parse_layers` reads it."""
+    text = NO_FFN if stack == 0 else expr.text(stack, ratio)
+    return text if heads is None else f"{text}@{heads}"
 
 
 def parse_expression(text: str) -> Expression:
@@ -162,7 +179,10 @@ def parse_expression(text: str) -> Expression:
     Raises:
         ExpressionError: the text is not an expression; the message names what was found and where.
     """
-    return parse_layer(text).expression
+    layer = parse_layer(text)
+    if layer.stack == 0 or layer.heads is not None:
+        raise ExpressionError(f"expected an expression, without heads (@), found the layer {_shorten(text)!r}")
+    return layer.expression
 
 
 def parse_layer(text: str) -> ParsedLayer:
@@ -198,7 +218,7 @@ class _Parser:
         self.text = text
         self.tokens = self._tokenize(text)
         self.index = 0
-        self.shape: tuple[int, int] | None = None
+        self.shape: tuple[int, Fraction] | None = None
         self.plain_linear = False
 
     @staticmethod
@@ -240,19 +260,31 @@ class _Parser:
         self.take()
 
     def layer(self) -> ParsedLayer:
+        if self.peek() == NO_FFN:
+            self.take()
+            return ParsedLayer(GELU_FFN, 0, Fraction(1), self.heads())
         self.shape, self.plain_linear = None, False
         expression = self.expression(0)
         if self.shape is None:
-            return ParsedLayer(expression)
+            return ParsedLayer(expression, heads=self.heads())
         if self.plain_linear:
             raise ExpressionError(f"mixed linear forms in one layer: {_shorten(self.text)!r}")
-        return ParsedLayer(expression, self.shape[0], Fraction(1, self.shape[1]))
+        return ParsedLayer(expression, *self.shape, self.heads())
+
+    def heads(self) -> int | None:
+        token = self.peek()
+        if token is None or not token.startswith("@"):
+            return None
+        if len(token) > 1 + _MOST_HEADS_DIGITS:
+            raise self.error("@ and a number of heads")
+        self.take()
+        return int(token[1:])
 
     def expression(self, depth: int) -> Expression:
         if depth > MAX_DEPTH:
             raise ExpressionError(f"expression nested deeper than {MAX_DEPTH}")
         name = self.peek()
-        if name is None or name in "(),":
+        if name is None or name[0] in "(),@":
             raise self.error("an operator or x")
         if name == LEAF:
             self.take()
@@ -287,10 +319,11 @@ class _Parser:
         if match is None:
             self.plain_linear = True
             return
-        shape = (int(match.group(2)), int(match.group(3)))
+        stack, first, second = (int(v or 0) for v in match.group(2, 3, 4))
+        shape = stack, Fraction(first, second) if second else Fraction(1, first)
         if self.shape is not None and shape != self.shape:
             raise ExpressionError(
-                f"stack and ratio {self.shape[0]}_{self.shape[1]} and {match.group()} in one layer:"
+                f"stack and ratio {self.shape[0]}, {self.shape[1]} and {match.group()} in one layer:"
                 " stack and ratio must be the same"
             )
         self.shape = shape

@@ -44,6 +44,13 @@ def evaluate(
     return _evaluate(expr, x, {"wb1": (w1, b1), "wb2": (w2, b2)}, policy)
 
 
+def evaluate_part(
+    expr: Expression, x: Tensor, weights: dict[str, tuple[Tensor, Tensor]], policy: str = "truncate"
+) -> Tensor:
+    """Value of a subtree of an FFN body; `weights` gives (weight, bias) for `"wb1"` and `"wb2"`, at any widths."""
+    return _evaluate(expr, x, weights, policy)
+
+
 def ffn(
     x: Tensor,
     w1: Tensor,

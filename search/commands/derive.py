@@ -28,6 +28,8 @@ from engine.published.presets import ModelPreset, get_preset
 from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
     from search.config.schema import SearchConfig
@@ -206,16 +208,20 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     """Teacher, first weights, distillation, export, report; finished phases are read back from the run directory."""
     from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
-    from search.pipeline import export, score_line, share_teacher
+    from search.evidence import gather_run
+    from search.pipeline import export, score_line, share_teacher, subjects, write_card
     from search.report import build_report
     from search.summary import summarise
 
     with ctx.timed("teacher"):
         share_teacher(ctx)
     metrics: dict[str, float] = {}
+    rows: list[np.ndarray] = []
     if ctx.ranks.is_first:
         with ctx.timed("teacher evaluation"):
-            metrics = evaluate_dev(ctx.teacher.model, ctx.data, precision=ctx.config.teacher_precision)
+            metrics = evaluate_dev(
+                ctx.teacher.model, ctx.data, precision=ctx.config.teacher_precision, keep=rows.append
+            )
         ctx.reporter.info(score_line("teacher", ctx, metrics))
     best = derive(ctx, "derive", _first_weights(ctx, plan), plan.architecture)
     ctx.reporter.info(score_line("derived model", ctx, best.dev))
@@ -223,7 +229,9 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     def finish() -> dict[str, Any]:
         found = {"architecture from": plan.preset or "the command line, without a search", "first weights": plan.start}
         export(ctx, best, found)
-        summary = summarise(ctx, best, {}, metrics, {})
+        evidence = gather_run(ctx, subjects(ctx, best, {}, rows))
+        write_card(ctx, best, found, evidence)
+        summary = {**summarise(ctx, best, {}, metrics, {}), "evidence": evidence}
         write_json_atomic(ctx.rundir.path / "summary.json", summary)
         build_report(ctx.rundir.path)
         return summary

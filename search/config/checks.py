@@ -24,7 +24,9 @@ def validate(config: SearchConfig) -> None:
     Raises:
         UserError: one line naming the field, its value and the remedy.
     """
+    _choice("strategy", config.strategy, ("auto", "inherit", "paper"))
     _student(config.student)
+    _inherit(config)
     _space(config.space)
     _objectives(config)
     _choice("precision", config.precision, ("auto", "fp32", "bf16"))
@@ -53,15 +55,20 @@ def validate(config: SearchConfig) -> None:
 
 
 def parse_ratios(ratios: list[str]) -> tuple[Fraction, ...]:
-    """`['1', '1/2']` as fractions; raises `UserError` naming the entry that is not a fraction in (0, 1]."""
+    """`space.ratios` as fractions; see `parse_shares`."""
+    return parse_shares("space.ratios", ratios)
+
+
+def parse_shares(name: str, shares: list[str]) -> tuple[Fraction, ...]:
+    """`['1', '1/2']` as fractions; raises `UserError` naming the option `name` and the entry that is no share."""
     parsed = []
-    for text in ratios:
+    for text in shares:
         try:
             ratio = Fraction(str(text))
         except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"space.ratios: {text!r} is not a fraction: write '1', '1/2', ...") from error
+            raise UserError(f"{name}: {text!r} is not a fraction: write '1', '1/2', ...") from error
         if not 0 < ratio <= 1:
-            raise UserError(f"space.ratios: {text!r} is out of range: ratios lie in (0, 1]")
+            raise UserError(f"{name}: {text!r} is out of range: ratios lie in (0, 1]")
         parsed.append(ratio)
     return tuple(parsed)
 
@@ -87,6 +94,37 @@ def _student(student: StudentConfig) -> None:
     _choice("student.init", student.init, ("teacher", "random"))
     if not 0 <= student.dropout < 1:
         raise UserError(f"student.dropout: {student.dropout!r} is out of range: a probability in [0, 1)")
+
+
+def _inherit(config: SearchConfig) -> None:
+    settings = config.inherit
+    for name in ("ratios", "heads"):
+        shares = getattr(settings, name)
+        if not shares:
+            raise UserError(f"inherit.{name}: the list is empty: give at least one share such as '1/2'")
+        parse_shares(f"inherit.{name}", shares)
+    for name in (
+        "calibration_tokens",
+        "score_tokens",
+        "score_rows",
+        "candidates",
+        "round_steps",
+        "evaluations",
+        "batch_size",
+        "lr",
+    ):
+        _positive(f"inherit.{name}", getattr(settings, name))
+    for name in ("uniform", "random", "rungs", "prediction", "gold", "hidden"):
+        _positive(f"inherit.{name}", getattr(settings, name), zero=True)
+    _positive("inherit.temperature", settings.temperature)
+    if settings.steps is not None:
+        _positive("inherit.steps", settings.steps)
+    if config.budget.speedup is not None and not config.budget.speedup >= 1:
+        raise UserError(f"budget.speedup: {config.budget.speedup!r} is out of range: give a number >= 1")
+    if config.budget.encoder is not None and not 0 < config.budget.encoder <= 1:
+        raise UserError(f"budget.encoder: {config.budget.encoder!r} is out of range: a share in (0, 1]")
+    if config.strategy == "inherit" and config.ledger is not None:
+        raise UserError("ledger: strategy inherit is one process: leave --ledger out, or use --strategy paper")
 
 
 def _space(space: SpaceConfig) -> None:

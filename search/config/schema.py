@@ -78,6 +78,10 @@ class BudgetConfig:
     """What the found model may cost.
 
     Args:
+        encoder: strategy inherit: most parameters of the student's layers, as a share of the teacher's layers (null:
+            a quarter, where nothing else is limited).
+        speedup: strategy inherit: how many times as fast as its teacher the student has to be, under the conditions
+            in objectives.
         params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
             of what the space can reach, or all of it where something else is limited).
         flops: most FLOPs of one sequence of objectives.sequence_length tokens (a multiply-accumulate counts as 2).
@@ -85,6 +89,8 @@ class BudgetConfig:
         latency_ms: most milliseconds of an inference pass, under the conditions in objectives.
     """
 
+    encoder: float | None = None
+    speedup: float | None = None
     params: list[float] | None = None
     flops: float | None = None
     memory_mb: float | None = None
@@ -214,6 +220,53 @@ class DeriveConfig:
 
 
 @dataclass
+class InheritConfig:
+    """Strategy `inherit`: students made of the teacher's own layers.
+
+    Args:
+        ratios: FFN widths a layer may keep, as shares of the teacher's; leaving the layer out comes on top.
+        heads: shares of the attention heads a layer may keep.
+        expressions: FFN expressions beside the teacher's own; their second product is fitted to the teacher's block.
+        calibration_tokens: tokens that sort neurons and heads and fit second products.
+        score_tokens: tokens that score variants and undistilled students.
+        candidates: solved students in the last round.
+        uniform: uniform students, as one would make them by hand, in it.
+        random: random students in it.
+        round_steps: optimizer steps of the last round.
+        rungs: halvings during it, evenly spaced.
+        score_rows: most rows of the score and select splits that students are scored on during it.
+        steps: optimizer steps of the full distillation (null: by the number of training rows).
+        evaluations: times the checkpoint is compared on the selection split.
+        batch_size: sequences per step.
+        lr: peak learning rate.
+        prediction: weight of the divergence from the teacher's answers.
+        gold: weight of the labels.
+        hidden: weight of the difference from the teacher's last hidden states, in units of their variance.
+        temperature: of the teacher's answers.
+    """
+
+    ratios: list[str] = field(default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "3/16", "1/8", "1/16"])
+    heads: list[str] = field(default_factory=lambda: ["1", "2/3", "1/3"])
+    expressions: list[str] = field(default_factory=list)
+    calibration_tokens: int = 8192
+    score_tokens: int = 2048
+    candidates: int = 8
+    uniform: int = 4
+    random: int = 8
+    round_steps: int = 96
+    rungs: int = 2
+    score_rows: int = 600
+    steps: int | None = None
+    evaluations: int = 8
+    batch_size: int = 32
+    lr: float = 3e-4
+    prediction: float = 1.0
+    gold: float = 0.3
+    hidden: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass
 class SamplerConfig:
     """Who proposes candidates.
 
@@ -252,6 +305,8 @@ class SearchConfig:
 
     Args:
         preset: name of the preset the values started from.
+        strategy: 'inherit' (students made of the teacher's own layers), 'paper' (EfficientBERT's three stages), or
+            'auto': inherit wherever the teacher is of a family whose layers we can take over.
         runs: folder that holds run directories.
         name: name of the run directory (null: preset, date and time).
         seed: seed of every random choice.
@@ -274,6 +329,7 @@ class SearchConfig:
         stage2: expressions at the stage-1 (stack, ratio).
         stage3: (stack, ratio) with shared weights.
         derive: final distillation.
+        inherit: strategy inherit.
         baselines: what the found model is compared with.
         ledger: database URL of a ledger that several workers share, such as postgresql://USER@HOST/DATABASE; needs
             `name`, the run's name in it (null: study.db in the run directory, for this search alone). Passwords belong
@@ -285,6 +341,7 @@ class SearchConfig:
     """
 
     preset: str = "demo"
+    strategy: str = "auto"
     runs: str = "runs"
     name: str | None = None
     seed: int = 0
@@ -307,6 +364,7 @@ class SearchConfig:
     stage2: StageConfig = field(default_factory=StageConfig)
     stage3: SharedStageConfig = field(default_factory=SharedStageConfig)
     derive: DeriveConfig = field(default_factory=DeriveConfig)
+    inherit: InheritConfig = field(default_factory=InheritConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
     ledger: str | None = None
     tensorboard: bool = True

@@ -7,6 +7,7 @@ teacher's shape, `student_space` from the teacher's config.json, where nothing e
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
@@ -69,6 +70,11 @@ def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | N
         kron_block=shape.kron_block,
         limits=limits,
     )
+
+
+def inherited_space(shape: ModelShape) -> SearchSpace:
+    """The space of strategy inherit as ledger and report know it: the teacher itself."""
+    return SearchSpace(shape, stacks=(1,), ratios=(Fraction(1),))
 
 
 def student_space(config: SearchConfig) -> tuple[SearchSpace, int]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from engine.files import write_text_atomic
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
+from search.report.evidence import intervals
 from search.report.insights import cost_fronts, latency, operators, partition
 from search.report.plots import losses, pareto, score_over_trials, time_per_phase
 from search.report.tables import COSTS
@@ -51,8 +52,8 @@ def architecture(data: RunData) -> Figure | None:
         return None
     teacher = data.teacher
     count, depth = len(data.architecture.layers), teacher.layers if teacher is not None else None
-    mapping = None
-    if depth is not None and depth >= count:
+    mapping = data.summary.get("inherit", {}).get("layers")
+    if mapping is None and depth is not None and depth >= count:
         from engine.objective import layer_map  # deferred: it loads torch
 
         mapping = layer_map(count, depth)
@@ -67,6 +68,12 @@ def architecture(data: RunData) -> Figure | None:
 
 
 PLOTS = (
+    Plot(
+        "evidence",
+        "Points are measurements, lines their intervals. Right: where a line does not touch 0, the found model is"
+        " better (right of 0) or worse (left of it) than that model by more than the choice of rows explains.",
+        lambda data: intervals(data.evidence),
+    ),
     Plot(
         "architecture",
         "The found architecture, input at the bottom. Each box after an attention block is one FFN of its stack, as"
@@ -154,6 +161,7 @@ def _render(data: RunData, images: dict[str, tuple[str, str]]) -> str:
         images=images,
         finished=bool(data.summary),
         cards=_cards(data),
+        evidence=data.evidence,
         models=data.models,
         metrics=_metric_names(data.models),
         teacher=data.teacher,

@@ -1,6 +1,6 @@
 """What a report shows, read from a run directory: every file is checked, a missing one leaves its part empty.
 
-    summary.json            result, baselines, teacher, counts, seconds, versions
+    summary.json            result, baselines, teacher, evidence, counts, seconds, versions
     stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
     baselines/random/candidates.csv   trials of the random search
     best/architecture.json  the found architecture
@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
+from search.report.evidence import Evidence, read_evidence
+from search.report.fields import field_of
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE
 from search.scoring.failures import by_reason
@@ -119,6 +121,7 @@ class RunData:
     samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
     latency: LatencyTable | None = None
     resolved: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evidence: Evidence | None = None
 
     @property
     def best(self) -> Model | None:
@@ -143,12 +146,15 @@ class RunData:
         return {k: v for k, v in self.summary.get("seconds", {}).items() if k != "total"}
 
 
-_BASELINES = {"gelu": "Hand-designed GELU", "random": "Random search"}
+_BASELINES = {"gelu": "Hand-designed GELU", "uniform": "Best uniform student", "random": "Random search"}
 _STAGES = {
-    "1": "Stage 1: expressions, stacks, ratios",
-    "2": "Stage 2: expressions",
-    "3": "Stage 3: stacks, ratios",
+    "1": ("stage1", "Stage 1: expressions, stacks, ratios"),
+    "2": ("stage2", "Stage 2: expressions"),
+    "3": ("stage3", "Stage 3: stacks, ratios"),
+    "library": ("library", "Block library: one layer changed at a time"),
+    "round": ("round", "Last round: whole students, distilled shortly"),
 }
+"""Folders of stages in a run directory, and their titles."""
 
 
 def read_run(path: Path) -> RunData:
@@ -160,7 +166,7 @@ def read_run(path: Path) -> RunData:
     if not path.is_dir():
         raise UserError(f"run directory {path}: does not exist: check the path")
     summary = _object(path / "summary.json") or {}
-    stages = [s for s in (_stage(path / f"stage{n}", n, title) for n, title in _STAGES.items()) if s is not None]
+    stages = [s for s in (_stage(path / folder, n, title) for n, (folder, title) in _STAGES.items()) if s is not None]
     random = _stage(path / "baselines" / "random", "random", "Baseline: random search")
     if random is not None:
         stages.append(random)
@@ -184,11 +190,12 @@ def read_run(path: Path) -> RunData:
         samplers=_samplers(path),
         latency=_latency(path / LATENCY_TABLE),
         resolved=_resolved(path / "resolved"),
+        evidence=read_evidence(path / "summary.json", summary),
     )
 
 
 def _samplers(path: Path) -> dict[str, dict[str, Any]]:
-    found = {key: _object(path / f"stage{key}" / "sampler.json") for key in _STAGES}
+    found = {key: _object(path / folder / "sampler.json") for key, (folder, _) in _STAGES.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -207,11 +214,11 @@ def _resolved(folder: Path) -> dict[str, dict[str, Any]]:
     kept = {name: value for name, value in found.items() if value is not None}
     for name, value in kept.items():
         file = folder / name / "summary.json"
-        _field(file, value, "costs", dict)
-        _field(file, _field(file, value, "metric", dict), "value", float, "metric.")
+        field_of(file, value, "costs", dict)
+        field_of(file, field_of(file, value, "metric", dict), "value", float, "metric.")
         if "latency" in value:
             for key in ("predicted_ms", "measured_ms"):
-                _field(file, _field(file, value, "latency", dict), key, float, "latency.")
+                field_of(file, field_of(file, value, "latency", dict), key, float, "latency.")
     return kept
 
 
@@ -244,7 +251,7 @@ def _stage(folder: Path, key: str, title: str) -> Stage | None:
     record = _object(folder / "best.json") or {}
     scored = [t for t in trials if t.score is not None and t.state == "complete"]
     if "number" in record:
-        best = _field(folder / "best.json", record, "number", int)
+        best = field_of(folder / "best.json", record, "number", int)
     else:
         best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
     return Stage(key, title, trials, best)
@@ -277,18 +284,18 @@ def _check_summary(path: Path, summary: dict[str, Any]) -> None:
     """Shapes of the parts that are shown as they are."""
     for name in ("baselines", "trials", "seconds", "versions", "task", "score", "student", "budget"):
         if name in summary:
-            _field(path, summary, name, dict)
+            field_of(path, summary, name, dict)
     if "score" in summary:
-        _field(path, summary["score"], "name", str, "score.")
+        field_of(path, summary["score"], "name", str, "score.")
     for name, kind in (("trials", int), ("seconds", float)):
         for key in summary.get(name, {}):
-            _field(path, summary[name], key, kind, f"{name}.")
+            field_of(path, summary[name], key, kind, f"{name}.")
     if "params" in summary.get("budget", {}):
-        window = _field(path, summary["budget"], "params", list, "budget.")
+        window = field_of(path, summary["budget"], "params", list, "budget.")
         if len(window) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in window):
             raise UserError(f"{path}: budget.params: must be two numbers, got {window!r:.60}")
     if "notes" in summary:
-        _field(path, summary, "notes", list)
+        field_of(path, summary, "notes", list)
 
 
 def _models(path: Path, summary: dict[str, Any]) -> list[Model]:
@@ -310,25 +317,25 @@ def _models(path: Path, summary: dict[str, Any]) -> list[Model]:
 
 
 def _model(path: Path, parent: Mapping[str, Any], key: str, name: str, kind: str) -> Model:
-    entry = _field(path, parent, key, dict)
+    entry = field_of(path, parent, key, dict)
 
     def optional(field_name: str, default: Any, field_kind: type = int) -> Any:
         if entry.get(field_name) is None:
             return default
-        return _field(path, entry, field_name, field_kind, f"{key}.")
+        return field_of(path, entry, field_name, field_kind, f"{key}.")
 
-    params = _field(path, entry, "params", int, f"{key}.")
+    params = field_of(path, entry, "params", int, f"{key}.")
     metric, metrics = None, {}
     raw = optional("metric", None, dict)
     if raw is not None:
         prefix = f"{key}.metric."
         metric = Metric(
-            _field(path, raw, "name", str, prefix),
-            _field(path, raw, "value", float, prefix),
-            _field(path, raw, "split", str, prefix),
+            field_of(path, raw, "name", str, prefix),
+            field_of(path, raw, "value", float, prefix),
+            field_of(path, raw, "split", str, prefix),
         )
         given = optional("metrics", {}, dict).get(metric.split) or {}
-        metrics = {n: _field(path, given, n, float, f"{key}.metrics.{metric.split}.") for n in given}
+        metrics = {n: field_of(path, given, n, float, f"{key}.metrics.{metric.split}.") for n in given}
         metrics = {metric.name: metric.value, **metrics}
     return Model(
         name=name,
@@ -340,18 +347,6 @@ def _model(path: Path, parent: Mapping[str, Any], key: str, name: str, kind: str
         layers=optional("layers", None),
         hidden_size=optional("hidden_size", None),
     )
-
-
-def _field(path: Path, parent: Any, name: str, kind: type, prefix: str = "") -> Any:
-    """`parent[name]` if it is of `kind` (a float may be written as an integer and must be finite)."""
-    value = parent.get(name) if isinstance(parent, Mapping) else None
-    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not fits or (kind is float and not math.isfinite(value)):
-        raise UserError(f"{path}: {prefix}{name}: must be {_KINDS[kind]}, got {value!r:.60}")
-    return value
-
-
-_KINDS = {int: "an integer", float: "a number", str: "text", dict: "an object", list: "a list"}
 
 
 def _short(source: Any) -> str:

@@ -21,8 +21,10 @@ WIDTH = 10.8
 """Inches; one width for all plots, so that text is of one size on the page."""
 
 INK, MUTED, FAINT = "#1c2330", "#667085", "#d9dee7"
-STAGE_COLORS = {"1": "#0072B2", "2": "#E69F00", "3": "#009E73", "random": "#7A7F87"}
-STAGE_MARKERS = {"1": "o", "2": "s", "3": "^", "random": "D"}
+STAGE_COLORS = {
+    "1": "#0072B2", "2": "#E69F00", "3": "#009E73", "library": "#0072B2", "round": "#009E73", "random": "#7A7F87",
+}  # fmt: skip
+STAGE_MARKERS = {"1": "o", "2": "s", "3": "^", "library": "o", "round": "^", "random": "D"}
 BEST, TEACHER, BASELINE = "#D55E00", "#AA4499", "#7A7F87"
 TERM_COLORS = {"total": INK, "hidden": "#0072B2", "attention": "#E69F00", "prediction": "#009E73"}
 MODEL_COLORS = {"best": BEST, "teacher": TEACHER, "baseline": BASELINE}

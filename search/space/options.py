@@ -12,7 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from engine.architecture.architecture import check_stack, parse_ratio
+from engine.architecture.architecture import check_stack, parse_unit_ratio
 from engine.architecture.shape import ModelShape, check_block, inner_width, parse_block, ruled_block
 from engine.errors import UserError
 from kernels.language.expression import Expression, ExpressionError
@@ -31,7 +31,7 @@ def stacks(values: Any) -> tuple[int, ...]:
 
 def ratios(values: Any) -> tuple[Fraction, ...]:
     """Distinct ratios, in the order given; fractions, numbers, texts such as `1/2` or pairs."""
-    return _each("space.ratios", values, parse_ratio)
+    return _each("space.ratios", values, parse_unit_ratio)
 
 
 def policy(value: Any) -> str:
@@ -116,7 +116,7 @@ def fixed_shapes(
         return None
     if len(shapes) != layers:
         raise UserError(f"fixed_shapes: {len(shapes)} given for {layers} layers; give one per layer")
-    checked = tuple((check_stack(stack), parse_ratio(ratio)) for stack, ratio in shapes)
+    checked = tuple((check_stack(stack), parse_unit_ratio(ratio)) for stack, ratio in shapes)
     for index, chosen in enumerate(checked):
         if chosen not in allowed:
             raise UserError(f"fixed_shapes[{index}]: stack {chosen[0]} with ratio {chosen[1]} is not in the space")

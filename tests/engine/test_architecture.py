@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.architecture.architecture import Architecture, LayerSpec, parse_ratio, uniform
+from engine.architecture.architecture import Architecture, LayerSpec, parse_ratio, parse_unit_ratio, uniform
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, load_architecture, save_architecture
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
@@ -97,8 +97,8 @@ def test_uniform():
         ("linear1_1(gelu(linear1_1(x,wb1)),wb2), x", "layer 1 has no stack and ratio"),
         ("linear1_1(gelu(linear1_1(x,wb2)),wb1)", "layers\\[0\\].expression: wb2 stands before wb1"),
         ("linear1_1(gelu(x),wb1)", "wb2 occurs 0 times"),
-        ("linear65_1(gelu(linear65_1(x,wb1)),wb2)", "layers\\[0\\].stack: must be an integer from 1 to 64"),
-        ("linear1_65(gelu(linear1_65(x,wb1)),wb2)", "layers\\[0\\].ratio: must be 1/k"),
+        ("linear65_1(gelu(linear65_1(x,wb1)),wb2)", "layers\\[0\\].stack: must be an integer from 0 to 64"),
+        ("linear1_65(gelu(linear1_65(x,wb1)),wb2)", "layers\\[0\\].ratio: must be p/q"),
         ("foo(x)", "unknown operator 'foo'"),
         ("", "found the end"),
     ],
@@ -114,16 +114,25 @@ def test_wrong_text_is_one_clear_line(text, message):
                      ("1", 1), ([1, 2], 2), ((2, 4), 2), (Fraction(1, 64), 64)],
 )  # fmt: skip
 def test_ratios_are_read_in_every_form(value, k):
-    assert parse_ratio(value) == Fraction(1, k)
+    assert parse_ratio(value) == parse_unit_ratio(value) == Fraction(1, k)
+
+
+@pytest.mark.parametrize("value", [0.375, "3/8", [3, 8], (6, 16), Fraction(3, 8), "0.375", 0.3747])
+def test_ratios_other_than_1_over_k_are_for_layers_not_for_spaces(value):
+    assert parse_ratio(value) == Fraction(3, 8)
+    with pytest.raises(UserError, match="ratio: must be 1/k"):
+        parse_unit_ratio(value)
 
 
 @pytest.mark.parametrize(
     "value",
-    [0, 2, -1, True, None, 0.4, 1.5, float("nan"), float("inf"), "", "a", "1/0", "2/3", "1/2/3", "1/65", "²/4", "-1/2",
-     [1], [1, 0], [1, 2, 3], [1.0, 2], [True, 2], [-1, -2], {"p": 1}, Fraction(2, 3), "9" * 40, 10**50],
+    [0, 2, -1, True, None, 0.33, 1.5, float("nan"), float("inf"), "", "a", "1/0", "3/2", "1/2/3", "1/65", "²/4", "-1/2",
+     [1], [1, 0], [1, 2, 3], [1.0, 2], [True, 2], [-1, -2], [9, 8], {"p": 1}, Fraction(2, 65), "9" * 40, 10**50],
 )  # fmt: skip
 def test_other_ratios_are_refused(value):
     with pytest.raises(UserError, match="ratio: must be 1/k"):
+        parse_unit_ratio(value)
+    with pytest.raises(UserError, match="ratio: must be p/q"):
         parse_ratio(value)
 
 
@@ -146,7 +155,9 @@ def edited(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["format"], 2, "format: 2 is not known"),
+        (["format"], 3, "format: 3 is not known"),
+        (["layers", 2, "ratio"], [3, 8], r"layers\[2\]\.ratio: must be 1/k"),
+        (["layers", 2, "heads"], 3, r"layers\[2\]: unknown field 'heads'"),
         (["format"], True, "format: must be an integer"),
         (["format"], KeyError, "field format is missing"),
         (["extra"], 1, "unknown field 'extra'"),

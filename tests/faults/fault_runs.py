@@ -22,6 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 REPO = Path(__file__).resolve().parents[2]
 WORDS = {"bad": ["awful", "poor", "sad", "worst"], "good": ["great", "lovely", "best", "happy"]}
 FILLER = ["the", "a", "phone", "film", "story", "was", "is", "it", "very", "today"]
@@ -126,6 +128,10 @@ def unfinished_files(folder: Path) -> list[str]:
         try:
             if path.suffix == ".json":
                 json.loads(path.read_text())
+            elif path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as file:
+                    for name in file.files:
+                        file[name]
             elif path.suffix == ".safetensors":
                 with safe_open(str(path), "pt") as file:
                     _ = [file.get_tensor(n) for n in file.keys()]  # noqa: SIM118

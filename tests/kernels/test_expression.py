@@ -65,7 +65,7 @@ def test_published_form_carries_stack_and_ratio():
 def test_released_layers_print_as_they_were_read():
     layers = parse_layers(RELEASED)
     assert [(p.stack, p.ratio.denominator) for p in layers] == [(4, 2), (2, 1), (1, 2), (2, 2), (1, 2), (2, 3)]
-    assert ", ".join(p.expression.text(p.stack, p.ratio) for p in layers) == RELEASED
+    assert ", ".join(map(str, layers)) == RELEASED
 
 
 def test_white_space_between_tokens_is_ignored():
@@ -136,15 +136,17 @@ def test_depth_and_length_are_bounded():
         parse_expression(" " * (MAX_TEXT + 1))
 
 
-@given(st.text(max_size=60) | st.lists(st.sampled_from(["(", ")", ",", " ", LEAF, "linear2_3", LINEAR, *WEIGHTS,
-                                                         *OPERATORS]), max_size=40).map("".join))  # fmt: skip
+PIECES = ["(", ")", ",", " ", LEAF, "linear2_3", "linear2_3/4", "none", "@3", LINEAR, *WEIGHTS, *OPERATORS]
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 @settings(max_examples=400, deadline=None)
 def test_any_text_parses_or_raises_expression_error(text):
     try:
         layers = parse_layers(text)
     except ExpressionError:
         return
-    assert parse_layers(",".join(str(layer.expression) for layer in layers))
+    assert parse_layers(",".join(map(str, layers))) == layers
 
 
 def test_builders_refuse_what_the_language_lacks():
@@ -156,8 +158,47 @@ def test_builders_refuse_what_the_language_lacks():
         apply("add", X)
     with pytest.raises(ExpressionError, match="both stack and ratio"):
         X.text(stack=2)
-    with pytest.raises(ExpressionError, match="must be 1/k"):
-        GELU_FFN.text(2, Fraction(2, 3))
+
+
+def test_layers_without_ffn_with_heads_and_with_other_ratios():
+    text = "linear2_3/8(gelu(linear2_3/8(x,wb1)),wb2), none, kron1_2(gelu(linear1_2(x,wb1)),wb2)@6, none@0"
+    layers = parse_layers(text)
+    assert [(p.stack, p.ratio, p.heads) for p in layers] == [
+        (2, Fraction(3, 8), None), (0, Fraction(1), None), (1, Fraction(1, 2), 6), (0, Fraction(1), 0),
+    ]  # fmt: skip
+    assert ", ".join(map(str, layers)) == text
+    assert parse_layer("linear1_6/8(gelu(linear1_3/4(x,wb1)),wb2) @07").ratio == Fraction(3, 4)
+    assert parse_layer("linear1_1/2(x,wb1)").ratio == Fraction(1, 2)
+    assert str(parse_layer("linear(x,wb1)@2")) == "linear(x,wb1)@2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("none(x)", "expected ',' or the end"),
+        ("gelu(none)", "unknown operator 'none'"),
+        ("@3", "expected an operator or x, found '@3'"),
+        ("x@", "unexpected character '@'"),
+        ("x@-1", "unexpected character '@'"),
+        ("x@1@2", "expected ',' or the end, found '@2'"),
+        ("x@999999999", "@ and a number of heads"),
+        ("gelu(x@2)", "expected"),
+        ("linear1_2/(x,wb1)", "unexpected character '/'"),
+        ("linear1_2/0(x,wb1)", "unknown operator 'linear1_2/0'"),
+        ("linear1_2/3/4(x,wb1)", "unexpected character '/'"),
+        ("linear1_3/8(gelu(linear1_8(x,wb1)),wb2)", "must be the same"),
+        ("gelu/2(x)", "unknown operator 'gelu/2'"),
+    ],
+)
+def test_malformed_layers_are_refused(text, message):
+    with pytest.raises(ExpressionError, match=message):
+        parse_layers(text)
+
+
+@pytest.mark.parametrize("text", ["none", "none@0", "linear(gelu(linear(x,wb1)),wb2)@6"])
+def test_an_expression_is_not_a_layer(text):
+    with pytest.raises(ExpressionError, match="without heads"):
+        parse_expression(text)
 
 
 def test_a_pickled_expression_has_the_hash_of_the_process_that_reads_it():

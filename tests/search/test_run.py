@@ -18,6 +18,7 @@ import pytest
 from latency_toys import RATIOS, toy_table
 
 from engine.architecture.file import load_architecture
+from search.evidence import read_predictions
 from search.report.tables import read_candidates
 
 REPO = Path(__file__).resolve().parents[2]
@@ -177,6 +178,30 @@ print(sum(a["label"] == r["label"] for a, r in zip(answers, rows)) / len(rows))
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.split()[-1])
     assert accuracy == pytest.approx(summary(finished)["best"]["metrics"]["dev"]["accuracy"], abs=1e-9)
+
+
+def test_evidence_compares_with_every_model_and_stands_in_the_model_card(finished: Path):
+    values = summary(finished)
+    evidence = values["evidence"]
+    models = {m["name"]: m for m in evidence["models"]}
+    assert set(models) == {"found", "gelu", "random", "teacher", "bag_of_words", "majority"}
+    assert models["found"]["metric"]["value"] == values["best"]["metric"]["value"]
+    assert models["teacher"]["metric"]["value"] == values["teacher"]["metric"]["value"]
+    for name in ("gelu", "random"):
+        assert models[name]["metric"]["value"] == values["baselines"][name]["metric"]["value"]
+    for name in models:
+        rows, labels = read_predictions(finished, name)
+        assert rows.shape == (100, 2)
+        assert (rows.argmax(axis=1) == labels).mean() == pytest.approx(models[name]["metric"]["value"])
+    assert models["bag_of_words"]["metric"]["value"] > 0.9, "its words tell the class"
+    weights = finished / "best" / "model" / "model.safetensors"
+    assert models["found"]["bytes"] == weights.stat().st_size
+    assert {entry["batch"] for entry in models["teacher"]["speed"]} == {1, 32}
+    assert "evidence" in values["seconds"]
+    card = (finished / "best" / "model" / "README.md").read_text()
+    assert "## How it compares" in card
+    assert evidence["verdict"] in card
+    assert "Is it worth shipping?" in (finished / "report.html").read_text()
 
 
 def test_parameters_are_those_of_the_exported_model(finished: Path):

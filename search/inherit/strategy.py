@@ -1,0 +1,175 @@
+"""Strategy `inherit`, from the fine-tuned teacher to finished students: the order of its phases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from engine.architecture.architecture import Architecture
+from engine.architecture.shape import ModelShape
+from engine.data import EncodedDataset
+from engine.evaluation.evaluation import evaluate, evaluate_dev
+from engine.evaluation.metrics import primary
+from engine.training.settings import PhaseSettings
+from kernels.language.expression import parse_expression
+from search.config.checks import parse_shares
+from search.context import Context
+from search.derive import BestWeights, Derived
+from search.inherit.candidates import Budget, entrants
+from search.inherit.last_round import freeze_embeddings, last_round
+from search.inherit.latency import layer_milliseconds
+from search.inherit.library import Library, build_library
+from search.inherit.variants import Variants, kept, variants
+from search.ledger.ledger import Trial
+from search.phases import batch_plan, train_phase
+
+GROUPS = {"solved": "search", "uniform": "uniform", "random": "random"}
+"""Groups of the last round, and the names their finished students have in summary and report."""
+
+SLACK = 0.005
+"""A share of the encoder is kept to within this, so that three of six layers at a quarter of their width, biases and
+norms included, are a quarter of it."""
+
+ORDER = "inherit finish"
+"""Finished students see the same batches in the same order."""
+
+
+def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
+    """Carries out the phases that are not finished; returns the found model, the others by name, and numbers for the
+    summary."""
+    made = choices(ctx)
+    library = build_library(ctx, made)
+    budget = budget_of(ctx, made, library)
+    settings = ctx.config.inherit
+    field = entrants(
+        library,
+        budget,
+        solved=settings.candidates,
+        controls=settings.uniform,
+        drawn=settings.random,
+        seed=ctx.seed("inherit", "random"),
+    )
+    trials = last_round(ctx, library, field)
+    finished: dict[str, Derived] = {}
+    for group, name in GROUPS.items():
+        winner = best_of(trials, group)
+        if winner is None:
+            continue
+        twin = next((n for n, d in finished.items() if d.architecture == winner.architecture), None)
+        finished[name] = finished[twin] if twin is not None else finish(ctx, name, library, winner.architecture)
+    chosen = max(finished, key=lambda name: (_score(ctx, finished[name]), name == "search"))
+    return finished[chosen], finished, {"chosen": chosen, "layers": list(kept(finished[chosen].architecture))}
+
+
+def choices(ctx: Context) -> Variants:
+    """What a layer of this run's teacher may become."""
+    settings, config = ctx.config.inherit, ctx.teacher.model.config
+    expression = config.full_architecture.layers[0].expression
+    return variants(
+        teacher_shape(ctx),
+        expression,
+        parse_shares("inherit.ratios", settings.ratios),
+        parse_shares("inherit.heads", settings.heads),
+        tuple(parse_expression(text) for text in settings.expressions),
+    )
+
+
+def teacher_shape(ctx: Context) -> ModelShape:
+    """Sizes of the teacher, which is one of our models."""
+    config = ctx.teacher.model.config
+    return replace(config.shape, num_heads=config.num_attention_heads, teacher_hidden_size=None)
+
+
+def budget_of(ctx: Context, made: Variants, library: Library) -> Budget:
+    """The limits of the configuration, as sums over layers."""
+    shape, budget = made.shape, ctx.config.budget
+    layers = shape.num_layers
+    sizes = np.array([[made.layer(spec) for spec in made.specs]] * layers, dtype=np.float64)
+    names, costs, limits = [], [], []
+    fixed = made.total(made.whole) - made.encoder(made.whole)
+    if budget.params is not None:
+        names.append("params")
+        costs.append(sizes)
+        limits.append(budget.params[1] - fixed)
+    if budget.flops is not None:
+        length = ctx.config.objectives.sequence_length or ctx.config.data.max_length
+        names.append("flops")
+        costs.append(np.array([[made.layer_flops(spec, length) for spec in made.specs]] * layers, dtype=np.float64))
+        limits.append(budget.flops - made.rest_flops(length))
+    if budget.latency_ms is not None or budget.speedup is not None:
+        times, rest = layer_milliseconds(ctx, library)
+        whole = layers * times[0] + rest
+        names.append("latency_ms")
+        costs.append(np.tile(times, (layers, 1)))
+        limits.append(min(budget.latency_ms or whole, whole / (budget.speedup or 1.0)) - rest)
+    if budget.encoder is not None or not names:
+        names.append("encoder")
+        costs.append(sizes)
+        share = Fraction(1, 4) if budget.encoder is None else Fraction(budget.encoder).limit_denominator(10**6)
+        limits.append(float(share * made.encoder(made.whole)) * (1 + SLACK))
+    return Budget(tuple(names), np.stack(costs), tuple(limits))
+
+
+def best_of(trials: list[Trial], group: str) -> Trial | None:
+    """The best student of a group that trained to the end of the round; of none that did, the best stopped one."""
+    own = [t for t in trials if t.attrs.get("group") == group and t.score is not None]
+    finished = [t for t in own if t.state == "complete"] or own
+    return min(finished, key=lambda t: (-(t.score or 0.0), t.params, t.number), default=None)
+
+
+def steps_of(ctx: Context, data: EncodedDataset) -> int:
+    """Optimizer steps of the full distillation: as configured, or by the number of rows.
+
+    The rule is three passes, at least 300 steps and at most 900: small sets gain from passes, large ones from rows.
+    """
+    settings = ctx.config.inherit
+    if settings.steps is not None:
+        return settings.steps
+    return int(min(900, max(300, 3 * data.num_batches(settings.batch_size))))
+
+
+def finish(ctx: Context, name: str, library: Library, architecture: Architecture) -> Derived:
+    """Distils a student in full from its inherited weights; the checkpoint is chosen on the selection split."""
+    settings = ctx.config.inherit
+    total = steps_of(ctx, ctx.data.train)
+    phase = PhaseSettings(steps=total, batch_size=settings.batch_size, lr=settings.lr)
+    distiller = ctx.distiller()
+    targets = ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
+    model = library.assemble(architecture)
+    freeze_embeddings(model)
+    best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)))
+    folder = ctx.rundir.checkpoints / name
+    folder.mkdir(exist_ok=True)
+    train_phase(
+        ctx,
+        f"{name} task",
+        model,
+        ctx.data.train,
+        phase,
+        lambda batch, step: distiller.task_loss(model, batch, targets=targets.get(step, batch)),
+        folder / "task.safetensors",
+        order=ORDER,
+        after_step=best.after_step,
+        extra_state=best.state,
+        restore_extra=best.restore,
+        finish=best.finish,
+    )
+    model.requires_grad_(True).eval()  # as users expect it
+    rows: list[np.ndarray] = []
+    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
+    return Derived(
+        model=model,
+        architecture=architecture,
+        params=library.variants.total(architecture),
+        select=evaluate(model, ctx.data.select, ctx.score_spec, precision=ctx.precision),
+        dev=dev,
+        rows=rows[0],
+    )
+
+
+def _score(ctx: Context, derived: Derived) -> float:
+    """On the selection split, by what candidates are scored by."""
+    return primary(ctx.score_spec, derived.select)[1]
