@@ -4,8 +4,9 @@ While a student is trained it needs its weights, their gradients and AdamW's two
 parameter; one that is in the middle of a step also what backward reads. In numbers per token, with H hidden width, E
 embedding factor and d the inner width of a layer's FFNs:
 
-    embedding        3E + 3H: concatenation, projection, sum, LayerNorm
-    attention        8H: input, queries, keys, values, context, projection, sum, LayerNorm; no S x S scores
+    embedding        3E + 3H: concatenation (E without neighbours), projection, sum, LayerNorm
+    attention        4H + 4a: input, queries, keys, values, context, projection, sum, LayerNorm; no S x S scores; a = H
+                     with all heads, h H / heads with h; nothing without heads
     each FFN         3H + 2d: input, both products, sum
 
 Of students that are trained side by side `workers` are in the middle of a step at the same time. Only `SHARE` of the
@@ -73,10 +74,12 @@ def state_bytes(arch: Architecture, shape: ModelShape) -> int:
 
 def step_bytes(arch: Architecture, shape: ModelShape, tokens: int) -> int:
     """What a step on `tokens` tokens keeps for backward."""
-    hidden, factor = shape.hidden_size, shape.embedding_size or 0
-    numbers = 3 * factor + 3 * hidden
+    hidden = shape.hidden_size
+    numbers = shape.embedding_inputs + 3 * hidden
     for layer in arch.layers:
-        numbers += 8 * hidden + layer.stack * (3 * hidden + 2 * inner_width(layer.ratio, shape.ffn_size))
+        width = shape.attention_width(layer.heads)
+        numbers += 4 * (hidden + width) if width else 0
+        numbers += layer.stack * (3 * hidden + 2 * inner_width(layer.ratio, shape.ffn_size))
     return _BYTES * tokens * numbers
 
 

@@ -150,11 +150,17 @@ def _scores(card: Mapping[str, Any]) -> str:
 def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> str:
     config = model.config
     architecture = config.full_architecture
+    pruned = any(layer.heads is not None for layer in architecture.layers)
     lines = []
     for index, layer in enumerate(architecture.layers):
+        heads = config.num_attention_heads if layer.heads is None else layer.heads
+        first = f"| {index} | {heads} |" if pruned else f"| {index} |"
+        if layer.stack == 0:
+            lines.append(f"{first} none | 0 | | | 0 |")
+            continue
         inner = inner_width(layer.ratio, config.intermediate_size)
         params = layer_parameters(layer, config.shape)
-        lines.append(f"| {index} | `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
+        lines.append(f"{first} `{layer.expression}` | {layer.stack} | {layer.ratio} | {inner} | {params:,} |")
     encoder = count_parameters(architecture, config.shape, fit_dense=False)
     return "\n".join(
         [
@@ -163,10 +169,11 @@ def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> s
             *([f"![The layers, input at the bottom]({drawing})", ""] if drawing else []),
             f"Hidden size {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads,"
             f" {config.embedding_type} embedding, width policy {config.width_policy}.",
+            *_sources(config),
             f"{encoder:,} parameters in embeddings and encoder, {model.num_parameters():,} with pooler and head.",
             "",
-            "| layer | expression | stack | ratio | inner width | FFN parameters |",
-            "|---|---|---|---|---|---|",
+            f"| layer |{' heads |' if pruned else ''} expression | stack | ratio | inner width | FFN parameters |",
+            f"|---|{'---|' if pruned else ''}---|---|---|---|---|",
             *lines,
             "",
             "Published form:",
@@ -176,6 +183,12 @@ def _architecture_section(model: FFNASPreTrainedModel, drawing: str | None) -> s
             "```",
         ]
     )
+
+
+def _sources(config: FFNASConfig) -> list[str]:
+    if not config.source_layers:
+        return []
+    return [f"Its layers are layers {', '.join(map(str, config.source_layers))} of the model they were taken from."]
 
 
 def _usage(task: str, auto_class: str) -> str:

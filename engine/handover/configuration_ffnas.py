@@ -15,9 +15,12 @@ class FFNASConfig(PretrainedConfig):
     Args:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads: as in BERT.
         intermediate_size: F; a layer of ratio p/q has FFNs of inner width F * p // q.
-        embedding_type: "trigram" (V x E table, three neighbouring tokens mapped to the hidden size) or "full".
+        embedding_type: "trigram" (V x E table, three neighbouring tokens mapped to the hidden size),
+            "factorized" (V x E table, each token mapped to the hidden size) or "full".
         embedding_size: E.
-        layers: one {"expression", "stack", "ratio": [p, q]} per layer; `stack` FFNs follow each attention block.
+        layers: one {"expression", "stack", "ratio": [p, q]} per layer; `stack` FFNs follow each attention block, which
+            has `"heads"` heads where that is given (0: there is no block) and all heads otherwise.
+        source_layers: which layers of the model they were taken from the layers are, None for all or none known.
         width_policy: of binary operators on unequal widths, "truncate" or "pad"; written into the formulas.
         kron_block: [p, q], how weights that are Kronecker products are factored.
         teacher_hidden_size: width of a distillation projection kept with the weights, None for none.
@@ -39,6 +42,7 @@ class FFNASConfig(PretrainedConfig):
         embedding_type: str = "trigram",
         embedding_size: int = 128,
         layers: list[dict] | None = None,
+        source_layers: list[int] | None = None,
         width_policy: str = "truncate",
         kron_block: list[int] | None = None,
         teacher_hidden_size: int | None = None,
@@ -63,6 +67,7 @@ class FFNASConfig(PretrainedConfig):
         self.embedding_type = embedding_type
         self.embedding_size = embedding_size
         self.layers = layers if layers is not None else []
+        self.source_layers = source_layers
         self.width_policy = width_policy
         self.kron_block = kron_block
         self.teacher_hidden_size = teacher_hidden_size

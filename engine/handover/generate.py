@@ -59,10 +59,13 @@ def expressions_source(architecture: Architecture, hidden: int, ffn_size: int, p
     Raises:
         UserError: an operator's forward is not a plain sequence of torch calls.
     """
-    used = {e.op for layer in architecture.layers for e in layer.expression.walk()}
+    used = {e.op for layer in architecture.layers if layer.stack for e in layer.expression.walk()}
     parts = [_operator_function(OPERATORS[name]) for name in OPERATORS if name in used]
     bodies = []
     for index, layer in enumerate(architecture.layers):
+        if layer.stack == 0:
+            bodies.append(f"def layer_{index}(x, dense1, dense2):\n    # no FFN\n    return x\n")
+            continue
         inner = inner_width(layer.ratio, ffn_size)
         value = _Body(hidden, inner, policy).text(layer.expression)
         bodies.append(f"def layer_{index}(x, dense1, dense2):\n    # {layer.expression}\n    return {value}\n")

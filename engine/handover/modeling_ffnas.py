@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ffnas encoder in plain PyTorch: BERT with searched feed-forward networks. Needs torch and transformers only.
 
-A layer is BERT's self-attention block followed by a stack of FFNs, each `LayerNorm(x + dropout(body(x)))` with the body
-of `expressions_ffnas.py`. Shapes: B sequences, S tokens, H hidden size, V vocabulary.
+A layer is BERT's self-attention block, with all heads or some, followed by a stack of FFNs, each
+`LayerNorm(x + dropout(body(x)))` with the body of `expressions_ffnas.py`; it may lack either. Shapes: B sequences, S
+tokens, H hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -28,16 +29,17 @@ IGNORED_LABEL = -100
 
 
 class FFNASEmbeddings(nn.Module):
-    """Tokens (with their neighbours: trigram), positions and segments; [B, S] ids to [B, S, H]."""
+    """Tokens (trigram: with their neighbours), positions and segments; [B, S] ids to [B, S, H]."""
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__()
-        trigram = config.embedding_type == "trigram"
-        width = config.embedding_size if trigram else config.hidden_size
+        self.trigram = config.embedding_type == "trigram"
+        full = config.embedding_type == "full"
+        width = config.hidden_size if full else config.embedding_size
         self.token_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.segment_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.dense = nn.Linear(3 * width, config.hidden_size) if trigram else None
+        self.dense = None if full else nn.Linear(3 * width if self.trigram else width, config.hidden_size)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -51,10 +53,12 @@ class FFNASEmbeddings(nn.Module):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         tokens = self.token_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.dense is not None:  # next, current and previous token, zeros past both ends
+        if self.trigram:  # next, current and previous token, zeros past both ends
             following = F.pad(tokens[:, 1:], (0, 0, 0, 1))
             previous = F.pad(tokens[:, :-1], (0, 0, 1, 0))
-            tokens = self.dense(torch.cat([following, tokens, previous], dim=-1))
+            tokens = torch.cat([following, tokens, previous], dim=-1)
+        if self.dense is not None:
+            tokens = self.dense(tokens)
         if position_ids is None:
             position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = tokens + self.position_embeddings(position_ids)
@@ -66,24 +70,25 @@ class FFNASEmbeddings(nn.Module):
 
 
 class FFNASAttention(nn.Module):
-    """Self-attention, output projection, residual and LayerNorm."""
+    """Self-attention with `heads` heads, output projection, residual and LayerNorm."""
 
-    def __init__(self, config: FFNASConfig) -> None:
+    def __init__(self, config: FFNASConfig, heads: int) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.head_size = hidden // self.heads
+        self.heads = heads
+        self.head_size = hidden // config.num_attention_heads
+        width = heads * self.head_size
         self.p_drop = config.attention_probs_dropout_prob
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        self.dense = nn.Linear(hidden, hidden)
+        self.query = nn.Linear(hidden, width)
+        self.key = nn.Linear(hidden, width)
+        self.value = nn.Linear(hidden, width)
+        self.dense = nn.Linear(width, hidden)
         self.layernorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, mask: Tensor | None, keep_probabilities: bool) -> tuple[Tensor, Tensor | None]:
         """[B, S, H] and, if wanted, the attention probabilities [B, heads, S, S]; `mask` bool [B, 1, 1, S] or None."""
-        batch, length, hidden = x.shape
+        batch, length, _ = x.shape
         split = (batch, length, self.heads, self.head_size)
         query, key, value = (part(x).view(split).transpose(1, 2) for part in (self.query, self.key, self.value))
         p_drop = self.p_drop if self.training else 0.0
@@ -96,7 +101,7 @@ class FFNASAttention(nn.Module):
             context = F.dropout(probabilities, p_drop) @ value
         else:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p_drop)
-        context = context.transpose(1, 2).reshape(batch, length, hidden)
+        context = context.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
         return self.layernorm(x + self.dropout(self.dense(context))), probabilities
 
 
@@ -131,17 +136,21 @@ class FFN(nn.Module):
 
 
 class FFNASLayer(nn.Module):
-    """An attention block and its stack of FFNs."""
+    """An attention block (None without heads) and its stack of FFNs."""
 
     def __init__(self, config: FFNASConfig, layer: dict, body: Callable[..., Tensor], factored: list) -> None:
         super().__init__()
         p, q = layer["ratio"]
         inner = p * config.intermediate_size // q
-        self.attention = FFNASAttention(config)
+        heads = layer.get("heads")
+        heads = config.num_attention_heads if heads is None else heads
+        self.attention = FFNASAttention(config, heads) if heads else None
         self.all_ffn = nn.ModuleList(FFN(config, body, inner, factored) for _ in range(layer["stack"]))
 
     def forward(self, x: Tensor, mask: Tensor | None, keep_probabilities: bool) -> tuple[Tensor, Tensor | None]:
-        x, probabilities = self.attention(x, mask, keep_probabilities)
+        probabilities = None
+        if self.attention is not None:
+            x, probabilities = self.attention(x, mask, keep_probabilities)
         for ffn in self.all_ffn:
             x = ffn(x)
         return x, probabilities
@@ -314,7 +323,7 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__()
-        width = config.embedding_size if config.embedding_type == "trigram" else config.hidden_size
+        width = config.hidden_size if config.embedding_type == "full" else config.embedding_size
         self.dense = nn.Linear(config.hidden_size, width)
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(width, config.vocab_size)

@@ -93,8 +93,14 @@ class Clock:
             self.seconds()  # kernels that are built at first use are built now
 
     def use(self, arch: Architecture | None) -> None:
-        """Puts an architecture into the model; None: no FFNs at all."""
+        """Puts an architecture into the model; None: no FFNs at all.
+
+        Raises:
+            UserError: a layer has fewer heads, or no FFN.
+        """
         base = self.model
+        if arch is not None and any(s.heads not in (None, self.heads) or s.stack == 0 for s in arch.layers):
+            raise UserError("latency table: is measured on layers with all heads and an FFN; give such architectures")
         for index, layer in enumerate(base.encoder):
             if arch is None:
                 layer.all_ffn = _Nothing()

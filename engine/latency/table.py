@@ -183,14 +183,21 @@ class LatencyTable:
         """Milliseconds of one forward pass.
 
         Raises:
-            UserError: the table has no entry for a (stack, ratio) or an operator.
+            UserError: the table has no entry for a (stack, ratio) or an operator, or a layer has fewer heads.
         """
         if len(arch.layers) != self.shape.num_layers:
             raise UserError(f"latency table: is of {self.shape.num_layers} layers, the architecture has {len(arch)}")
         return self.fixed + sum(self.layer(layer) for layer in arch.layers)
 
     def layer(self, layer: LayerSpec) -> float:
-        """Milliseconds of one layer's FFNs."""
+        """Milliseconds of one layer's FFNs; its attention block, with all heads, is part of `fixed`."""
+        if layer.heads not in (None, self.heads):
+            raise UserError(
+                f"latency table: is of layers with all {self.heads} heads, a layer has {layer.heads}: measure such"
+                " models themselves"
+            )
+        if layer.stack == 0:
+            return 0.0
         base = self.layers.get((layer.stack, layer.ratio))
         if base is None:
             raise UserError(
@@ -233,7 +240,7 @@ class LatencyTable:
             path,
             {
                 "format": FORMAT,
-                "shape": asdict(self.shape),
+                "shape": _sizes(self.shape),
                 "heads": self.heads,
                 "policy": self.policy,
                 "conditions": asdict(self.conditions),
@@ -295,11 +302,20 @@ def identity(
     """
     sources = source_folder()
     kernels = "" if sources is None else source_key(sources)
-    sizes = {k: v for k, v in asdict(shape).items() if k not in ("teacher_hidden_size", "vocab_size")}
+    sizes = {k: v for k, v in _sizes(shape).items() if k not in ("teacher_hidden_size", "vocab_size")}
     text = json.dumps(
         [FORMAT, kernels, sizes, heads, policy, stacks, [str(r) for r in ratios], asdict(at)], sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sizes(shape: ModelShape) -> dict[str, Any]:
+    """The sizes as files and names of files have them, which know the heads by another field."""
+    sizes = asdict(shape)
+    del sizes["num_heads"]
+    if shape.trigram:
+        del sizes["trigram"]
+    return sizes
 
 
 def _check(raw: dict[str, Any] | None) -> Check | None:

@@ -3,7 +3,7 @@
 The teacher's word table W [V, H_t], centred, has principal directions D [H_t, H_t] (columns, strongest first). The
 student lives in the coordinates of the first H of them:
 
-    token table [V, E]   (W - mean) D[:, :E]          trigram dense, current token: identity; bias: mean D[:, :H]
+    token table [V, E]   (W - mean) D[:, :E]          dense, current token: identity; bias: mean D[:, :H]
     positions, segments  their teacher tables times D[:, :H]
     token table [V, H]   W D[:, :H]                    (full embedding)
 
@@ -117,7 +117,8 @@ def _set_tokens(base: FFNASModel, words: Tensor, mean: Tensor, directions: Tenso
         table[base.config.pad_token_id] = 0  # see `engine.student.embeddings`
     generator = torch.Generator().manual_seed(_SEED)
     noise = torch.empty(dense.weight.shape).normal_(0.0, NEIGHBOUR_STD, generator=generator)
-    noise[:, width : 2 * width] = torch.eye(hidden, width)
+    current = width if base.embeddings.trigram else 0
+    noise[:, current : current + width] = torch.eye(hidden, width)
     dense.weight.copy_(noise)
     dense.bias.zero_()
     _set_leading(dense.bias, mean @ directions[:, :hidden])

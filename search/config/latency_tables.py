@@ -123,7 +123,7 @@ def require_match(table: LatencyTable, path: Path, space: SearchSpace, heads: in
         raise UserError(f"latency table {path}: has no entry for {missing[0]}: build one for this space")
 
 
-_FREE = ("vocab_size", "teacher_hidden_size", "max_positions", "type_vocab")
+_FREE = ("vocab_size", "teacher_hidden_size", "max_positions", "type_vocab", "num_heads")
 _CONDITIONS = ("batch_size", "sequence_length", "threads", "precision")
 
 

@@ -72,17 +72,20 @@ def _student_layer(panel: Axes, index: int, spec: LayerSpec, text_x: float, coun
     y = index + 0.5
     panel.text(_ATTENTION_X - 0.18, y, str(index + 1), ha="right", va="center", fontsize=9.5, color=MUTED)
     _arrow(panel, (_ATTENTION_X + _ATTENTION_W / 2, y - 0.74), (_ATTENTION_X + _ATTENTION_W / 2, y - 0.26))
-    _box(panel, _ATTENTION_X, y, _ATTENTION_W, 0.5, "attention", ATTENTION)
+    if spec.heads != 0:
+        label = "attention" if spec.heads is None else f"{spec.heads} heads"
+        _box(panel, _ATTENTION_X, y, _ATTENTION_W, 0.5, label, ATTENTION)
     shown = 1 if spec.stack > MAX_BOXES else spec.stack
     for place in range(shown):
         x = _FFN_X + place * (_FFN_W + _FFN_GAP)
         height = 0.26 + 0.54 * float(spec.ratio)
         label = str(spec.ratio) if shown == spec.stack else f"{spec.stack}×"
         _box(panel, x, y, _FFN_W, height, label, FFN, size=8.5)
-    panel.plot([_ATTENTION_X + _ATTENTION_W, _FFN_X], [y, y], color=MUTED, lw=1, zorder=1)
+    if shown:
+        panel.plot([_ATTENTION_X + _ATTENTION_W, _FFN_X], [y, y], color=MUTED, lw=1, zorder=1)
     if shown > 1:
         panel.plot([_FFN_X, _FFN_X + shown * (_FFN_W + _FFN_GAP) - _FFN_GAP], [y, y], color=MUTED, lw=1, zorder=1)
-    text, size = _wrapped(str(spec.expression))
+    text, size = _wrapped(str(spec.expression) if spec.stack else "left out" if spec.skipped else "no FFN")
     panel.text(text_x, y, text, va="center", family="monospace", fontsize=size, linespacing=1.25, color=INK)
     if index < count - 1:
         panel.axhline(index + 1, xmin=0.0, color=FAINT, lw=0.5, zorder=0)

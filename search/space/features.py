@@ -34,6 +34,7 @@ import numpy as np
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.params import layer_parameters
 from engine.architecture.shape import ModelShape
+from engine.errors import UserError
 from kernels.bounded import EXPRESSIONS
 from kernels.language.expression import Expression
 from kernels.language.operators import LEAF, LINEAR
@@ -67,7 +68,14 @@ def features(
     ratios: tuple[Fraction, ...],
     counted: tuple[str, ...] = ALWAYS_COUNTED,
 ) -> np.ndarray:
-    """float64 [L, D], D the number of `names(stacks, ratios, counted)`."""
+    """float64 [L, D], D the number of `names(stacks, ratios, counted)`.
+
+    Raises:
+        UserError: a layer is of no search space: it names heads, has no FFN, or a ratio that is not 1/k.
+    """
+    for index, layer in enumerate(arch.layers):
+        if layer.heads is not None or layer.stack == 0 or layer.ratio.numerator != 1:
+            raise UserError(f"layers[{index}]: spaces have layers with all heads, an FFN and a ratio 1/k, got {layer}")
     divisors = tuple(r.denominator for r in ratios)  # hashed far faster than fractions
     return np.stack(
         [_layer(s.expression, s.stack, s.ratio.denominator, shape, stacks, divisors, counted) for s in arch.layers]

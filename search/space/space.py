@@ -354,6 +354,8 @@ class SearchSpace:
         return join(trees, choices)
 
     def _layer_violation(self, index: int, layer: LayerSpec) -> str | None:
+        if layer.heads is not None:
+            return f"{layer.heads} attention heads: all layers of the space have all of them"
         if (layer.stack, layer.ratio) not in self.shapes:
             return f"stack {layer.stack} with ratio {layer.ratio} is not in the space"
         if self.fixed_shapes is not None and (layer.stack, layer.ratio) != self.fixed_shapes[index]:

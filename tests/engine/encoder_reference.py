@@ -126,6 +126,8 @@ def embed(p, config, ids, types):
         following = torch.cat([tokens[:, 1:], zero], 1)
         previous = torch.cat([zero, tokens[:, :-1]], 1)
         tokens = linear(torch.cat([following, tokens, previous], -1), p, "embeddings.dense")
+    if config.embedding_type == "factorized":
+        tokens = linear(tokens, p, "embeddings.dense")
     x = tokens + p["embeddings.position_embeddings.weight"][torch.arange(ids.shape[1])]
     x = x + p["embeddings.segment_embeddings.weight"][types]
     return layer_norm(x, p, "embeddings.layernorm", config.layer_norm_eps)

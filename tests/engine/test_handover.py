@@ -46,7 +46,7 @@ def tensors(output):
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: h.__name__)
-@pytest.mark.parametrize("embedding", ["trigram", "full"])
+@pytest.mark.parametrize("embedding", ["trigram", "factorized", "full"])
 def test_plain_models_compute_what_ours_do(head, embedding, tmp_path):
     model = randomize(head(small_config(layers=architecture(LAYERS), embedding_type=embedding))).eval()
     export_model(model, None, tmp_path / "model", None, {})

@@ -42,6 +42,10 @@ def plan_of(arch, config):
 CASES = {
     "trigram-truncate": ({}, [(TRUNCATE[1], 2, 1), (TRUNCATE[4], 1, 2), (TRUNCATE[3], 3, 3)]),
     "full-truncate": ({"embedding_type": "full"}, [(TRUNCATE[0], 1, 4), (TRUNCATE[2], 2, 2), (TRUNCATE[4], 1, 3)]),
+    "factorized-truncate": (
+        {"embedding_type": "factorized"},
+        [(TRUNCATE[0], 1, 4), (TRUNCATE[3], 2, 2), (TRUNCATE[4], 1, 3)],
+    ),
     "trigram-pad-wide": (
         {"width_policy": "pad", "intermediate_size": 19},
         [(PAD[0], 2, 1), (PAD[1], 1, 2), (PAD[2], 1, 3)],
@@ -75,7 +79,7 @@ def test_encoder_equals_reference_in_values_and_gradients(name):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=parameter: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("embedding_type", ["full", "trigram"])
+@pytest.mark.parametrize("embedding_type", ["full", "factorized", "trigram"])
 def test_padding_changes_no_real_token(embedding_type):
     model = make(embedding_type=embedding_type)
     model.get_input_embeddings().weight.data[0] = 0  # where it starts, and stays: the next test

@@ -108,7 +108,7 @@ def test_multiple_choice_scores_each_choice_alone():
     torch.testing.assert_close(out.loss, F.cross_entropy(scores, torch.tensor([2, 0])), **CLOSE)
 
 
-@pytest.mark.parametrize("embedding_type", ["trigram", "full"])
+@pytest.mark.parametrize("embedding_type", ["trigram", "factorized", "full"])
 def test_masked_lm_decodes_with_the_token_table(embedding_type):
     model, inputs = make(FFNASForMaskedLM, embedding_type=embedding_type), batch()
     labels = inputs[0].masked_fill(torch.arange(8) % 3 != 0, -100).masked_fill(~inputs[1], -100)

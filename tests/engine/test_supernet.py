@@ -31,7 +31,7 @@ def gradients(model, inputs, arch=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("embedding_type", ["trigram", "full"])
+@pytest.mark.parametrize("embedding_type", ["trigram", "factorized", "full"])
 def test_extracted_models_compute_bit_for_bit_what_the_subnet_does(dtype, embedding_type):
     rng = np.random.default_rng(0)
     supernet = make_supernet(embedding_type=embedding_type, hidden_size=45, intermediate_size=41).to(dtype)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from report_runs import write_run
 
-from engine.architecture.architecture import LayerSpec, uniform
+from engine.architecture.architecture import Architecture, LayerSpec, uniform
 from engine.errors import UserError
 from kernels.language.expression import GELU_FFN, parse_expression
 from search.ledger.ledger import Trial
@@ -485,3 +485,11 @@ def test_costs_survive_the_table(tmp_path):
     ]
     write_candidates(tmp_path / "c.csv", trials)
     assert [c.costs for c in read_candidates(tmp_path / "c.csv")] == [{"flops": 12.5}, {}]
+
+
+def test_a_drawing_shows_which_parts_of_layers_are_left():
+    ffn = "linear1_3/8(gelu(linear1_3/8(x,wb1)),wb2)"
+    made = draw_architecture(Architecture.parse(f"{ffn}@3, none, none@0, {ffn}@0"), hidden_size=35)
+    words = [text.get_text() for text in made.axes[0].texts]
+    assert [words.count(w) for w in ("3 heads", "attention", "3/8", "no FFN", "left out")] == [1, 1, 2, 1, 1]
+    draw_architecture(Architecture.parse("none, none"), hidden_size=35)

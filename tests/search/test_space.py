@@ -272,3 +272,15 @@ def test_violations_name_the_layer(paper):
     assert "outside the budget" in broken(0, LayerSpec(GELU_FFN, 4, 1))
     with pytest.raises(UserError, match="the architecture has 5, the space 6"):
         paper.mutate(uniform(GELU_FFN, 1, Fraction(1), 5), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("layer", ["none", "none@0", "linear1_1(gelu(linear1_1(x,wb1)),wb2)@2",
+                                   "linear1_3/4(gelu(linear1_3/4(x,wb1)),wb2)"])  # fmt: skip
+def test_pruned_layers_are_of_no_space(layer):
+    space = small_space(stacks=[1], ratios=[1])
+    plain = "linear1_1(gelu(linear1_1(x,wb1)),wb2)"
+    assert space.violation(Architecture.parse(f"{plain}, {plain}")) is None
+    arch = Architecture.parse(f"{plain}, {layer}")
+    assert "layer 1" in space.violation(arch)
+    with pytest.raises(UserError, match=r"layers\[1\]: spaces have layers with all heads"):
+        space.features(arch)
