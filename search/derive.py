@@ -8,12 +8,14 @@ batches in the same order, and share the teacher's answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine.architecture.architecture import Architecture
+from engine.data import EncodedDataset
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.student.supernet import extract
@@ -33,6 +35,7 @@ class Derived:
         select: metrics on the split the checkpoint was chosen on.
         dev: metrics on the reported split.
         rows: what `dev` was measured on, see `engine.evaluation.evaluation.evaluate_dev`.
+        tokenizer: the model's own, None where it is the teacher's.
     """
 
     model: nn.Module
@@ -41,13 +44,22 @@ class Derived:
     select: dict[str, float]
     dev: dict[str, float]
     rows: np.ndarray | None = None
+    tokenizer: Any | None = None
 
 
 class BestWeights:
-    """Keeps the weights with the best score on the selection split; ties keep the earlier ones."""
+    """Keeps the weights with the best score on the selection split; ties keep the earlier ones.
 
-    def __init__(self, ctx: Context, model: nn.Module, every: int) -> None:
+    Args:
+        ctx: the run.
+        model: whose weights.
+        every: optimizer steps between comparisons.
+        select: the split as this model takes it, None for the run's.
+    """
+
+    def __init__(self, ctx: Context, model: nn.Module, every: int, select: EncodedDataset | None = None) -> None:
         self.ctx, self.model, self.every = ctx, model, max(1, every)
+        self.select = ctx.data.select if select is None else select
         self.score = -float("inf")
         self.weights: dict[str, Tensor] = {}
 
@@ -58,7 +70,7 @@ class BestWeights:
 
     def consider(self) -> None:
         """Evaluates now and keeps a copy of the weights if they are the best so far."""
-        metrics = evaluate(self.model, self.ctx.data.select, self.ctx.spec, precision=self.ctx.precision)
+        metrics = evaluate(self.model, self.select, self.ctx.spec, precision=self.ctx.precision)
         score = primary(self.ctx.spec, metrics)[1]
         if score > self.score:
             self.score = score

@@ -87,7 +87,15 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
 def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
     """What the model card says about the search."""
     layers = ", ".join(str(layer) for layer in facts["layers"])
-    return {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    if facts["embedding_rank"] is not None:
+        told["token table"] = f"factorized, rank {facts['embedding_rank']}"
+    if facts["vocabulary"] < facts["teacher_vocabulary"]:
+        told["vocabulary"] = (
+            f"cut to {facts['vocabulary']:,} of the teacher's {facts['teacher_vocabulary']:,} pieces: those of the"
+            " training texts, single characters and some frequent ones; other words are cut into these"
+        )
+    return told
 
 
 def _three_stages(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
@@ -240,7 +248,8 @@ def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
         layer_map=config.source_layers or layer_map(config.num_hidden_layers, ctx.teacher.num_layers),
     )
     card = model_facts(ctx, best, found)
-    export_model(best.model, ctx.teacher.tokenizer, ctx.rundir.model, None, card, drawing=drawing)
+    tokenizer = ctx.teacher.tokenizer if best.tokenizer is None else best.tokenizer
+    export_model(best.model, tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
 def write_card(ctx: Context, best: Derived, found: dict[str, Any], evidence: dict[str, Any]) -> None:

@@ -26,7 +26,9 @@ def describe(ctx: Context, derived: Derived) -> dict[str, Any]:
         "architecture": str(derived.architecture),
         "params": derived.params,
         "costs": ctx.space.limits.costs.of(derived.architecture) if ctx.space.limits is not None else {},
-        "params_without_fit_dense": ctx.space.parameters(derived.architecture, fit_dense=False),
+        "params_without_fit_dense": derived.params
+        if ctx.inherits  # which has none, and maybe smaller tables than the space knows
+        else ctx.space.parameters(derived.architecture, fit_dense=False),
         "metric": {"name": name, "value": value, "split": "dev"},
         "metrics": {"dev": derived.dev, "select": derived.select},
     }

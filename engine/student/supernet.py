@@ -130,7 +130,7 @@ def extract(model: Student, architecture: Architecture | None, *, fit_dense: boo
     if not fit_dense:
         config.teacher_hidden_size = None
     with torch.device("meta"):
-        target = type(model)(config, **_constructor_options(model))
+        target = type(model)(config, **constructor_options(model))
     wanted = target.state_dict()
     given = _Given(_renumbered(model.state_dict(), kept), {name: tensor.shape for name, tensor in wanted.items()})
     sliced = {name: given[name].clone() for name in wanted}
@@ -285,7 +285,8 @@ def _encoder_name(model: FFNASPreTrainedModel, name: str) -> str:
     return name.removeprefix(f"{model.base_model_prefix}.")
 
 
-def _constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
+def constructor_options(model: FFNASPreTrainedModel) -> dict[str, bool]:
+    """What the constructor of a model of this kind is given beside its config."""
     return {"add_pooling_layer": model.cls_pooler is not None} if model.base_model is model else {}
 
 

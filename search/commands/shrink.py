@@ -12,6 +12,7 @@ says whether it is worth shipping.
 
 how small (one or several; a quarter of the encoder's parameters where none is given):
   --share 0.25          share of the parameters of the teacher's layers
+  --total 0.4           share of all the teacher's parameters, embeddings included: token tables shrink as needed
   --speedup 4           times as fast as the teacher on this machine (one sequence, one thread)
   --latency-ms 3        at most so many milliseconds for one sequence
   --params 8e6          at most so many parameters in all, embeddings included
@@ -27,6 +28,7 @@ WORDS = {
     "--train": "--data.train",
     "--dev": "--data.dev",
     "--share": "--budget.encoder",
+    "--total": "--budget.total",
     "--speedup": "--budget.speedup",
     "--latency-ms": "--budget.latency_ms",
     "--latency_ms": "--budget.latency_ms",

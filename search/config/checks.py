@@ -117,12 +117,16 @@ def _inherit(config: SearchConfig) -> None:
     for name in ("uniform", "random", "rungs", "prediction", "gold", "hidden"):
         _positive(f"inherit.{name}", getattr(settings, name), zero=True)
     _positive("inherit.temperature", settings.temperature)
-    if settings.steps is not None:
-        _positive("inherit.steps", settings.steps)
+    for name in ("steps", "embedding_rank"):
+        if getattr(settings, name) is not None:
+            _positive(f"inherit.{name}", getattr(settings, name))
+    _choice("inherit.vocabulary", settings.vocabulary, ("full", "seen"))
     if config.budget.speedup is not None and not config.budget.speedup >= 1:
         raise UserError(f"budget.speedup: {config.budget.speedup!r} is out of range: give a number >= 1")
-    if config.budget.encoder is not None and not 0 < config.budget.encoder <= 1:
-        raise UserError(f"budget.encoder: {config.budget.encoder!r} is out of range: a share in (0, 1]")
+    for name in ("encoder", "total"):
+        share = getattr(config.budget, name)
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"budget.{name}: {share!r} is out of range: a share in (0, 1]")
     if config.strategy == "inherit" and config.ledger is not None:
         raise UserError("ledger: strategy inherit is one process: leave --ledger out, or use --strategy paper")
 

@@ -80,6 +80,8 @@ class BudgetConfig:
     Args:
         encoder: strategy inherit: most parameters of the student's layers, as a share of the teacher's layers (null:
             a quarter, where nothing else is limited).
+        total: strategy inherit: most parameters of the student in all, embeddings, pooler and head included, as a share
+            of the teacher's; token tables are made smaller until it fits (inherit.vocabulary, inherit.embedding_rank).
         speedup: strategy inherit: how many times as fast as its teacher the student has to be, under the conditions
             in objectives.
         params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
@@ -90,6 +92,7 @@ class BudgetConfig:
     """
 
     encoder: float | None = None
+    total: float | None = None
     speedup: float | None = None
     params: list[float] | None = None
     flops: float | None = None
@@ -243,6 +246,10 @@ class InheritConfig:
         gold: weight of the labels.
         hidden: weight of the difference from the teacher's last hidden states, in units of their variance.
         temperature: of the teacher's answers.
+        embedding_rank: columns of the student's token table, which is then a product of two smaller ones (null: the
+            teacher's table, or what budget.total asks for).
+        vocabulary: 'full', or 'seen': only pieces of the training texts, single characters and some frequent pieces
+            keep their rows, and other words are cut into those; the student has a tokenizer of its own then.
     """
 
     ratios: list[str] = field(default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "3/16", "1/8", "1/16"])
@@ -264,6 +271,8 @@ class InheritConfig:
     gold: float = 0.3
     hidden: float = 1.0
     temperature: float = 1.0
+    embedding_rank: int | None = None
+    vocabulary: str = "full"
 
 
 @dataclass

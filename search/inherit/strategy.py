@@ -19,9 +19,10 @@ from search.config.checks import parse_shares
 from search.context import Context
 from search.derive import BestWeights, Derived
 from search.inherit.candidates import Budget, entrants
-from search.inherit.last_round import freeze_embeddings, last_round
+from search.inherit.last_round import last_round
 from search.inherit.latency import layer_milliseconds
 from search.inherit.library import Library, build_library
+from search.inherit.total import Tables
 from search.inherit.variants import Variants, kept, variants
 from search.ledger.ledger import Trial
 from search.phases import batch_plan, train_phase
@@ -41,8 +42,9 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     """Carries out the phases that are not finished; returns the found model, the others by name, and numbers for the
     summary."""
     made = choices(ctx)
+    tables = Tables(ctx, made)
     library = build_library(ctx, made)
-    budget = budget_of(ctx, made, library)
+    budget = budget_of(ctx, library, tables)
     settings = ctx.config.inherit
     field = entrants(
         library,
@@ -59,9 +61,20 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
         if winner is None:
             continue
         twin = next((n for n, d in finished.items() if d.architecture == winner.architecture), None)
-        finished[name] = finished[twin] if twin is not None else finish(ctx, name, library, winner.architecture)
+        finished[name] = finished[twin] if twin is not None else finish(ctx, name, library, tables, winner.architecture)
     chosen = max(finished, key=lambda name: (_score(ctx, finished[name]), name == "search"))
-    return finished[chosen], finished, {"chosen": chosen, "layers": list(kept(finished[chosen].architecture))}
+    return finished[chosen], finished, {"chosen": chosen, **facts(ctx, finished[chosen])}
+
+
+def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
+    """Layers and token table of a finished student, for summary and model card."""
+    own, config = ctx.teacher.model.config, derived.model.config
+    return {
+        "layers": list(kept(derived.architecture)),
+        "embedding_rank": None if config.embedding_type == own.embedding_type else config.embedding_size,
+        "vocabulary": config.vocab_size,
+        "teacher_vocabulary": own.vocab_size,
+    }
 
 
 def choices(ctx: Context) -> Variants:
@@ -83,17 +96,17 @@ def teacher_shape(ctx: Context) -> ModelShape:
     return replace(config.shape, num_heads=config.num_attention_heads, teacher_hidden_size=None)
 
 
-def budget_of(ctx: Context, made: Variants, library: Library) -> Budget:
-    """The limits of the configuration, as sums over layers."""
-    shape, budget = made.shape, ctx.config.budget
+def budget_of(ctx: Context, library: Library, tables: Tables) -> Budget:
+    """The limits of the configuration, as sums over layers; of tables, the smallest counts."""
+    made, budget = library.variants, ctx.config.budget
+    shape = made.shape
     layers = shape.num_layers
     sizes = np.array([[made.layer(spec) for spec in made.specs]] * layers, dtype=np.float64)
     names, costs, limits = [], [], []
-    fixed = made.total(made.whole) - made.encoder(made.whole)
     if budget.params is not None:
         names.append("params")
         costs.append(sizes)
-        limits.append(budget.params[1] - fixed)
+        limits.append(budget.params[1] - tables.fixed)
     if budget.flops is not None:
         length = ctx.config.objectives.sequence_length or ctx.config.data.max_length
         names.append("flops")
@@ -110,6 +123,10 @@ def budget_of(ctx: Context, made: Variants, library: Library) -> Budget:
         costs.append(sizes)
         share = Fraction(1, 4) if budget.encoder is None else Fraction(budget.encoder).limit_denominator(10**6)
         limits.append(float(share * made.encoder(made.whole)) * (1 + SLACK))
+    if tables.most is not None:
+        names.append("total")
+        costs.append(sizes)
+        limits.append(tables.most - tables.fixed)
     return Budget(tuple(names), np.stack(costs), tuple(limits))
 
 
@@ -131,25 +148,25 @@ def steps_of(ctx: Context, data: EncodedDataset) -> int:
     return int(min(900, max(300, 3 * data.num_batches(settings.batch_size))))
 
 
-def finish(ctx: Context, name: str, library: Library, architecture: Architecture) -> Derived:
+def finish(ctx: Context, name: str, library: Library, tables: Tables, architecture: Architecture) -> Derived:
     """Distils a student in full from its inherited weights; the checkpoint is chosen on the selection split."""
     settings = ctx.config.inherit
     total = steps_of(ctx, ctx.data.train)
     phase = PhaseSettings(steps=total, batch_size=settings.batch_size, lr=settings.lr)
     distiller = ctx.distiller()
     targets = ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
-    model = library.assemble(architecture)
-    freeze_embeddings(model)
-    best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)))
+    table = tables.choose(architecture)
+    model, data = tables.student(library.assemble(architecture), table), tables.data(table)
+    best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)), data.select)
     folder = ctx.rundir.checkpoints / name
     folder.mkdir(exist_ok=True)
     train_phase(
         ctx,
         f"{name} task",
         model,
-        ctx.data.train,
+        data.train,
         phase,
-        lambda batch, step: distiller.task_loss(model, batch, targets=targets.get(step, batch)),
+        lambda batch, step: distiller.task_loss(model, batch, targets=targets.get(step, tables.original(batch, table))),
         folder / "task.safetensors",
         order=ORDER,
         after_step=best.after_step,
@@ -159,14 +176,15 @@ def finish(ctx: Context, name: str, library: Library, architecture: Architecture
     )
     model.requires_grad_(True).eval()  # as users expect it
     rows: list[np.ndarray] = []
-    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
+    dev = evaluate_dev(model, data, precision=ctx.precision, keep=rows.append)
     return Derived(
         model=model,
         architecture=architecture,
-        params=library.variants.total(architecture),
-        select=evaluate(model, ctx.data.select, ctx.score_spec, precision=ctx.precision),
+        params=tables.total(architecture, table),
+        select=evaluate(model, data.select, ctx.score_spec, precision=ctx.precision),
         dev=dev,
         rows=rows[0],
+        tokenizer=tables.tokenizer_of(table),
     )
 
 
