@@ -219,7 +219,7 @@ def from_optuna(stage: str, frozen: FrozenTrial) -> Trial:
 
 def _check_sum(trial: Trial) -> str:
     """16 hexadecimal digits over the values of a trial."""
-    score = None if trial.score is None else trial.score.hex()
+    score = None if trial.score is None else (trial.score + 0.0).hex()  # SQLite gives -0.0 back as 0.0
     values = [trial.number, str(trial.architecture), trial.key, score, trial.params, float(trial.seconds)]
     text = json.dumps([*values, trial.state, trial.reason, trial.attrs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -38,6 +38,7 @@ def test_what_is_recorded_is_read_back_after_reopening(path):
         make(3, None, state="pruned"),
         make(4, -1e300, seconds=0.0),
         Trial("stage1", 5, uniform(SPEC.expression, 4, SPEC.ratio, 12), "k5", 0.0, 1, 0.25),
+        make(6, -0.0),
     ]
     other = make(0, 0.9, stage="stage3")
     with Ledger(path) as ledger:

@@ -31,6 +31,7 @@ def test_share_and_latency():
         (["--train", "a.csv"], "the teacher comes first"),
         (["x", "--params"], "--params needs a number"),
         (["x", "--speedup", "0.5"], "budget.speedup: 0.5 is out of range"),
+        (["x", "--total", "2"], "budget.total: 2.0 is out of range"),
         (["x", "--share", "1.5"], "budget.encoder: 1.5 is out of range"),
     ],
 )
