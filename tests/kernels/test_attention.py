@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from losses_cases import assert_close_as_eager, eager_attention, eager_score_mse, heads, random_mask
 
 from kernels import fused_attention
+from kernels.attention import registration
 from kernels.backends.cpu import ENVIRONMENT, ISAS, CpuBackend, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend
-from kernels.attention import registration
 from kernels.reference.philox import dropout_mask
 
 # float32: a few roundings of 6e-8 in scores, exponentials and sums; bfloat16: the result, the probabilities and their
