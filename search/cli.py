@@ -21,7 +21,7 @@ from typing import Any
 
 COMMANDS = {
     "search": ("search.run", "search an architecture, derive the model, write the report"),
-    "shrink": ("search.commands.shrink", "a smaller, faster copy of a model, made of its own best parts"),
+    "shrink": ("search.shrink", "a smaller, faster copy of a model, made of its own best parts"),
     "join": ("search.commands.join", "help a search that shares its ledger"),
     "teacher": ("search.commands.teacher", "fine-tune a teacher on a task, or find it in the cache"),
     "convert": ("search.commands.convert", "published EfficientBERT checkpoints to model directories, and back"),

@@ -13,7 +13,7 @@ Fits = Callable[[Architecture], bool]
 """Whether an architecture keeps the budget."""
 
 DRAWS = 20_000
-NEAR = 0.85
+NEAR = 0.93
 """Random students use at least this share of what the largest drawn uses, so that they are not merely smaller."""
 
 

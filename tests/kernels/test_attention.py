@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from losses_cases import assert_close_as_eager, eager_attention, eager_score_mse, heads, random_mask
 
 from kernels import fused_attention
+from kernels.attention import registration
 from kernels.backends.cpu import ENVIRONMENT, ISAS, CpuBackend, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend
-from kernels.losses import registration as losses_library
 from kernels.reference.philox import dropout_mask
 
 # float32: a few roundings of 6e-8 in scores, exponentials and sums; bfloat16: the result, the probabilities and their
@@ -132,8 +132,8 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
 def test_operators_are_registered_properly(dtype, p_drop):
     (q, k, v), (q_t, k_t), _ = make((2, 2, 9, 5, 3), dtype)
     mask, seed = random_mask(2, 9, "prefix"), torch.tensor([3])
-    torch.library.opcheck(losses_library.attention_fwd, (q, k, v, mask, 0.5, p_drop, seed, q_t, k_t, 1.0))
-    torch.library.opcheck(losses_library.attention_fwd, (q, k, v, mask, 0.5, p_drop, seed, None, None, 1.0))
+    torch.library.opcheck(registration.attention_fwd, (q, k, v, mask, 0.5, p_drop, seed, q_t, k_t, 1.0))
+    torch.library.opcheck(registration.attention_fwd, (q, k, v, mask, 0.5, p_drop, seed, None, None, 1.0))
 
 
 @pytest.mark.parametrize("p_drop", [0.0, 0.3])

@@ -1,13 +1,18 @@
 """Linear layers of an inference pass against float64 and `nn.functional`."""
 
+import ctypes
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from kernels.attention.linear import fused_linear_norm, fused_linears, linear_fwd
+from kernels.backends.cpu import ISAS, usable_isas
+from kernels.build import library_path
 from kernels.dispatch import available_backends, use_backend
 
 BACKENDS = [name for name in ("cpu", "reference") if available_backends()[name] is None]
+RUNNING_SUM = not any(ISAS[isa].startswith(("avx512", "amx")) for isa in usable_isas(ctypes.CDLL(library_path())))
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
 
@@ -24,11 +29,15 @@ def error(value, exact):
     return float((value.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-30))
 
 
-def check(own, eager, exact, dtype):
-    """At most twice eager's error, and a few roundings where eager happens to be nearly exact."""
+def check(own, eager, exact, dtype, depth=0):
+    """At most twice eager's error, and a few roundings where eager happens to be nearly exact.
+
+    Without AVX-512 a sum over `depth` terms is one running sum, whose roundings add up like a random walk's steps:
+    sqrt(depth) / 4 of them.
+    """
     assert own.dtype == dtype
     assert own.shape == exact.shape
-    assert error(own, exact) <= 2 * error(eager, exact) + 4 * UNIT[dtype]
+    assert error(own, exact) <= 2 * error(eager, exact) + (4 + depth**0.5 / 4) * UNIT[dtype]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -39,7 +48,7 @@ def test_several_layers_of_one_input(backend, dtype, shape):
     with use_backend(backend, strict=True):
         outs = fused_linears(x, weights, biases)
     for own, w, b in zip(outs, weights, biases, strict=True):
-        check(own, F.linear(x, w, b), F.linear(x.double(), w.double(), b.double()), dtype)
+        check(own, F.linear(x, w, b), F.linear(x.double(), w.double(), b.double()), dtype, RUNNING_SUM * shape[-1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -127,7 +127,9 @@ def test_projection_follows_autocast():
         direct = losses_library.hidden_mse([student], [*fit.parameters()], [teacher], mask, [True] * 3, None)[0]
     assert low[0].dtype == torch.float32
     assert torch.equal(direct, low[0])
-    assert 1e-5 < error(low[1], exact[1]) < 1e-2  # bfloat16 products were used, and nothing lower
+    assert error(low[1], exact[1]) < 1e-2  # nothing lower than bfloat16 products
+    if isinstance(load_backend("cpu"), str) or ISAS[max(usable_isas(load_backend("cpu")._library))] >= "avx512bf16":
+        assert error(low[1], exact[1]) > 1e-5  # bfloat16 products were used; without units for them float32 is faster
     assert low[2].dtype == torch.float32
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from engine.errors import UserError
 from search.cli import main
-from search.commands.shrink import translate
 from search.config.options import parse
+from search.shrink import translate
 
 
 def test_words_become_options_of_search():
