@@ -64,6 +64,7 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[
     from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
+    from search.inherit.strategy import check
     from search.ledger.copy import open_ledger
     from search.ledger.ledger import Ledger
     from search.pipeline import run
@@ -79,6 +80,8 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[
     prepared = ranks.together(lambda: prepare(config, reporter, ranks))
     agree_on(prepared)
     config = prepared.config
+    if config.strategy == "inherit":
+        check(prepared)
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:

@@ -10,7 +10,7 @@ The round is one piece of work: a kill repeats it from its beginning, which give
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,14 +51,19 @@ class Entrant:
     stopped: int | None = None
 
 
-def last_round(ctx: Context, library: Library, entrants: Sequence[Entrant]) -> list[Trial]:
-    """Trains and scores the entrants; trials in their order, read from the ledger where the round was finished."""
+def last_round(
+    ctx: Context, library: Library, entrants: Sequence[Entrant], params: Callable[[Architecture], int]
+) -> list[Trial]:
+    """Trains and scores the entrants; trials in their order, read from the ledger where the round was finished.
+
+    `params` says how many parameters a finished student has.
+    """
     known = ctx.ledger.trials(STAGE)
     if len(known) == len(entrants):
         return known
     with ctx.timed("last round"):
         _train(ctx, library, entrants)
-        trials = [_trial(ctx, library, number, entrant) for number, entrant in enumerate(entrants)]
+        trials = [_trial(params, number, entrant) for number, entrant in enumerate(entrants)]
         for trial in trials:
             ctx.ledger.record(trial)
     return trials
@@ -157,7 +162,7 @@ def freeze_embeddings(model: torch.nn.Module, share: torch.nn.Module | None = No
         table.weight.requires_grad_(False)
 
 
-def _trial(ctx: Context, library: Library, number: int, entrant: Entrant) -> Trial:
+def _trial(params: Callable[[Architecture], int], number: int, entrant: Entrant) -> Trial:
     member = entrant.member
     assert member is not None
     score = list(entrant.rungs.values())[-1] if entrant.rungs else None
@@ -169,7 +174,7 @@ def _trial(ctx: Context, library: Library, number: int, entrant: Entrant) -> Tri
         architecture=entrant.architecture,
         key=entrant.architecture.key(),
         score=None if failed else score,
-        params=library.variants.total(entrant.architecture),
+        params=params(entrant.architecture),
         seconds=0.0,
         state=state,
         reason=member.reason,

@@ -16,7 +16,7 @@ from engine.evaluation.metrics import primary
 from engine.training.settings import PhaseSettings
 from kernels.language.expression import parse_expression
 from search.config.checks import parse_shares
-from search.context import Context
+from search.context import Context, Prepared
 from search.derive import BestWeights, Derived
 from search.inherit.candidates import Budget, entrants
 from search.inherit.last_round import last_round
@@ -54,7 +54,7 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
         drawn=settings.random,
         seed=ctx.seed("inherit", "random"),
     )
-    trials = last_round(ctx, library, field)
+    trials = last_round(ctx, library, field, lambda a: tables.total(a, tables.choose(a)))
     finished: dict[str, Derived] = {}
     for group, name in GROUPS.items():
         winner = best_of(trials, group)
@@ -77,7 +77,12 @@ def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
     }
 
 
-def choices(ctx: Context) -> Variants:
+def check(prepared: Prepared) -> None:
+    """Raises `UserError` where no student can be as small as asked, or its table not be as asked; trains nothing."""
+    Tables(prepared, choices(prepared)).check()
+
+
+def choices(ctx: Prepared) -> Variants:
     """What a layer of this run's teacher may become."""
     settings, config = ctx.config.inherit, ctx.teacher.model.config
     expression = config.full_architecture.layers[0].expression
@@ -90,7 +95,7 @@ def choices(ctx: Context) -> Variants:
     )
 
 
-def teacher_shape(ctx: Context) -> ModelShape:
+def teacher_shape(ctx: Prepared) -> ModelShape:
     """Sizes of the teacher, which is one of our models."""
     config = ctx.teacher.model.config
     return replace(config.shape, num_heads=config.num_attention_heads, teacher_hidden_size=None)

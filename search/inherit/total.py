@@ -6,8 +6,11 @@ then the student has a tokenizer of its own, and its data are encoded with that:
 under other numbers, held-out texts may be cut into smaller ones, as a user's texts will be. A factorized table is
 trained, since every row changed; a whole or cut one stays as it is.
 
-Under `budget.total` the first fits of: everything, the cut vocabulary, the cut vocabulary at falling ranks. Dropping
-rows that training never sees costs less than approximating those it does.
+Under `budget.total` a student gets the first that fits of: everything, the cut vocabulary, the cut vocabulary at
+falling ranks. Dropping rows that training never sees costs less than approximating those it does: of MiniLM's table,
+rank 256 loses 11 % of the variance, 128 a third, 64 half; of SST-2's held-out tokens 2.7 % are of pieces that 20,000
+training rows do not have. Under `budget.params`, which decides how large the layers are, all students of a run get the
+first that leaves a quarter of the teacher's layers.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from engine.errors import UserError
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.tables import cut_vocabulary, factorize_embeddings
 from engine.student.vocabulary import Vocabulary
-from search.context import Context
+from search.context import Prepared
 from search.inherit.last_round import freeze_embeddings
 from search.inherit.variants import Variants
 
@@ -56,30 +59,55 @@ class Tables:
     """What a run's students may have for token tables, and the data for them.
 
     Args:
-        ctx: the run.
+        ctx: the run, or what it starts from.
         variants: what layers may become.
 
     Raises:
         UserError: the settings do not fit the teacher or its tokenizer.
     """
 
-    def __init__(self, ctx: Context, variants: Variants) -> None:
+    def __init__(self, ctx: Prepared, variants: Variants) -> None:
         self.ctx, self.variants = ctx, variants
-        chosen = ctx.config.inherit
-        self._check()
-        if ctx.config.budget.total is None:
+        self._check_settings()
+        chosen, budget = ctx.config.inherit, ctx.config.budget
+        if budget.total is not None:
+            self.choices = self._possible()
+        elif budget.params is not None:
+            self.choices = [self._leaving_a_quarter(budget.params[1])]
+        else:
             self.choices = [Table(chosen.embedding_rank, chosen.vocabulary == "seen")]
-            return
-        whole = [None, *(rank for rank in RANKS if rank < variants.shape.hidden_size)]
-        if variants.shape.embedding_size is not None:
-            whole = [None]
-        ranks = whole if chosen.embedding_rank is None else [chosen.embedding_rank]
-        cut = refusal(ctx.teacher.tokenizer) is None
-        self.choices = [Table(rank, cut) for rank in ranks]
-        if cut and chosen.vocabulary == "full":
-            self.choices.insert(0, Table(ranks[0]))
 
-    def _check(self) -> None:
+    def _possible(self) -> list[Table]:
+        """What the settings allow, the dearest first."""
+        chosen, shape = self.ctx.config.inherit, self.variants.shape
+        ranks: list[int | None] = [chosen.embedding_rank]
+        if chosen.embedding_rank is None and shape.embedding_size is None:
+            ranks += [rank for rank in RANKS if rank < shape.hidden_size]
+        cut = refusal(self.ctx.teacher.tokenizer) is None
+        whole = [Table(ranks[0])] if cut and chosen.vocabulary == "full" else []
+        return whole + [Table(rank, cut) for rank in ranks]
+
+    def _leaving_a_quarter(self, most: float) -> Table:
+        possible, whole = self._possible(), self.variants.whole
+        layers = self.variants.encoder(whole)
+        return next((t for t in possible if self.total(whole, t) - layers * 3 / 4 <= most), possible[-1])
+
+    def check(self) -> None:
+        """Raises `UserError` where the smallest student there can be is above `budget.total` or `budget.params`."""
+        budget, made = self.ctx.config.budget, self.variants
+        least = self.fixed + min(made.layer(spec) for spec in made.specs if not spec.skipped)
+        if self.most is not None and least > self.most:
+            share = (least + self._beside) / (made.total(made.whole) + self._beside)
+            raise UserError(
+                f"budget.total: {budget.total}: the smallest student has {least:,} parameters, {share:.3f} of the"
+                " teacher's: raise it"
+            )
+        if budget.params is not None and least > budget.params[1]:
+            raise UserError(
+                f"budget.params: {budget.params[1]:,.0f}: the smallest student has {least:,} parameters: raise it"
+            )
+
+    def _check_settings(self) -> None:
         chosen, shape = self.ctx.config.inherit, self.variants.shape
         if chosen.embedding_rank is not None:
             if shape.embedding_size is not None:
@@ -108,9 +136,14 @@ class Tables:
         share = self.ctx.config.budget.total
         if share is None:
             return None
-        own = self.variants.total(self.variants.whole)
+        beside = self._beside
+        return share * (self.variants.total(self.variants.whole) + beside) - beside
+
+    @property
+    def _beside(self) -> int:
+        """Parameters of pooler and head."""
         everything = sum(p.numel() for p in self.ctx.teacher.model.parameters())
-        return share * everything - (everything - own)
+        return everything - self.variants.total(self.variants.whole)
 
     @property
     def fixed(self) -> int:
@@ -137,7 +170,7 @@ class Tables:
         """
         most = self.most
         for table in self.choices:
-            if most is None or self.total(architecture, table) <= most:
+            if most is None or self.total(architecture, table) <= most * (1 + 1e-9):  # as `Budget.fits`
                 return table
         least = min(self.total(architecture, table) for table in self.choices)
         raise UserError(

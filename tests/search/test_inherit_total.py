@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -83,7 +84,7 @@ def tables(run, **settings):
     """Tables of the run under these settings."""
     config = SearchConfig()
     for name, value in settings.items():
-        setattr(config.budget if name == "total" else config.inherit, name, value)
+        setattr(config.budget if name in ("total", "params") else config.inherit, name, value)
     config.data.max_length = 12
     shape = run.teacher.model.config.shape
     made = variants(shape, GELU_FFN, (Fraction(1, 2),), (Fraction(1),))
@@ -192,6 +193,32 @@ def test_the_first_table_that_fits_is_taken(run, monkeypatch):
         tables(run, total=(sizes[-1] - 0.5) / everything).choose(architecture)
     assert tables(run, total=0.5, embedding_rank=9).choices == [Table(9), Table(9, True)]
     assert tables(run, total=0.5, vocabulary="seen").choices == order[1:]
+
+
+def test_under_a_number_of_parameters_the_layers_keep_a_quarter(run, monkeypatch):
+    monkeypatch.setattr(total, "RANKS", (48, 24, 6))
+    monkeypatch.setattr(total, "FREQUENT", 0)
+    every = tables(run, total=0.5)
+    whole = every.variants.whole
+    need = [every.total(whole, t) - 0.75 * every.variants.encoder(whole) for t in every.choices]
+    for table, enough in zip(every.choices, need, strict=True):
+        assert tables(run, params=[0, enough + 1]).choices == [table]
+    assert tables(run, params=[0, need[-1] - 1]).choices == every.choices[-1:]
+    assert tables(run, params=[0, 1e9]).choices == [Table()]
+
+
+def test_what_no_student_can_keep_is_refused_before_training(run):
+    tables(run, total=0.6).check()
+    tables(run).check()
+    made = tables(run, total=0.01)
+    with pytest.raises(UserError, match=r"budget.total: 0.01: the smallest student has [\d,]+ parameters") as found:
+        made.check()
+    share = float(re.search(r"parameters, ([\d.]+) of", str(found.value)).group(1))
+    tables(run, total=share + 1e-3).check()
+    with pytest.raises(UserError, match=r"budget.total"):
+        tables(run, total=share - 1e-3).check()
+    with pytest.raises(UserError, match=r"budget.params: 500: the smallest student has"):
+        tables(run, params=[0, 500]).check()
 
 
 def test_tokenizers_that_cannot_be_cut_leave_the_rank(run, monkeypatch):
