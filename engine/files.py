@@ -133,6 +133,11 @@ def copy_atomic(source: str | os.PathLike[str], path: str | os.PathLike[str]) ->
         shutil.copyfile(source, temporary)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder is what a killed writer left: nobody's result."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> int:
     """Removes what killed writers left under temporary names in `folder` and below; returns how many there were.
 

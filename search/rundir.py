@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.errors import UserError
-from engine.files import remove_leftovers
+from engine.files import is_leftover, remove_leftovers
 
 LOCK, LAUNCH = ".lock", ".launch"
 LATENCY_TABLE = "latency_table.json"
@@ -171,8 +171,8 @@ class RunDir:
     def _refuse_used(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run directory {self.path}: a file of that name exists: choose another --name")
-        # a run killed before its first file leaves the lock and empty folders: nothing to lose there
-        if self.path.is_dir() and any(e.name not in (LOCK, LAUNCH) and not _is_folder(e) for e in self.path.rglob("*")):
+        # a run killed before its first file leaves the lock, empty folders and a part of that file: nothing to lose
+        if self.path.is_dir() and any(not _is_nothing(entry) for entry in self.path.rglob("*")):
             raise UserError(
                 f"run directory {self.path}: is not empty: continue it with --resume {self.path},"
                 " or choose another --name"
@@ -222,8 +222,8 @@ def drop_torn_line(path: Path) -> None:
             file.truncate(start + keep)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _is_nothing(path: Path) -> bool:
+    return path.name in (LOCK, LAUNCH) or is_leftover(path) or (path.is_dir() and not path.is_symlink())
 
 
 def _is_json_line(line: bytes) -> bool:

@@ -10,6 +10,7 @@ is wrong in between would end it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from engine.errors import UserError
@@ -59,7 +60,7 @@ def parse_ratios(ratios: list[str]) -> tuple[Fraction, ...]:
     return parse_shares("space.ratios", ratios)
 
 
-def parse_shares(name: str, shares: list[str]) -> tuple[Fraction, ...]:
+def parse_shares(name: str, shares: Sequence[str | int | float]) -> tuple[Fraction, ...]:
     """`['1', '1/2']` as fractions; raises `UserError` naming the option `name` and the entry that is no share."""
     parsed = []
     for text in shares:
