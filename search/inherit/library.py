@@ -70,7 +70,7 @@ class Library:
         """Layer `index` as `spec` makes it, fitted; the skipped layer gives back what it is given."""
         if spec.skipped:
             return lambda x, _: x
-        alone = extract(self._alone(index), Architecture((spec,)))
+        alone = without_dropout(extract(self._alone(index), Architecture((spec,)))).eval()
         layer, plan = alone.encoder[0], alone.planner.full[0]
         self._fit(layer, spec, index)
         return lambda x, mask: layer(x, mask, plan)[0]

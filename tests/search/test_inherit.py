@@ -7,6 +7,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -17,6 +18,7 @@ from fault_runs import Nursery, make_inputs, options, outcome, unfinished_files
 import engine  # noqa: F401  registers the model type
 from engine.architecture.architecture import SKIP, Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
+from engine.data import Batch
 from kernels.language.expression import parse_expression
 from search.inherit.controls import random_students, uniform
 from search.inherit.last_round import rungs_of
@@ -214,3 +216,32 @@ def test_a_divergence_is_zero_for_equal_answers_and_matches_the_formula():
     torch.testing.assert_close(
         hidden_difference(h + 2.0, h, mask), torch.tensor(4.0) / h[mask].var(correction=0), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_block_gives_the_same_every_time_and_the_whole_block_what_the_teacher_gives():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from engine.student.calibration import calibrate, reorder
+    from engine.student.from_encoder import standard_model
+    from search.inherit.library import Library
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = BertConfig(**sizes, intermediate_size=96, max_position_embeddings=16, hidden_dropout_prob=0.5)
+    model = standard_model(BertForSequenceClassification(config)).eval().requires_grad_(False)
+    ids = torch.randint(1, 24, (6, 9))
+    batch = Batch(ids, torch.ones_like(ids).bool(), torch.zeros_like(ids))
+    made = variants(SHAPE, GELU, (Fraction(1), Fraction(1, 4)), (Fraction(1), Fraction(1, 2)))
+    library = Library(model, reorder(model, calibrate(model, [batch])), made, np.zeros((4, len(made.specs))))
+    x = torch.randn(2, 5, 24)
+    for index, spec in ((0, made.specs[1]), (3, made.specs[2])):
+        first = library.block(index, spec)(x, None)
+        assert torch.equal(first, library.block(index, spec)(x, None))
+        assert not torch.equal(first, x)
+    layer = model.base_model.encoder[2]
+    whole = layer(x, None, model.base_model.planner.full[2])[0]
+    torch.testing.assert_close(library.block(2, made.own)(x, None), whole)
+    assert torch.equal(library.block(2, SKIP)(x, None), x)
+    student = library.assemble(Architecture((made.own, SKIP, SKIP, made.specs[1])))
+    assert student.config.source_layers == [0, 3]
+    assert not any(m.p for m in student.modules() if isinstance(m, torch.nn.Dropout))
