@@ -32,7 +32,7 @@ $(DEV_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,dev,onnx]'
 	@touch $@
 
-search: $(STAMP) ## search, train and export the demo model; at most 10 minutes on 2 cores
+search: $(STAMP) ## search, train and export the demo model; about 10 minutes on 2 cores
 	@$(BIN)/python -m search.run $(ARGS)
 
 test: $(DEV_STAMP) ## run the tests

@@ -83,7 +83,7 @@ def select(call: FFNCall, choice: int | None = None) -> Backend:
         ValueError: FFNAS_BACKEND names no backend.
     """
     forced, strict = _choice() if choice is None else ((*BACKENDS, None)[choice - 1], False)
-    order = ORDER.get(call.x.device.type, ("reference",))
+    order: tuple[str, ...] = ORDER.get(call.x.device.type, ("reference",))
     if forced is not None:
         order = (forced, *(n for n in order if n != forced))
     for name in order:

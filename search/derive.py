@@ -34,6 +34,7 @@ class Derived:
         params: with fit_dense, as budgeted.
         select: metrics on the split the checkpoint was chosen on.
         dev: metrics on the reported split.
+        choice: what it is chosen by among finished models, higher is better; not every strategy chooses among them.
         rows: what `dev` was measured on, see `engine.evaluation.evaluation.evaluate_dev`.
         tokenizer: the model's own, None where it is the teacher's.
     """
@@ -44,6 +45,7 @@ class Derived:
     select: dict[str, float]
     dev: dict[str, float]
     rows: np.ndarray | None = None
+    choice: float = 0.0
     tokenizer: Any | None = None
 
 
