@@ -96,6 +96,11 @@ def _with_own_table(folder: Path, config: SearchConfig) -> SearchConfig:
 def require_finished(folder: Path) -> list[Candidate]:
     """The recorded trials of stage 3; raises `UserError` unless the run in `folder` is finished."""
     rundir = RunDir(folder)
+    if (rundir.path / "library").is_dir():
+        raise UserError(
+            f"--resolve {folder}: a run of strategy inherit answers one budget: start ffnas search with the other"
+            " --budget; the fine-tuned teacher is kept"
+        )
     needed = (rundir.summary, rundir.candidates(3), rundir.stage(3) / "supernet.safetensors")
     for path in needed:
         if not path.is_file():
