@@ -80,8 +80,9 @@ class DataConfig:
     dev_fraction: float = 0.1
     """Part of the training data held out for the report when no `dev` is given."""
 
-    min_held_out: int = 300
-    """Fewest rows of a held-out part (but never more than a quarter of the data)."""
+    min_held_out: int | None = None
+    """Fewest rows of a held-out part (but never more than a quarter of the data); 300 when left out, or `max_held_out`
+    where that is less."""
 
     max_held_out: int = 2000
     """Most rows of a held-out part."""
@@ -131,7 +132,7 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}: choose at least 1")
-        if self.min_held_out > self.max_held_out:
+        if self.min_held_out is not None and self.min_held_out > self.max_held_out:
             raise UserError(
                 f"data.min_held_out is {self.min_held_out}, above data.max_held_out {self.max_held_out}: swap them"
             )

@@ -31,6 +31,9 @@ from engine.errors import UserError
 MIN_ROWS = 12
 """Fewest different training texts a task is split from."""
 
+LEAST_HELD_OUT = 300
+"""Rows a held-out part has at least, where there are enough: fewer tell models of one task hardly apart."""
+
 
 def load_task(config: DataConfig, seed: int = 0) -> TaskData:
     """Read, check and split a task.
@@ -165,7 +168,9 @@ def _split(
             f"for scoring: give at least {MIN_ROWS}"
         )
     fractions = [config.score_fraction, config.select_fraction] + ([config.dev_fraction] if dev is None else [])
-    sizes = [held_out_size(len(rows), f, config.min_held_out, config.max_held_out) for f in fractions]
+    most = config.max_held_out
+    least = min(LEAST_HELD_OUT, most) if config.min_held_out is None else config.min_held_out
+    sizes = [held_out_size(len(rows), f, least, most) for f in fractions]
     if spec.is_span or spec.is_choice:
         train, parts = hold_out_groups(rows, sizes, seed, rows.texts[1 if spec.is_span else 0])
     else:
