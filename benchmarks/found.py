@@ -80,6 +80,7 @@ def row(task: str, budget: float, summary: dict[str, Any]) -> dict[str, Any]:
         "rows": evidence["rows"],
         "minutes": round(sum(summary["seconds"].values()) / 60, 2),
         "chosen": summary["inherit"]["chosen"],
+        "divergence": summary["inherit"]["divergence"],
         "scores": {name: m["metric"]["value"] for name, m in models.items()},
         "differences": {name: m["difference"] for name, m in models.items() if m["difference"]},
         "encoder": (models["found"]["params"] or {}).get("encoder"),
@@ -99,6 +100,11 @@ def show(result: dict[str, Any]) -> str:
         lines.append(
             f"{r['task']:10}{r['budget']:7g}{r['seed']:5}{scores}{gaps[0]:+10.2f}{gaps[1]:+9.2f}{gaps[2]:+8.2f}"
             f"{r['minutes']:9.1f}"
+        )
+    for r in result["rows"]:
+        apart = ", ".join(f"{name} {value:.4f}" for name, value in r["divergence"].items())
+        lines.append(
+            f"{r['task']} {r['budget']:g} seed {r['seed']}: KL from the teacher {apart}; chosen: {r['chosen']}"
         )
     for budget in sorted({r["budget"] for r in result["rows"]}):
         own = [r for r in result["rows"] if r["budget"] == budget]

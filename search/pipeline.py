@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
+from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.export.export import export_model, rewrite_card
@@ -69,6 +71,8 @@ def run(ctx: Context) -> dict[str, Any]:
 def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
     """Strategy inherit (`search.inherit`)."""
     best, finished, facts = find(ctx)
+    if teacher_rows:
+        facts["divergence"] = {name: apart(derived.rows, teacher_rows[0]) for name, derived in finished.items()}
     stages = {}
     for name in (LIBRARY, ROUND):
         stages[name] = TrialLog()
@@ -78,10 +82,21 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     told = how_inherited(facts)
     export(ctx, best, told)
     ctx.reporter.info(score_line("found model", ctx, best.dev))
+    apart_by = ", ".join(f"{name} {value:.4f}" for name, value in facts.get("divergence", {}).items())
+    ctx.reporter.info(f"mean divergence from the teacher on dev: {apart_by}")
     baselines = {name: derived for name, derived in finished.items() if name != "search"}
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
     return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, {"inherit": facts})
+
+
+def apart(rows: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean KL divergence of answers [N, C] to dev from the teacher's (regression: mean squared difference).
+
+    Tells students apart whose accuracy is the same to within chance.
+    """
+    own, answers = torch.from_numpy(rows), torch.from_numpy(wanted)
+    return float(divergence(own, answers, regression=rows.shape[1] == 1).mean())
 
 
 def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from engine.architecture.architecture import SKIP, Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
 from engine.data import Batch
 from kernels.language.expression import parse_expression
+from search.evidence import read_predictions
 from search.inherit.controls import random_students, uniform
 from search.inherit.last_round import rungs_of
 from search.inherit.variants import kept, variants, with_layer
@@ -80,6 +81,10 @@ def test_what_is_found_keeps_the_budget_and_is_told_with_its_rivals(calm):
     assert summary["inherit"]["chosen"] in ("search", "uniform", "random")
     assert set(summary["baselines"]) | {"search"} >= {summary["inherit"]["chosen"]}
     assert summary["evidence"]["verdict"] in calm["out"]
+    rows = {name: read_predictions(calm["path"], name)[0] for name in ("found", "teacher")}
+    p, q = (torch.from_numpy(rows[name]).double().softmax(-1) for name in ("teacher", "found"))
+    expected = float((p * (p / q).log()).sum(-1).mean())
+    assert summary["inherit"]["divergence"][summary["inherit"]["chosen"]] == pytest.approx(expected, rel=1e-3, abs=1e-7)
     assert (calm["path"] / "report.html").stat().st_size > 10_000
 
 
