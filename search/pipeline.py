@@ -84,7 +84,7 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     ctx.reporter.info(score_line("found model", ctx, best.dev))
     apart_by = ", ".join(f"{name} {value:.4f}" for name, value in facts.get("divergence", {}).items())
     ctx.reporter.info(f"mean divergence from the teacher on dev: {apart_by}")
-    baselines = {name: derived for name, derived in finished.items() if name != "search"}
+    baselines = {name: derived for name, derived in finished.items() if (name, facts["chosen"]) != ("search", "search")}
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
     return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, {"inherit": facts})
@@ -200,6 +200,7 @@ _TITLES = {
     "gelu": "the hand-designed GELU student",
     "random": "the best of random search",
     "uniform": "the best uniform student",
+    "search": "the best solved student",
 }
 
 

@@ -146,7 +146,12 @@ class RunData:
         return {k: v for k, v in self.summary.get("seconds", {}).items() if k != "total"}
 
 
-_BASELINES = {"gelu": "Hand-designed GELU", "uniform": "Best uniform student", "random": "Random search"}
+_BASELINES = {
+    "gelu": "Hand-designed GELU",
+    "uniform": "Best uniform student",
+    "search": "Best solved student",
+    "random": "Random search",
+}
 _STAGES = {
     "1": ("stage1", "Stage 1: expressions, stacks, ratios"),
     "2": ("stage2", "Stage 2: expressions"),
