@@ -112,9 +112,8 @@ def show(result: dict[str, Any]) -> str:
             values = [100 * r["differences"][rival]["value"] for r in own if rival in r["differences"]]
             if values:
                 low, mean, high = interval(values)
-                lines.append(
-                    f"budget {budget:g}: found - {rival}: {mean:+.2f} ({low:+.2f} to {high:+.2f}), {len(values)} runs"
-                )
+                shown = f"({low:+.2f} to {high:+.2f}), {len(values)} runs" if len(values) > 1 else "in one run"
+                lines.append(f"budget {budget:g}: found - {rival}: {mean:+.2f} {shown}")
     return "\n".join(lines)
 
 
