@@ -91,7 +91,8 @@ def advice(
     words, constant = by_name.get(BAG_OF_WORDS), by_name.get(MAJORITY)
     if constant is not None and constant.words != "better than":
         lines.append(
-            "it has learned nothing that pays: check labels and columns, then distil longer (--inherit.steps, --derive.task.steps)"
+            "it has learned nothing that pays: check labels and columns, then distil longer"
+            " (--inherit.steps, --derive.task.steps)"
         )
     if teacher_over_words is not None and teacher_over_words.words != "better than":
         lines.append(
@@ -100,8 +101,8 @@ def advice(
         )
     elif words is not None and words.words != "better than":
         lines.append(
-            f"{words.words} bag of words, which costs next to nothing: distil longer (--inherit.steps, --derive.task.steps),"
-            " raise the budget (--budget.encoder, --budget.params), give more rows, or ship the bag of words"
+            f"{words.words} bag of words, which costs next to nothing: distil longer"
+            " (--inherit.steps, --derive.task.steps), raise the budget (--budget.encoder, --budget.params), give more rows, or ship the bag of words"
         )
     for difference in differences:
         if difference.words == "worse than" and difference.name not in (BAG_OF_WORDS, MAJORITY, TEACHER):
