@@ -102,7 +102,8 @@ def advice(
     elif words is not None and words.words != "better than":
         lines.append(
             f"{words.words} bag of words, which costs next to nothing: distil longer"
-            " (--inherit.steps, --derive.task.steps), raise the budget (--budget.encoder, --budget.params), give more rows, or ship the bag of words"
+            " (--inherit.steps, --derive.task.steps), raise the budget (--budget.encoder, --budget.params),"
+            " give more rows, or ship the bag of words"
         )
     for difference in differences:
         if difference.words == "worse than" and difference.name not in (BAG_OF_WORDS, MAJORITY, TEACHER):
