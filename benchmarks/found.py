@@ -83,9 +83,15 @@ def row(task: str, budget: float, summary: dict[str, Any]) -> dict[str, Any]:
         "divergence": summary["inherit"]["divergence"],
         "scores": {name: m["metric"]["value"] for name, m in models.items()},
         "differences": {name: m["difference"] for name, m in models.items() if m["difference"]},
-        "encoder": (models["found"]["params"] or {}).get("encoder"),
+        "encoder": {name: m["params"]["encoder"] for name, m in models.items() if m["params"]},
+        "milliseconds": {name: _one_sequence(m["speed"]) for name, m in models.items() if m["speed"]},
         "architecture": summary["best"]["architecture"],
     }
+
+
+def _one_sequence(timings: list[dict[str, Any]]) -> float | None:
+    """Milliseconds of one sequence on our kernels."""
+    return next((round(t["milliseconds"], 1) for t in timings if (t["side"], t["batch"]) == ("kernels", 1)), None)
 
 
 def show(result: dict[str, Any]) -> str:
@@ -105,6 +111,11 @@ def show(result: dict[str, Any]) -> str:
         apart = ", ".join(f"{name} {value:.4f}" for name, value in r["divergence"].items())
         lines.append(
             f"{r['task']} {r['budget']:g} seed {r['seed']}: KL from the teacher {apart}; chosen: {r['chosen']}"
+        for name, gap in r["differences"].items():
+            low, high = 100 * gap["low"], 100 * gap["high"]
+            lines.append(f"    found - {name} {100 * gap['value']:+.2f} ({low:+.2f} to {high:+.2f}, over rows of dev)")
+        lines.append(f"    encoder parameters {r['encoder']}")
+        lines.append(f"    milliseconds of one sequence {r['milliseconds']}")
         )
     for budget in sorted({r["budget"] for r in result["rows"]}):
         own = [r for r in result["rows"] if r["budget"] == budget]

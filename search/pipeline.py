@@ -87,7 +87,7 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     baselines = {name: derived for name, derived in finished.items() if (name, facts["chosen"]) != ("search", "search")}
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
-    return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, {"inherit": facts})
+    return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, inherited_facts(facts))
 
 
 def apart(rows: np.ndarray, wanted: np.ndarray) -> float:
@@ -97,6 +97,12 @@ def apart(rows: np.ndarray, wanted: np.ndarray) -> float:
     """
     own, answers = torch.from_numpy(rows), torch.from_numpy(wanted)
     return float(divergence(own, answers, regression=rows.shape[1] == 1).mean())
+
+
+def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of strategy inherit as summary.json holds them: the latency where that of the other strategy stands."""
+    own = {key: value for key, value in facts.items() if key != "latency"}
+    return {"inherit": own, **({"latency": facts["latency"]} if "latency" in facts else {})}
 
 
 def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:

@@ -75,19 +75,6 @@ class Library:
         self._fit(layer, spec, index)
         return lambda x, mask: layer(x, mask, plan)[0]
 
-    def divergence(self, student: nn.Module) -> float:
-        """Mean KL divergence of a student's answers from the teacher's (regression: mean squared difference)."""
-        total, rows = 0.0, 0
-        regression = student.config.problem_type == "regression"
-        for batch, wanted in self.answers:
-            with torch.no_grad():
-                own = student.eval()(
-                    batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-                )
-            total += float(divergence(own.logits, wanted, regression=regression).sum())
-            rows += len(wanted)
-        return total / rows
-
     @torch.no_grad()
     def _fit(self, layer: nn.Module, spec: LayerSpec, index: int) -> None:
         """Replaces the second product, and the output projection of attention, by their least-squares fits."""

@@ -22,7 +22,7 @@ from search.context import Context, Prepared
 from search.derive import BestWeights, Derived
 from search.inherit.candidates import Budget, entrants
 from search.inherit.last_round import last_round
-from search.inherit.latency import layer_milliseconds
+from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
 from search.inherit.total import Tables
 from search.inherit.variants import Variants, kept, variants
@@ -65,7 +65,24 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
         twin = next((n for n, d in finished.items() if d.architecture == winner.architecture), None)
         finished[name] = finished[twin] if twin is not None else finish(ctx, name, library, tables, winner.architecture)
     chosen = max(finished, key=lambda name: (finished[name].choice, name == "search"))
-    return finished[chosen], finished, {"chosen": chosen, **facts(ctx, finished[chosen])}
+    told = {"chosen": chosen, **facts(ctx, finished[chosen])}
+    if "latency_ms" in budget.names:
+        told["latency"] = latency_of(ctx, library, finished[chosen])
+    return finished[chosen], finished, told
+
+
+def latency_of(ctx: Context, library: Library, derived: Derived) -> dict[str, Any]:
+    """What the budget counted for a finished student, and what it takes when measured, as summary.json holds it."""
+    times, rest = layer_milliseconds(ctx, library)
+    number = {spec: k for k, spec in enumerate(library.variants.specs)}
+    predicted = rest + sum(times[number[layer]] for layer in derived.architecture.layers)
+    at = conditions(ctx)
+    told = f"{at['batch_size']} x {at['sequence_length']} tokens, {at['threads']} threads, {at['device']}"
+    return {
+        "predicted_ms": float(predicted),
+        "measured_ms": student_milliseconds(ctx, derived.model),
+        "conditions": told,
+    }
 
 
 def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
