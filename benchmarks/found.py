@@ -109,14 +109,13 @@ def show(result: dict[str, Any]) -> str:
         )
     for r in result["rows"]:
         apart = ", ".join(f"{name} {value:.4f}" for name, value in r["divergence"].items())
-        lines.append(
-            f"{r['task']} {r['budget']:g} seed {r['seed']}: KL from the teacher {apart}; chosen: {r['chosen']}"
+        what = f"{r['task']} {r['budget']:g} seed {r['seed']}"
+        lines.append(f"{what}: KL from the teacher {apart}; chosen: {r['chosen']}")
         for name, gap in r["differences"].items():
             low, high = 100 * gap["low"], 100 * gap["high"]
             lines.append(f"    found - {name} {100 * gap['value']:+.2f} ({low:+.2f} to {high:+.2f}, over rows of dev)")
         lines.append(f"    encoder parameters {r['encoder']}")
         lines.append(f"    milliseconds of one sequence {r['milliseconds']}")
-        )
     for budget in sorted({r["budget"] for r in result["rows"]}):
         own = [r for r in result["rows"] if r["budget"] == budget]
         for rival in RIVALS:
