@@ -7,6 +7,7 @@ batches in the same order, and share the teacher's answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture.architecture import Architecture
-from engine.data import EncodedDataset
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.student.supernet import extract
@@ -56,12 +56,14 @@ class BestWeights:
         ctx: the run.
         model: whose weights.
         every: optimizer steps between comparisons.
-        select: the split as this model takes it, None for the run's.
+        judge: what it is compared by, higher is better; None for the task's metric on the selection split.
     """
 
-    def __init__(self, ctx: Context, model: nn.Module, every: int, select: EncodedDataset | None = None) -> None:
+    def __init__(
+        self, ctx: Context, model: nn.Module, every: int, judge: Callable[[nn.Module], float] | None = None
+    ) -> None:
         self.ctx, self.model, self.every = ctx, model, max(1, every)
-        self.select = ctx.data.select if select is None else select
+        self.judge = judge or self._metric
         self.score = -float("inf")
         self.weights: dict[str, Tensor] = {}
 
@@ -72,11 +74,15 @@ class BestWeights:
 
     def consider(self) -> None:
         """Evaluates now and keeps a copy of the weights if they are the best so far."""
-        metrics = evaluate(self.model, self.select, self.ctx.spec, precision=self.ctx.precision)
-        score = primary(self.ctx.spec, metrics)[1]
+        score = self.judge(self.model)
         if score > self.score:
             self.score = score
             self.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+
+    def _metric(self, model: nn.Module) -> float:
+        return primary(
+            self.ctx.spec, evaluate(model, self.ctx.data.select, self.ctx.spec, precision=self.ctx.precision)
+        )[1]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint inside the phase."""

@@ -138,7 +138,9 @@ def _train(
     checkpoint_every: int,
 ) -> None:
     """Train in place; leaves the best evaluated weights in the model and their metrics in `teacher.metrics`."""
-    total = total_steps(settings, len(data.train), data.train.num_batches(settings.batch_size))
+    train = data.train
+    row_tokens = len(train.tokens) / max(1, len(train))
+    total = total_steps(settings, len(train), train.num_batches(settings.batch_size), row_tokens)
     if total == 0 and not teacher.has_head:
         raise UserError(
             f"finetune.max_steps is 0, but teacher {teacher.name!r} has no head for task {data.spec.name!r}: "
@@ -157,7 +159,10 @@ def _train(
     )
     devices = [teacher.device] if teacher.device.type == "cuda" else []
     held = _frozen_tables(teacher.model) if settings.freeze_embeddings else contextlib.nullcontext()
-    with torch.random.fork_rng(devices=devices), _dropout(teacher.model, settings.dropout), held:
+    dropout = settings.dropout
+    if dropout is None and total * settings.batch_size < len(train):
+        dropout = 0.0
+    with torch.random.fork_rng(devices=devices), _dropout(teacher.model, dropout), held:
         torch.manual_seed(settings.seed)
         try:
             run_phase(

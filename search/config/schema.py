@@ -238,7 +238,9 @@ class InheritConfig:
         round_steps: optimizer steps of the last round.
         rungs: halvings during it, evenly spaced.
         score_rows: most rows of the score and select splits that students are scored on during it.
-        steps: optimizer steps of the full distillation (null: by the number of training rows).
+        steps: optimizer steps of the full distillation (null: three passes, at least 300 and at most 900).
+        max_tokens: most tokens such a distillation trains on (rows x their mean length); 300 steps are left in any
+            case, and steps that are given stay as they are.
         evaluations: times the checkpoint is compared on the selection split.
         batch_size: sequences per step.
         lr: peak learning rate.
@@ -266,6 +268,7 @@ class InheritConfig:
     rungs: int = 2
     score_rows: int = 600
     steps: int | None = None
+    max_tokens: int | None = None
     evaluations: int = 8
     batch_size: int = 32
     lr: float = 3e-4

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from engine.distill.inherited import InheritedDistiller, divergence
 from engine.distill.population import PopulationStep, generator_state, side_by_side
 from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
+from engine.training.checkpoint import save_weights
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
 from search.context import Context
@@ -64,9 +66,26 @@ def last_round(
     with ctx.timed("last round"):
         _train(ctx, library, entrants)
         trials = [_trial(params, number, entrant) for number, entrant in enumerate(entrants)]
+        for group in dict.fromkeys(e.group for e in entrants):
+            winner = best_of(trials, group)
+            member = entrants[winner.number].member if winner is not None else None
+            if member is not None:
+                save_weights(weights_of(ctx, group), member.model)
         for trial in trials:
             ctx.ledger.record(trial)
     return trials
+
+
+def weights_of(ctx: Context, group: str) -> Path:
+    """Weights of a group's best student at the end of the round."""
+    return ctx.rundir.checkpoints / f"round {group}.safetensors"
+
+
+def best_of(trials: list[Trial], group: str) -> Trial | None:
+    """The best student of a group that trained to the end of the round; of none that did, the best stopped one."""
+    own = [t for t in trials if t.attrs.get("group") == group and t.score is not None]
+    finished = [t for t in own if t.state == "complete"] or own
+    return min(finished, key=lambda t: (-(t.score or 0.0), t.params, t.number), default=None)
 
 
 def rungs_of(steps: int, count: int) -> list[int]:

@@ -7,27 +7,19 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
-from engine.data import EncodedDataset, EncodedTask
-from engine.data.task import NEG_LOG_LOSS
-from engine.evaluation.evaluation import evaluate, evaluate_dev
-from engine.evaluation.metrics import primary
-from engine.training.settings import PhaseSettings
 from kernels.language.expression import parse_expression
 from search.config.checks import parse_shares
 from search.context import Context, Prepared
-from search.derive import BestWeights, Derived
+from search.derive import Derived
 from search.inherit.candidates import Budget, entrants
-from search.inherit.last_round import last_round
+from search.inherit.finish import Finisher
+from search.inherit.last_round import best_of, last_round
 from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
 from search.inherit.total import Tables
 from search.inherit.variants import Variants, kept, variants
-from search.ledger.ledger import Trial
-from search.phases import batch_plan, train_phase
 
 GROUPS = {"solved": "search", "uniform": "uniform", "random": "random"}
 """Groups of the last round, and the names their finished students have in summary and report."""
@@ -35,9 +27,6 @@ GROUPS = {"solved": "search", "uniform": "uniform", "random": "random"}
 SLACK = 0.005
 """A share of the encoder is kept to within this, so that three of six layers at a quarter of their width, biases and
 norms included, are a quarter of it."""
-
-ORDER = "inherit finish"
-"""Finished students see the same batches in the same order."""
 
 
 def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
@@ -57,13 +46,17 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
         seed=ctx.seed("inherit", "random"),
     )
     trials = last_round(ctx, library, field, lambda a: tables.total(a, tables.choose(a)))
+    finisher = Finisher(ctx, library, tables)
     finished: dict[str, Derived] = {}
     for group, name in GROUPS.items():
         winner = best_of(trials, group)
         if winner is None:
             continue
         twin = next((n for n, d in finished.items() if d.architecture == winner.architecture), None)
-        finished[name] = finished[twin] if twin is not None else finish(ctx, name, library, tables, winner.architecture)
+        if twin is not None:
+            finished[name] = finished[twin]
+        else:
+            finished[name] = finisher.finish(name, group, winner.architecture)
     chosen = max(finished, key=lambda name: (finished[name].choice, name == "search"))
     told = {"chosen": chosen, **facts(ctx, finished[chosen])}
     if "latency_ms" in budget.names:
@@ -152,73 +145,3 @@ def budget_of(ctx: Context, library: Library, tables: Tables) -> Budget:
         costs.append(sizes)
         limits.append(tables.most - tables.fixed)
     return Budget(tuple(names), np.stack(costs), tuple(limits))
-
-
-def best_of(trials: list[Trial], group: str) -> Trial | None:
-    """The best student of a group that trained to the end of the round; of none that did, the best stopped one."""
-    own = [t for t in trials if t.attrs.get("group") == group and t.score is not None]
-    finished = [t for t in own if t.state == "complete"] or own
-    return min(finished, key=lambda t: (-(t.score or 0.0), t.params, t.number), default=None)
-
-
-def steps_of(ctx: Context, data: EncodedDataset) -> int:
-    """Optimizer steps of the full distillation: as configured, or by the number of rows.
-
-    The rule is three passes, at least 300 steps and at most 900: small sets gain from passes, large ones from rows.
-    """
-    settings = ctx.config.inherit
-    if settings.steps is not None:
-        return settings.steps
-    return int(min(900, max(300, 3 * data.num_batches(settings.batch_size))))
-
-
-def finish(ctx: Context, name: str, library: Library, tables: Tables, architecture: Architecture) -> Derived:
-    """Distils a student in full from its inherited weights; the checkpoint is chosen on the selection split."""
-    settings = ctx.config.inherit
-    total = steps_of(ctx, ctx.data.train)
-    phase = PhaseSettings(steps=total, batch_size=settings.batch_size, lr=settings.lr)
-    distiller = ctx.distiller()
-    targets = ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
-    table = tables.choose(architecture)
-    model, data = tables.student(library.assemble(architecture), table), tables.data(table)
-    best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)), data.select)
-    folder = ctx.rundir.checkpoints / name
-    folder.mkdir(exist_ok=True)
-    train_phase(
-        ctx,
-        f"{name} task",
-        model,
-        data.train,
-        phase,
-        lambda batch, step: distiller.task_loss(model, batch, targets=targets.get(step, tables.original(batch, table))),
-        folder / "task.safetensors",
-        order=ORDER,
-        after_step=best.after_step,
-        extra_state=best.state,
-        restore_extra=best.restore,
-        finish=best.finish,
-    )
-    model.requires_grad_(True).eval()  # as users expect it
-    rows: list[np.ndarray] = []
-    dev = evaluate_dev(model, data, precision=ctx.precision, keep=rows.append)
-    return Derived(
-        model=model,
-        architecture=architecture,
-        params=tables.total(architecture, table),
-        select=evaluate(model, data.select, ctx.score_spec, precision=ctx.precision),
-        dev=dev,
-        rows=rows[0],
-        tokenizer=tables.tokenizer_of(table),
-        choice=held_out_score(ctx, model, data),
-    )
-
-
-def held_out_score(ctx: Context, model: nn.Module, data: EncodedTask) -> float:
-    """What finished students are chosen by: log-likelihood over the score and select rows; without classes, the metric.
-
-    Accuracy on a few hundred rows has steps that are larger than what finished students differ by.
-    """
-    smooth = NEG_LOG_LOSS if NEG_LOG_LOSS in ctx.spec.metrics else ctx.spec.metric
-    spec, splits = replace(ctx.spec, metric=smooth), (data.score, data.select)
-    values = [primary(spec, evaluate(model, split, spec, precision=ctx.precision))[1] for split in splits]
-    return float(np.average(values, weights=[len(split) for split in splits]))
