@@ -52,6 +52,18 @@ def test_what_is_given_wins_over_the_rule():
     assert total_steps(FinetuneSettings(max_steps=0), 4000, 125) == 0
 
 
+def test_long_texts_get_fewer_steps_and_never_less_than_350():
+    capped = FinetuneSettings(max_tokens=400_000)
+    assert total_steps(capped, 34_000, 1063, 27.0) == round(400_000 / 27 / 32)  # of 1,200 by the rule
+    assert total_steps(capped, 34_000, 1063, 10.0) == 1200
+    assert total_steps(capped, 34_000, 1063, 300.0) == 350
+    assert total_steps(FinetuneSettings(max_tokens=400_000, batch_size=64), 34_000, 532, 300.0) == 175
+    assert total_steps(capped, 2_000, 63, 300.0) == 250  # the rule asks for less
+    assert total_steps(FinetuneSettings(max_tokens=400_000, epochs=2), 34_000, 1063, 300.0) == 2126
+    with pytest.raises(UserError, match="finetune.max_tokens is 0: it must be null, or >= 1"):
+        FinetuneSettings(max_tokens=0)
+
+
 def test_rate_by_width():
     assert [learning_rate(FinetuneSettings(), width) for width in (128, 384)] == pytest.approx([2e-4, 2e-4])
     assert [learning_rate(FinetuneSettings(), width) for width in (768, 1024)] == pytest.approx([5e-5, 5e-5])
