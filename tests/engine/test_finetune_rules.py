@@ -60,7 +60,7 @@ def test_long_texts_get_fewer_steps_and_never_less_than_350():
     assert total_steps(FinetuneSettings(max_tokens=400_000, batch_size=64), 34_000, 532, 300.0) == 175
     assert total_steps(capped, 2_000, 63, 300.0) == 250  # the rule asks for less
     assert total_steps(FinetuneSettings(max_tokens=400_000, epochs=2), 34_000, 1063, 300.0) == 2126
-    with pytest.raises(UserError, match="finetune.max_tokens is 0: it must be null, or >= 1"):
+    with pytest.raises(UserError, match=r"finetune\.max_tokens is 0: it must be null, or >= 1"):
         FinetuneSettings(max_tokens=0)
 
 
