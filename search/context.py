@@ -230,6 +230,7 @@ class Context(Prepared):
         joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
         proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.scoring.proxy`).
+        counts_time: whether phases add their time; not where several run at once, whose time is counted in one.
     """
 
     rundir: RunDir
@@ -239,6 +240,7 @@ class Context(Prepared):
     joined: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     proxy_targets: dict[tuple[str, int, float], TeacherTargets] = field(default_factory=dict)
+    counts_time: bool = True
     _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -372,5 +374,7 @@ class Context(Prepared):
         """Adds the wall time of the block, if it finishes, to `seconds[name]`."""
         began = time.monotonic()
         yield
+        if not self.counts_time:
+            return
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
         write_json_atomic(self._phases, self.seconds)

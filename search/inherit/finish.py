@@ -8,8 +8,13 @@ differ by, and a log-likelihood also says how sure a teacher was of its mistakes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextvars
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +22,14 @@ import torch
 from torch import nn
 
 from engine.architecture.architecture import Architecture
-from engine.data import EncodedDataset, EncodedTask
+from engine.data import Batch, EncodedDataset, EncodedTask
 from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate, evaluate_dev, predict_rows
+from engine.objective import KDLoss
 from engine.teacher.settings import capped_steps
 from engine.training.checkpoint import load_weights
 from engine.training.settings import PhaseSettings
+from search.console.progress import Bar, Reporter, silent
 from search.context import Context
 from search.derive import BestWeights, Derived
 from search.inherit.last_round import weights_of
@@ -50,6 +57,25 @@ def steps_of(ctx: Context, data: EncodedDataset) -> int:
     return max(LEAST_STEPS, capped_steps(steps, settings.max_tokens, settings.batch_size, row_tokens))
 
 
+@dataclass(frozen=True)
+class Winner:
+    """A student to distil in full.
+
+    Attributes:
+        name: of the finished student, for phases and folders.
+        group: of the last round, whose weights it starts from.
+        architecture: its layers.
+    """
+
+    name: str
+    group: str
+    architecture: Architecture
+
+
+class Stopped(Exception):
+    """Ends the training of a student beside which another one failed, or which the user interrupted."""
+
+
 @dataclass
 class Finisher:
     """Distils students in full.
@@ -63,37 +89,79 @@ class Finisher:
     ctx: Context
     library: Library
     tables: Tables
+    _teacher: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
-    def finish(self, name: str, group: str, architecture: Architecture) -> Derived:
-        """Distils the winner of a group in full.
+    def finish_all(self, winners: Sequence[Winner]) -> list[Derived]:
+        """Distils the winners in full, on the CPU side by side.
 
-        Args:
-            name: of the finished student, for phases and folders.
-            group: of the last round, whose weights it starts from.
-            architecture: the winner's.
+        A thin student's step has products too small to keep two threads busy, so each student has a thread (with more
+        threads than students, an equal share of them), and whoever comes first to a batch asks the teacher for all.
+        How many threads a student has does not depend on who else is still at work: same settings, same result.
         """
-        ctx, settings = self.ctx, self.ctx.config.inherit
+        ctx = self.ctx
+        ctx.distiller()  # made once, before several ask for it
+        threads = torch.get_num_threads()
+        steps = steps_of(ctx, ctx.data.train) * len(winners)
+        with ctx.timed("full distillation"), ctx.reporter.phase("full distillation", steps) as bar:
+            shared = _SharedBar(bar)
+            views = [shared.view(ctx) for _ in winners]
+            if ctx.device.type != "cpu" or threads == 1:
+                return [self._finish(view, winner) for view, winner in zip(views, winners, strict=True)]
+            share = max(1, threads // len(winners))
+            with ThreadPoolExecutor(len(winners), "ffnas-finish", torch.set_num_threads, (share,)) as pool:
+                futures = [
+                    pool.submit(contextvars.copy_context().run, self._finish, view, winner)
+                    for view, winner in zip(views, winners, strict=True)
+                ]
+                made = self._results(futures)
+            torch.set_num_threads(threads)  # a worker's call also reached libraries' global settings
+            return made
+
+    def _results(self, futures: Sequence[Future[Derived]]) -> list[Derived]:
+        """Waits for all; where one fails, or the user interrupts, the others end at their next step."""
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            self._stop.set()
+            raise
+        failed = [e for f in futures if f.done() and (e := f.exception()) is not None]
+        if failed:
+            self._stop.set()
+            raise failed[0]
+        return [future.result() for future in futures]
+
+    def _finish(self, ctx: Context, winner: Winner) -> Derived:
+        """Distils one student; `ctx` is the run as this student's phase sees it."""
+        settings, architecture = ctx.config.inherit, winner.architecture
         total = steps_of(ctx, ctx.data.train)
         phase = PhaseSettings(steps=total, batch_size=settings.batch_size, lr=settings.lr)
         distiller = ctx.distiller()
-        targets = ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
-        table = self.tables.choose(architecture)
-        start = self.library.assemble(architecture)
-        load_weights(weights_of(ctx, group), start)
-        model, data = self.tables.student(start, table), self.tables.data(table)
-        judge = self._closeness(data)
+        with self._teacher:  # what is made once for all
+            targets = self.ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
+            table = self.tables.choose(architecture)
+            start = self.library.assemble(architecture)
+            load_weights(weights_of(ctx, winner.group), start)
+            model, data = self.tables.student(start, table), self.tables.data(table)
+            judge = self._closeness(data)
         best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)), judge)
-        folder = ctx.rundir.checkpoints / name
+        folder = ctx.rundir.checkpoints / winner.name
         folder.mkdir(exist_ok=True)
+
+        def loss(batch: Batch, step: int) -> KDLoss:
+            if self._stop.is_set():
+                raise Stopped
+            with self._teacher:
+                wanted = targets.get(step, self.tables.original(batch, table))
+            return distiller.task_loss(model, batch, targets=wanted)
+
         train_phase(
             ctx,
-            f"{name} task",
+            f"{winner.name} task",
             model,
             data.train,
             phase,
-            lambda batch, step: distiller.task_loss(
-                model, batch, targets=targets.get(step, self.tables.original(batch, table))
-            ),
+            loss,
             folder / "task.safetensors",
             order=ORDER,
             after_step=best.after_step,
@@ -126,7 +194,8 @@ class Finisher:
 
     def _closeness(self, data: EncodedTask) -> Callable[[nn.Module], float]:
         """Minus the mean divergence from the teacher on the selection split, as `BestWeights` wants it."""
-        return lambda model: -float(self._apart(model, data.select, self._wanted[1]).mean())
+        wanted = self._wanted[1]
+        return lambda model: -float(self._apart(model, data.select, wanted).mean())
 
     def _held_out(self, model: nn.Module, data: EncodedTask) -> float:
         """Minus the mean divergence from the teacher over the rows of the score and the selection split."""
@@ -138,3 +207,51 @@ class Finisher:
         """Divergence from the teacher's answers, per row."""
         own = torch.from_numpy(predict_rows(model, data, precision=self.ctx.precision))
         return divergence(own, torch.from_numpy(wanted), regression=self.ctx.spec.is_regression)
+
+
+class _SharedBar:
+    """One bar for phases that run at the same time."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self._done: list[int] = []
+        self._notes: list[str] = []
+        self._lock = threading.Lock()
+
+    def view(self, ctx: Context) -> Context:
+        """The run as one of the phases sees it: its progress goes into the bar, its time is counted by the whole."""
+        own = copy.copy(ctx)
+        own.counts_time = False
+        own.reporter = _Part(self, len(self._done))
+        self._done.append(0)
+        self._notes.append("")
+        return own
+
+    def update(self, part: int, done: int, note: str) -> None:
+        """Takes the progress of one phase."""
+        with self._lock:
+            self._done[part], self._notes[part] = done, note
+            self.bar.update(sum(self._done), "; ".join(filter(None, self._notes)))
+
+
+class _Part(Reporter):
+    """The reporter of one of those phases."""
+
+    def __init__(self, shared: _SharedBar, number: int) -> None:
+        super().__init__(silent().console)
+        self.shared, self.number = shared, number
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Bar]:
+        yield _PartBar(self, name)
+
+
+@dataclass
+class _PartBar:
+    part: _Part
+    name: str
+
+    def update(
+        self, done: int, note: str = "", total: int | None = None, failures: Mapping[str, int] | None = None
+    ) -> None:
+        self.part.shared.update(self.part.number, done, f"{self.name.removesuffix(' task')} {note}")

@@ -14,7 +14,7 @@ from search.config.checks import parse_shares
 from search.context import Context, Prepared
 from search.derive import Derived
 from search.inherit.candidates import Budget, entrants
-from search.inherit.finish import Finisher
+from search.inherit.finish import Finisher, Winner
 from search.inherit.last_round import best_of, last_round
 from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
@@ -47,16 +47,11 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     )
     trials = last_round(ctx, library, field, lambda a: tables.total(a, tables.choose(a)))
     finisher = Finisher(ctx, library, tables)
-    finished: dict[str, Derived] = {}
-    for group, name in GROUPS.items():
-        winner = best_of(trials, group)
-        if winner is None:
-            continue
-        twin = next((n for n, d in finished.items() if d.architecture == winner.architecture), None)
-        if twin is not None:
-            finished[name] = finished[twin]
-        else:
-            finished[name] = finisher.finish(name, group, winner.architecture)
+    found = [(name, group, best_of(trials, group)) for group, name in GROUPS.items()]
+    winners = {name: Winner(name, group, trial.architecture) for name, group, trial in found if trial is not None}
+    different = {w.architecture: w for w in reversed(winners.values())}  # of equal ones, the first
+    models = dict(zip(different, finisher.finish_all(list(different.values())), strict=True))
+    finished = {name: models[winner.architecture] for name, winner in winners.items()}
     chosen = max(finished, key=lambda name: (finished[name].choice, name == "search"))
     told = {"chosen": chosen, **facts(ctx, finished[chosen])}
     if "latency_ms" in budget.names:
