@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -129,18 +129,17 @@ class _Features:
         return parts[0] if len(parts) == 1 else sparse.hstack(parts, format="csr")
 
 
-def _models(spec: TaskSpec, features: sparse.csr_matrix, labels: np.ndarray) -> list[tuple[float, object]]:
-    """A fitted model per strength."""
-    found: list[tuple[float, object]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for strength in STRENGTHS:
+def _models(spec: TaskSpec, features: sparse.csr_matrix, labels: np.ndarray) -> Iterator[tuple[float, object]]:
+    """A fitted model per strength, each as it is asked for; logistic ones start from the one before."""
+    logistic = LogisticRegression(max_iter=200, warm_start=True)
+    for strength in STRENGTHS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
             if spec.is_regression:
                 model = Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, labels.astype(np.float64))
             else:
-                model = LogisticRegression(C=strength, max_iter=200).fit(features, labels)
-            found.append((strength, model))
-    return found
+                model = logistic.set_params(C=strength).fit(features, labels)
+        yield strength, model
 
 
 def _rows(spec: TaskSpec, model: object, features: sparse.csr_matrix) -> np.ndarray:
