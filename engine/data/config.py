@@ -42,7 +42,9 @@ class DataConfig:
 
     text: list[str] | str | None = None
     """Text for warm-up distillation, one file or a list [a,b]: .txt (a blank line ends a document), any form `train`
-    takes, with a text column, or folders that `ffnas prepare` wrote. Left out: the sentences of the training split."""
+    takes, with a text column, or folders that `ffnas prepare` wrote. Left out: the sentences of the training split.
+    Strategy inherit: texts like those of the task that nobody has labelled; students learn the teacher's answers to
+    them too (classification and regression of single texts)."""
 
     text_columns: list[str] | str | None = None
     """The column with the text, or two columns a,b for a pair. Left out: found by name."""

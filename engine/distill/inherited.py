@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from engine.teacher import Teacher
 
 
+NO_LABEL = -100
+"""Class of a row that has none (of values NaN): only the teacher's answer counts there."""
+
+
 @dataclass(frozen=True)
 class InheritWeights:
     """Weights of the terms; see the module.
@@ -130,11 +134,15 @@ class InheritedDistiller(Distiller):
         return heat**2 * F.kl_div(own, wanted, log_target=True, reduction="batchmean")
 
     def _gold(self, student: Tensor, labels: Tensor) -> Tensor:
-        if self.spec.is_regression:
-            return F.mse_loss(student.squeeze(-1), labels.float())
+        """Mean over the rows that have a label; 0 where none has."""
         if self.spec.is_span:
             return F.cross_entropy(student.transpose(1, 2).flatten(0, 1), labels.flatten())
-        return F.cross_entropy(student, labels)
+        if self.spec.is_regression:
+            known = ~labels.isnan()
+            errors = (student.squeeze(-1) - labels.float().nan_to_num()).square() * known
+            return errors.sum() / known.sum().clamp(min=1)
+        known = labels != NO_LABEL
+        return F.cross_entropy(student, labels, ignore_index=NO_LABEL, reduction="sum") / known.sum().clamp(min=1)
 
 
 def hidden_difference(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

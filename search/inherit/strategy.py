@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.architecture.shape import ModelShape
+from engine.errors import UserError
 from kernels.language.expression import parse_expression
 from search.config.checks import parse_shares
 from search.context import Context, Prepared
@@ -18,6 +19,7 @@ from search.inherit.finish import Finisher, Winner
 from search.inherit.last_round import best_of, last_round
 from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
+from search.inherit.texts import unused, with_text
 from search.inherit.total import Tables
 from search.inherit.variants import Variants, kept, variants
 
@@ -32,6 +34,7 @@ norms included, are a quarter of it."""
 def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     """Carries out the phases that are not finished; returns the found model, the others by name, and numbers for the
     summary."""
+    ctx.data = with_text(ctx)
     made = choices(ctx)
     tables = Tables(ctx, made)
     library = build_library(ctx, made)
@@ -86,7 +89,10 @@ def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
 
 def check(prepared: Prepared) -> None:
     """Raises `UserError` where no student can be as small as asked, or its table not be as asked; trains nothing."""
-    Tables(prepared, choices(prepared)).check()
+    reason = unused(prepared)
+    if reason is not None:
+        raise UserError(f"{reason}: leave it out")
+    Tables(replace(prepared, data=with_text(prepared)), choices(prepared)).check()
 
 
 def choices(ctx: Prepared) -> Variants:
