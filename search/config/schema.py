@@ -257,7 +257,7 @@ class InheritConfig:
     ratios: list[str | int | float] = field(
         default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "3/16", "1/8", "1/16"]
     )
-    heads: list[str | int | float] = field(default_factory=lambda: ["1", "2/3", "1/3"])
+    heads: list[str | int | float] = field(default_factory=lambda: ["1", "2/3", "1/2", "1/3", "1/6"])
     expressions: list[str] = field(default_factory=list)
     calibration_tokens: int = 8192
     score_tokens: int = 2048
