@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ def finetune(
         "source_fingerprint": found.fingerprint(),
         "task": data.spec.to_dict(),
         "data": {"train": data.train.fingerprint(), "select": data.select.fingerprint()},
-        "settings": asdict(settings),
+        "settings": _decided(settings, data),
         "precision": precision,
     }
     if standard:
@@ -109,6 +110,19 @@ def finetune(
     remove_training_state(checkpoint)
     teacher.folder = folder
     return teacher
+
+
+def _steps(settings: FinetuneSettings, data: EncodedTask) -> int:
+    """Optimizer steps of a fine-tuning on these data."""
+    train = data.train
+    row_tokens = len(train.tokens) / max(1, len(train))
+    return total_steps(settings, len(train), train.num_batches(settings.batch_size), row_tokens)
+
+
+def _decided(settings: FinetuneSettings, data: EncodedTask) -> dict[str, Any]:
+    """The settings as plain values, with the number of steps in place of what it was decided by."""
+    given = {k: v for k, v in asdict(settings).items() if k not in ("epochs", "max_steps", "max_tokens")}
+    return {**given, "steps": _steps(settings, data)}
 
 
 def _from_cache(
@@ -138,9 +152,7 @@ def _train(
     checkpoint_every: int,
 ) -> None:
     """Train in place; leaves the best evaluated weights in the model and their metrics in `teacher.metrics`."""
-    train = data.train
-    row_tokens = len(train.tokens) / max(1, len(train))
-    total = total_steps(settings, len(train), train.num_batches(settings.batch_size), row_tokens)
+    total = _steps(settings, data)
     if total == 0 and not teacher.has_head:
         raise UserError(
             f"finetune.max_steps is 0, but teacher {teacher.name!r} has no head for task {data.spec.name!r}: "
@@ -160,7 +172,7 @@ def _train(
     devices = [teacher.device] if teacher.device.type == "cuda" else []
     held = _frozen_tables(teacher.model) if settings.freeze_embeddings else contextlib.nullcontext()
     dropout = settings.dropout
-    if dropout is None and total * settings.batch_size < len(train):
+    if dropout is None and total * settings.batch_size < len(data.train):
         dropout = 0.0
     with torch.random.fork_rng(devices=devices), _dropout(teacher.model, dropout), held:
         torch.manual_seed(settings.seed)
