@@ -228,7 +228,9 @@ class InheritConfig:
 
     Args:
         ratios: FFN widths a layer may keep, as shares of the teacher's; leaving the layer out comes on top.
-        heads: shares of the attention heads a layer may keep.
+        heads: shares of the attention heads a layer may keep. Less than a third looks cheap for one layer alone and is
+            not for several: with a sixth in the choice, CoLA's student at an eighth of the encoder ended at a
+            divergence of 0.064 instead of 0.052.
         expressions: FFN expressions beside the teacher's own; their second product is fitted to the teacher's block.
         calibration_tokens: tokens that sort neurons and heads and fit second products.
         score_tokens: tokens that score variants and undistilled students.
@@ -257,7 +259,7 @@ class InheritConfig:
     ratios: list[str | int | float] = field(
         default_factory=lambda: ["1", "3/4", "1/2", "3/8", "1/4", "3/16", "1/8", "1/16"]
     )
-    heads: list[str | int | float] = field(default_factory=lambda: ["1", "2/3", "1/2", "1/3", "1/6"])
+    heads: list[str | int | float] = field(default_factory=lambda: ["1", "2/3", "1/3"])
     expressions: list[str] = field(default_factory=list)
     calibration_tokens: int = 8192
     score_tokens: int = 2048
