@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.student.attention import FFNASAttention, is_over_keys
-from engine.student.ffn import FFNPlan
+from engine.student.ffn import FFN, FFNPlan, FFNStack
 from kernels import readable
 
 
@@ -42,7 +42,9 @@ def reads_first(layer: nn.Module, mask: Any, plan: FFNPlan | None = None) -> boo
     if torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     attention = layer.attention
-    if not all(map(readable.is_untouched, layer.modules())):  # whoever watches a part sees all rows of it
+    parts = list(layer.modules())  # whatever is attached to one may look at all rows
+    leaves = (m for m in parts[1:] if not isinstance(m, (FFNASAttention, FFNStack, FFN)))
+    if not (all(map(readable.is_untouched, parts)) and readable.are_readable(*leaves)):
         return False
     if plan is not None and plan.heads == 0:  # a token's FFNs see no other token
         return True
@@ -51,7 +53,7 @@ def reads_first(layer: nn.Module, mask: Any, plan: FFNPlan | None = None) -> boo
     if attention.training or not is_over_keys(mask):
         return False
     linears = (attention.query, attention.key, attention.value)
-    return readable.are_readable(*linears) and readable.are_tensors(*(m.weight for m in linears))
+    return readable.are_tensors(*(m.weight for m in linears))
 
 
 def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None, heads: int | None = None) -> Tensor:

@@ -224,7 +224,7 @@ class FusedFFNStack(nn.Module):
         parameters = self._read(layers)
         if parameters is None:
             for stream, layer in enumerate(layers):
-                x = layer(x, seed, stream=stream)
+                x = layer(x, seed, stream=stream) if isinstance(layer, FusedFFN) else layer(x)
             return x
         first = layers[0]
         return fused_ffn_stack(
