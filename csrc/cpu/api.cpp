@@ -79,18 +79,6 @@ void prefer_huge_pages(const View& v, int64_t rows, int64_t columns) {
 #endif
 }
 
-constexpr int64_t kSamples = 32;
-
-uint64_t hash_of_samples(const View& w, int64_t rows, int64_t columns) {
-  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a over whole elements
-  for (int64_t s = 0; s < kSamples; ++s) {
-    const int64_t at = s * rows / kSamples * w.stride + (s * 2654435761 + s) % columns;
-    const uint64_t bits = w.dtype == kFloat32 ? static_cast<const uint32_t*>(w.data)[at] : static_cast<const bf16*>(w.data)[at];
-    hash = (hash ^ bits) * 0x100000001B3u;
-  }
-  return hash;
-}
-
 int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool backward) {
   Reader in{words};
   if (count < kScalarWords || in.next() != kAbiVersion) return kBadCall;
@@ -185,9 +173,14 @@ FFNAS_EXPORT int ffnas_pack(int64_t isa, void* data, int64_t stride, int64_t dty
   kernels->pack({data, stride, static_cast<int32_t>(dtype)}, outputs, inputs, packed);
   return ffnas::kOk;
 }
-// A number made of some elements of a matrix, spread over it: what tells that somebody wrote to it.
-FFNAS_EXPORT uint64_t ffnas_samples(const void* data, int64_t stride, int64_t dtype, int64_t rows, int64_t columns) {
-  return ffnas::hash_of_samples({const_cast<void*>(data), stride, static_cast<int32_t>(dtype)}, rows, columns);
+// Two numbers for each of `count` matrices, by which a write to one is noticed (fingerprint.h): four words each give
+// address, bytes between rows, rows, and bytes of a row.
+FFNAS_EXPORT int ffnas_fingerprints(int64_t isa, const int64_t* words, int64_t count, uint64_t* sums) {
+  const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
+  if (kernels == nullptr || count < 0) return ffnas::kBadCall;
+  static_assert(sizeof(ffnas::MatrixBytes) == 4 * sizeof(int64_t), "the words are read as they are");
+  kernels->fingerprints(reinterpret_cast<const ffnas::MatrixBytes*>(words), count, sums);
+  return ffnas::kOk;
 }
 
 FFNAS_EXPORT int ffnas_forward(const int64_t* words, int64_t count, double eps, double drop_scale) {
