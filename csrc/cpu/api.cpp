@@ -26,7 +26,7 @@ namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
 constexpr int64_t kAbiVersion = 6;
-enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
+enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3, kCrowded = 4 };  // crowded: done, told once
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
 const Kernels* kernels_of(int64_t isa) {
@@ -134,7 +134,7 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
     prefer_huge_pages(call.layer[l].sum, call.tokens, call.hidden);
   }
   const int failed = backward ? kernels->backward(call) : kernels->forward(call);
-  return failed ? kOutOfMemory : kOk;
+  return failed ? kOutOfMemory : newly_crowded() ? kCrowded : kOk;
 }
 
 }  // namespace
@@ -190,6 +190,8 @@ FFNAS_EXPORT int ffnas_backward(const int64_t* words, int64_t count, double eps,
   return ffnas::run(words, count, eps, drop_scale, true);
 }
 FFNAS_EXPORT int ffnas_loss(const int64_t* words, const double* reals) { return ffnas::run_loss(words, reals); }
+// Test hook, see runtime.h.
+FFNAS_EXPORT int ffnas_note_region(int64_t now, int64_t took, int64_t spent) { return ffnas::note_region(now, took, spent); }
 // Test hook; mode 0 value, 1 derivative, 2 and 3 derivative and value of the pair instruction.
 FFNAS_EXPORT int ffnas_unary(int isa, int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
