@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.states import EncoderStates
+from kernels import readable
 from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
 from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
 
@@ -140,14 +141,19 @@ def _hidden(
     student: EncoderStates, teacher: EncoderStates, mask: Tensor, fit_dense: nn.Linear | None, paper_exact: bool
 ) -> Tensor:
     _same_count("hidden states", student.hidden, teacher.hidden)
-    weight, bias = (None, None) if fit_dense is None else (fit_dense.weight, fit_dense.bias)
-    width = student.embeddings.shape[-1] if weight is None else weight.shape[0]
+    own = (student.embeddings, *student.hidden)
+    weight = bias = None
+    if fit_dense is not None and readable.are_readable(fit_dense):
+        weight, bias = fit_dense.weight, fit_dense.bias
+    elif fit_dense is not None:
+        own = tuple(fit_dense(h) for h in own)
+    width = own[0].shape[-1] if weight is None else weight.shape[0]
     if width != teacher.embeddings.shape[-1]:
         raise UserError(
             f"teacher_hidden_size: the student's states are {width} wide after projection, the teacher's "
             f"{teacher.embeddings.shape[-1]}: build the student with fit_dense for this teacher"
         )
-    own, wanted = (student.embeddings, *student.hidden), (teacher.embeddings, *teacher.hidden)
+    wanted = (teacher.embeddings, *teacher.hidden)
     if paper_exact:
         return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True))
     return hidden_mse_layers(own, weight, bias, wanted, mask)

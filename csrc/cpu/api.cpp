@@ -26,7 +26,7 @@ namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
 constexpr int64_t kAbiVersion = 6;
-enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3 };
+enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3, kCrowded = 4 };  // crowded: done, told once
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
 const Kernels* kernels_of(int64_t isa) {
@@ -77,18 +77,6 @@ void prefer_huge_pages(const View& v, int64_t rows, int64_t columns) {
   const uintptr_t size = static_cast<uintptr_t>(rows * columns * (v.dtype == kFloat32 ? 4 : 2)) / kPage * kPage;
   if (v.data != nullptr && size > kWorthwhile) madvise(reinterpret_cast<void*>(begin), size - kPage, MADV_HUGEPAGE);
 #endif
-}
-
-constexpr int64_t kSamples = 32;
-
-uint64_t hash_of_samples(const View& w, int64_t rows, int64_t columns) {
-  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a over whole elements
-  for (int64_t s = 0; s < kSamples; ++s) {
-    const int64_t at = s * rows / kSamples * w.stride + (s * 2654435761 + s) % columns;
-    const uint64_t bits = w.dtype == kFloat32 ? static_cast<const uint32_t*>(w.data)[at] : static_cast<const bf16*>(w.data)[at];
-    hash = (hash ^ bits) * 0x100000001B3u;
-  }
-  return hash;
 }
 
 int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool backward) {
@@ -146,7 +134,7 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
     prefer_huge_pages(call.layer[l].sum, call.tokens, call.hidden);
   }
   const int failed = backward ? kernels->backward(call) : kernels->forward(call);
-  return failed ? kOutOfMemory : kOk;
+  return failed ? kOutOfMemory : newly_crowded() ? kCrowded : kOk;
 }
 
 }  // namespace
@@ -185,9 +173,14 @@ FFNAS_EXPORT int ffnas_pack(int64_t isa, void* data, int64_t stride, int64_t dty
   kernels->pack({data, stride, static_cast<int32_t>(dtype)}, outputs, inputs, packed);
   return ffnas::kOk;
 }
-// A number made of some elements of a matrix, spread over it: what tells that somebody wrote to it.
-FFNAS_EXPORT uint64_t ffnas_samples(const void* data, int64_t stride, int64_t dtype, int64_t rows, int64_t columns) {
-  return ffnas::hash_of_samples({const_cast<void*>(data), stride, static_cast<int32_t>(dtype)}, rows, columns);
+// Two numbers for each of `count` matrices, by which a write to one is noticed (fingerprint.h): four words each give
+// address, bytes between rows, rows, and bytes of a row.
+FFNAS_EXPORT int ffnas_fingerprints(int64_t isa, const int64_t* words, int64_t count, uint64_t* sums) {
+  const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
+  if (kernels == nullptr || count < 0) return ffnas::kBadCall;
+  static_assert(sizeof(ffnas::MatrixBytes) == 4 * sizeof(int64_t), "the words are read as they are");
+  kernels->fingerprints(reinterpret_cast<const ffnas::MatrixBytes*>(words), count, sums);
+  return ffnas::kOk;
 }
 
 FFNAS_EXPORT int ffnas_forward(const int64_t* words, int64_t count, double eps, double drop_scale) {
@@ -197,6 +190,8 @@ FFNAS_EXPORT int ffnas_backward(const int64_t* words, int64_t count, double eps,
   return ffnas::run(words, count, eps, drop_scale, true);
 }
 FFNAS_EXPORT int ffnas_loss(const int64_t* words, const double* reals) { return ffnas::run_loss(words, reals); }
+// Test hook, see runtime.h.
+FFNAS_EXPORT int ffnas_note_region(int64_t now, int64_t took, int64_t spent) { return ffnas::note_region(now, took, spent); }
 // Test hook; mode 0 value, 1 derivative, 2 and 3 derivative and value of the pair instruction.
 FFNAS_EXPORT int ffnas_unary(int isa, int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);

@@ -81,6 +81,12 @@ struct Call {
   int failed;  // set to 1 by any thread that ran out of memory
 };
 
+// Rows of `width` bytes, `stride` bytes apart.
+struct MatrixBytes {
+  const char* data;
+  int64_t stride, rows, width;
+};
+
 // What one instruction set offers; forward and backward return 0, or 1 when out of memory.
 struct Kernels {
   const char* name;
@@ -90,6 +96,8 @@ struct Kernels {
   // weight [outputs, inputs] for calls of so many tokens, 0 where those do not pack it; and writing it there.
   int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
   void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
+  // Whether they are still what was packed (fingerprint.h).
+  void (*fingerprints)(const MatrixBytes* matrices, int64_t count, uint64_t* sums);
   // Test hook, see kernels.h.
   void (*unary)(int32_t opcode, int32_t mode, const float* in, float* out, int64_t n);
 };

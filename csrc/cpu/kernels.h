@@ -28,6 +28,7 @@
 #include "attention.h"
 #include "attention_backward.h"
 #include "linear.h"
+#include "fingerprint.h"
 
 // Test hook: one instruction on n floats, a vector at a time.
 inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {

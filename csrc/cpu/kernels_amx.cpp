@@ -14,7 +14,7 @@ namespace amx {
 constexpr int kMicroRows = 32, kTileRows = 32, kTileColumns = 32;
 constexpr int64_t kBlockUnit = 32;
 #include "kernels.h"
-const Kernels kernels = {"amx", forward, backward, packed_bytes, pack, unary};
+const Kernels kernels = {"amx", forward, backward, packed_bytes, pack, fingerprints, unary};
 }  // namespace amx
 }  // namespace ffnas
 #endif

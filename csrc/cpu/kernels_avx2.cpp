@@ -10,7 +10,7 @@ namespace avx2 {
 constexpr int kMicroRows = 6, kMicroVectors = 2, kPrefetchSteps = 8, kTileRows = 24, kTileColumns = 16;
 constexpr int64_t kBlockUnit = 6;
 #include "kernels.h"
-const Kernels kernels = {"avx2", forward, backward, packed_bytes, pack, unary};
+const Kernels kernels = {"avx2", forward, backward, packed_bytes, pack, fingerprints, unary};
 }  // namespace avx2
 }  // namespace ffnas
 #endif

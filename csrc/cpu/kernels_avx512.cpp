@@ -10,7 +10,7 @@ namespace avx512 {
 constexpr int kMicroRows = 12, kMicroVectors = 2, kPrefetchSteps = 8, kTileRows = 24, kTileColumns = 32;
 constexpr int64_t kBlockUnit = 12;
 #include "kernels.h"
-const Kernels kernels = {"avx512", forward, backward, packed_bytes, pack, unary};
+const Kernels kernels = {"avx512", forward, backward, packed_bytes, pack, fingerprints, unary};
 }  // namespace avx512
 }  // namespace ffnas
 #endif

@@ -11,7 +11,7 @@ namespace avx512bf16 {
 constexpr int kMicroRows = 12, kMicroVectors = 2, kPrefetchSteps = 8, kTileRows = 24, kTileColumns = 32;
 constexpr int64_t kBlockUnit = 12;
 #include "kernels.h"
-const Kernels kernels = {"avx512bf16", forward, backward, packed_bytes, pack, unary};
+const Kernels kernels = {"avx512bf16", forward, backward, packed_bytes, pack, fingerprints, unary};
 }  // namespace avx512bf16
 }  // namespace ffnas
 #endif

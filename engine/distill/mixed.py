@@ -32,7 +32,7 @@ from engine.data import Batch
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.encoder import require_whole_layers
-from engine.student.ffn import FFNPlan, FFNStack, ffn_weights
+from engine.student.ffn import FFNPlan, FFNStack, ffn_weights, may_read
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
 
@@ -101,6 +101,7 @@ def _run_stacks(ffns: FFNStack, inputs: Sequence[Tensor], plans: Sequence[FFNPla
 
 def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
     used = list(islice(ffns, plan.stack))
+    may_read(used, plan.inner, "a step with several subnets")
     return GroupMember(
         *ffn_weights(used, plan.inner),
         plan.program,

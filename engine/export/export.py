@@ -27,7 +27,7 @@ from engine.architecture.params import count_parameters, layer_parameters
 from engine.architecture.shape import inner_width
 from engine.export.evidence import evidence_section
 from engine.files import atomic_directory, write_text_atomic
-from engine.handover import AUTO_CLASSES, auto_map, custom_pipelines, write_files
+from engine.handover import AUTO_CLASSES, auto_map
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import extract
@@ -77,12 +77,9 @@ def export_model(
         OSError: the directory cannot be written.
     """
     exported = extract(model, architecture, fit_dense=fit_dense).eval()
-    exported.config.auto_map = auto_map()
-    if pipelines := custom_pipelines(type(exported).__name__):
-        exported.config.custom_pipelines = pipelines
+    exported.config.auto_map = auto_map()  # what it names is written with the configuration
     with atomic_directory(out_dir) as folder:
         exported.save_pretrained(folder)
-        write_files(exported.config, type(exported).__name__, folder)
         if tokenizer is not None:
             _limited(tokenizer, exported.config).save_pretrained(folder)
         if drawing is not None:

@@ -18,7 +18,6 @@ from typing import Any
 from torch import nn
 
 from engine.handover.generate import expressions_source
-from engine.student.configuration import FFNASConfig
 
 COPIED = ("configuration_ffnas.py", "pooling_ffnas.py", "modeling_ffnas.py")
 GENERATED = "expressions_ffnas.py"
@@ -52,8 +51,20 @@ def custom_pipelines(model_class: str) -> dict[str, Any]:
     return {"question-answering": {"impl": implementation, "pt": [AUTO_CLASSES[model_class]]}}
 
 
-def write_files(config: FFNASConfig, model_class: str, folder: str | os.PathLike[str]) -> None:
+def is_named(found: Any) -> bool:
+    """Whether an `auto_map` names the files of this package, in the directory or in a repository ("REPO--MODULE.NAME")."""
+    if not isinstance(found, dict):
+        return False
+    return str(found.get("AutoConfig")).rpartition("--")[2] == auto_map()["AutoConfig"]
+
+
+def write_files(config: Any, model_class: str, folder: str | os.PathLike[str]) -> None:
     """Writes the modeling files for the architecture `config` stores, and the pipeline `model_class` needs.
+
+    Args:
+        config: an `FFNASConfig`.
+        model_class: name of the model's class.
+        folder: an existing directory.
 
     Raises:
         UserError: an operator of it cannot be written as plain PyTorch code.

@@ -63,9 +63,8 @@ class FFNASEmbeddings(nn.Module):
             position_ids = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = tokens + self.position_embeddings(position_ids)
         if token_type_ids is None:
-            x = x + self.segment_embeddings.weight[0]
-        else:
-            x = x + self.segment_embeddings(token_type_ids)
+            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=tokens.device)
+        x = x + self.segment_embeddings(token_type_ids)
         return self.dropout(self.layernorm(x))
 
 
@@ -170,7 +169,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
         if isinstance(module, KronLinear):
             nn.init.normal_(module.a, std=self.config.initializer_range**0.5)
             nn.init.normal_(module.b, std=self.config.initializer_range**0.5)
-        if isinstance(module, (nn.Linear, KronLinear)):
+        if isinstance(module, (nn.Linear, KronLinear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])

@@ -35,6 +35,7 @@ from engine.latency.table import SEGMENTS, Check, Conditions, LatencyTable, prog
 from engine.student.ffn import FFNPlan, FFNStack
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
+from kernels import readable
 from kernels.language.lowering import lower
 
 ROUNDS = 7, 80
@@ -149,6 +150,7 @@ class Clock:
         return [1e3 * float(t) for t in best]
 
 
+@readable.register
 class _Nothing(nn.Module):
     """In place of a layer's FFNs."""
 

@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
+from kernels import readable
 from kernels.attention.linear import fused_linear_norm, fused_linears
 from kernels.attention.ops import fused_attention, one_pass_pays
 
@@ -106,14 +107,14 @@ _FEWEST_TOKENS = {torch.float32: 64, torch.bfloat16: 16}
 
 
 def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether `kernels.attention.linear` replaces these layers: plain `nn.Linear`, on a CPU, eagerly, no gradients."""
+    """Whether `kernels.attention.linear` replaces these layers: readable ones, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if x.dtype not in _FEWEST_TOKENS or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
         return False
-    return x.numel() // x.shape[-1] >= _FEWEST_TOKENS[x.dtype] and all(
-        type(m) is nn.Linear and m.weight.dtype == x.dtype and not m._forward_hooks for m in layers
-    )
+    if x.numel() // x.shape[-1] < _FEWEST_TOKENS[x.dtype] or not readable.are_readable(*layers):
+        return False
+    return all(readable.are_tensors(m.weight, m.bias) and m.weight.dtype == x.dtype for m in layers)
 
 
 class FFNASAttention(nn.Module):
@@ -199,7 +200,8 @@ class FFNASAttention(nn.Module):
         width = self.head_size * (self.num_heads if heads is None else heads)
         context = context.reshape(*x.shape[:-1], width)
         weight = dense.weight if heads is None else self._plain(dense, heads).weight[:, :width]
-        if not (self.training and self.dropout.p > 0) and type(norm) is nn.LayerNorm and runs_fused(x, dense):
+        dropped = self.training and self.dropout.p > 0
+        if not dropped and readable.are_readable(norm, self.dropout) and runs_fused(x, dense):
             return fused_linear_norm(context, weight, dense.bias, x, norm.weight, norm.bias, eps=norm.eps)
         projected = dense(context) if heads is None else nn.functional.linear(context, weight, dense.bias)
         return norm(x + self.dropout(projected))
@@ -208,7 +210,7 @@ class FFNASAttention(nn.Module):
         """Weight and bias of `query`, `key` or `value` for the leading heads, as views; None for all.
 
         Raises:
-            UserError: there are fewer heads, or the layer was replaced by something without such rows.
+            UserError: there are fewer heads, or there is more to the layer than its weights.
         """
         if heads is None:
             return layer.weight, layer.bias
@@ -230,10 +232,10 @@ class FFNASAttention(nn.Module):
         return [nn.functional.linear(x, *self.rows(m, heads)) for m in layers]
 
     def _plain(self, layer: nn.Module, heads: int) -> nn.Linear:
-        if type(layer) is not nn.Linear:
+        if not readable.are_readable(layer, everywhere=False):
             raise UserError(
-                f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers alone, not in"
-                f" {type(layer).__name__}; extract the architecture into a model of its own"
+                f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers without hooks alone, not in"
+                f" this {type(layer).__name__}; extract the architecture into a model of its own"
             )
         if not 1 <= heads <= self.num_heads:
             raise UserError(f"heads: the layer stores {self.num_heads}, {heads} were asked for; use 1 to that many")

@@ -12,7 +12,9 @@ take the other.
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -160,6 +162,26 @@ class FFNASConfig(PreTrainedConfig):
             raise UserError(f"pad_token_id: {self.pad_token_id} is not in the vocabulary of {self.vocab_size} tokens")
         check_architecture(self, self.full_architecture)
         self._check_source_layers()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes config.json, and the modeling files that its `auto_map` names (`engine.handover`).
+
+        Models save their configuration by it, so one that was loaded from an export, trained or merged and saved again
+        loads under `trust_remote_code=True` wherever the export does.
+
+        Raises:
+            UserError: an operator of the architecture cannot be written as plain PyTorch code.
+        """
+        from engine.handover import auto_map, custom_pipelines, is_named, write_files
+
+        if is_named(getattr(self, "auto_map", None)) and not os.path.isfile(save_directory):
+            (model_class,) = self.architectures or ("FFNASModel",)
+            self.auto_map, self.custom_pipelines = auto_map(), custom_pipelines(model_class)
+            if not self.custom_pipelines:
+                del self.custom_pipelines
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            write_files(self, model_class, save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _check_source_layers(self) -> None:
         layers = self.source_layers

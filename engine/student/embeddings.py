@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
+from kernels import readable
 
 
 class FFNASEmbeddings(nn.Module):
@@ -61,21 +62,24 @@ class FFNASEmbeddings(nn.Module):
         tokens = self.token_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.dense is not None:
             tokens = self.dense(_with_neighbours(tokens) if self.trigram else tokens)
-        x = tokens + self._positions(tokens.shape[1], position_ids)
-        segments = self.segment_embeddings
-        x = x + (segments.weight[0] if token_type_ids is None else segments(token_type_ids))
-        return self.dropout(self.layernorm(x))
+        x = tokens + self._positions(tokens.shape[1], position_ids, tokens.device)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=x.device)
+        return self.dropout(self.layernorm(x + self.segment_embeddings(token_type_ids)))
 
-    def _positions(self, length: int, position_ids: Tensor | None) -> Tensor:
+    def _positions(self, length: int, position_ids: Tensor | None, device: torch.device) -> Tensor:
         if position_ids is not None:
             return self.position_embeddings(position_ids)
-        table = self.position_embeddings.weight
-        if length > table.shape[0]:
+        positions = self.position_embeddings
+        stored = getattr(positions, "num_embeddings", length)
+        if length > stored:
             raise UserError(
-                f"input_ids: sequences of {length} tokens, the model has {table.shape[0]} positions;"
+                f"input_ids: sequences of {length} tokens, the model has {stored} positions;"
                 " truncate the text, or use a larger max_position_embeddings"
             )
-        return table[:length]
+        if readable.are_readable(positions) and positions.max_norm is None and readable.are_tensors(positions.weight):
+            return positions.weight[:length]
+        return positions(torch.arange(length, device=device)[None])
 
 
 def _with_neighbours(tokens: Tensor) -> Tensor:

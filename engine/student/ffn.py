@@ -16,7 +16,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
+from kernels import readable
+from kernels.ffn.called import called_ffn
 from kernels.ffn.kron import KronWeight, Weight
 from kernels.ffn.modules import KronLinear, dense_layers
 from kernels.ffn.ops import fused_ffn_stack
@@ -43,13 +46,51 @@ class FFNPlan(NamedTuple):
 class FFN(nn.Module):
     """Weights of one FFN, `LayerNorm(x + dropout(expression(x)))`: `dense1` [d, H], `dense2` [H, d], `layernorm`.
 
-    The two linear layers are read as weights (`ffn_weights`) and never called.
+    Its parameters are read for the fused op of a stack (`ffn_weights`); what is more than they are (adapters, hooks:
+    `kernels.readable`) is called.
     """
 
     def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
         super().__init__()
         self.dense1, self.dense2 = dense_layers(plan.kron, config.hidden_size, plan.inner, config.shape.block)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, plan: FFNPlan, p_drop: float = 0.0) -> Tensor:
+        """[..., H] to [..., H] at the stored inner width, in plain PyTorch; `plan` gives the expression."""
+        program, expression = plan.program, plan.program.expression
+        assert expression is not None  # plans are made of expressions
+        return called_ffn(
+            x, self.dense1, self.dense2, self.layernorm, expression, policy=program.policy, p_drop=p_drop
+        )
+
+
+def may_read(ffns: Sequence[FFN], inner: int, work: str | None = None) -> bool:
+    """Whether `ffn_weights` of these FFNs at inner width `inner` say all there is to them; else they are to be called.
+
+    Args:
+        ffns: of one layer.
+        inner: the width they are to run at.
+        work: names what cannot call them; None where it can, unless it wants slices of them.
+
+    Raises:
+        UserError: there is more to them than parameters, and they cannot be called.
+    """
+    for ffn in ffns:
+        parts = (ffn.dense1, ffn.dense2, ffn.layernorm)
+        cut = work is not None or getattr(ffn.dense1, "out_features", inner) != inner
+        if readable.is_untouched(ffn) and readable.are_readable(*parts, everywhere=not cut):
+            if readable.are_tensors(*(getattr(part, name) for part in parts for name in ("weight", "bias"))):
+                continue
+        if cut:
+            kinds = ", ".join(f"{name} {type(part).__name__}" for name, part in ffn.named_children())
+            raise UserError(
+                f"all_ffn: {work or 'a subnet of narrower FFNs'} takes plain linear layers, and those of an FFN have"
+                f" adapters, hooks, or another class ({kinds}); merge or remove them, or extract the architecture first"
+            )
+        whole = {} if readable.is_untouched(ffn) else {"it": ffn}
+        readable.note("an FFN", **whole, dense1=parts[0], dense2=parts[1], layernorm=parts[2])
+        return False
+    return True
 
 
 def ffn_weights(ffns: Sequence[FFN], inner: int) -> tuple[list[Weight], list[Tensor], list[Weight], list[Tensor]]:
@@ -99,6 +140,10 @@ class FFNStack(nn.ModuleList):
     def part(self, x: Tensor, plan: FFNPlan, begin: int, end: int, p_drop: float = 0.0) -> Tensor:
         """[..., H] to [..., H] through FFNs `begin` to `end` - 1 at inner width `plan.inner`."""
         used = list(islice(self, begin, end))
+        if not may_read(used, plan.inner):
+            for ffn in used:
+                x = ffn(x, plan, p_drop)
+            return x
         return fused_ffn_stack(
             x,
             *ffn_weights(used, plan.inner),

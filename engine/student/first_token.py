@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.student.attention import FFNASAttention, is_over_keys
-from engine.student.ffn import FFNPlan
+from engine.student.ffn import FFN, FFNPlan, FFNStack
+from kernels import readable
 
 
 def reads_first(layer: nn.Module, mask: Any, plan: FFNPlan | None = None) -> bool:
@@ -41,14 +42,18 @@ def reads_first(layer: nn.Module, mask: Any, plan: FFNPlan | None = None) -> boo
     if torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     attention = layer.attention
+    parts = list(layer.modules())  # whatever is attached to one may look at all rows
+    leaves = (m for m in parts[1:] if not isinstance(m, (FFNASAttention, FFNStack, FFN)))
+    if not (all(map(readable.is_untouched, parts)) and readable.are_readable(*leaves)):
+        return False
     if plan is not None and plan.heads == 0:  # a token's FFNs see no other token
-        return not any(map(_hooked, (layer, *layer.children())))
+        return True
     if not isinstance(attention, FFNASAttention) or attention.config._attn_implementation != "sdpa":
         return False
     if attention.training or not is_over_keys(mask):
         return False
     linears = (attention.query, attention.key, attention.value)
-    return all(type(m) is nn.Linear for m in linears) and not any(map(_hooked, (layer, *layer.children(), *linears)))
+    return readable.are_tensors(*(m.weight for m in linears))
 
 
 def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None, heads: int | None = None) -> Tensor:
@@ -73,8 +78,3 @@ def attend_first(attention: FFNASAttention, x: Tensor, mask: Tensor | None, head
     if mask is not None:  # the shares of the tokens sum to one, or to nothing
         bias = bias * mask.any(dim=-1).view(-1, 1)
     return attention.project(x[:, 0], (context.reshape(batch, -1) + bias).to(context.dtype), heads)
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether something happens around a module's forward; accelerate's offloading sets `_hf_hook`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))

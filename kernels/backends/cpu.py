@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 _FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
 _ABI_VERSION = 6
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
+_CROWDED = 4
 _NO_VIEW = (0, 0, 0)
 
 
@@ -170,8 +172,21 @@ class CpuBackend:
         address, count = words.buffer_info()
         scale = 0.0 if call.p_drop >= 1.0 else 1.0 / (1.0 - call.p_drop)
         status = function(address, count, call.eps, scale)
-        if status:
+        if status == _CROWDED:
+            warnings.warn(_CROWDED_TEXT, CrowdedWarning, stacklevel=2)
+        elif status:
             raise RuntimeError(f"ffnas cpu backend: {_ERRORS.get(status, f'status {status}')}")
+
+
+class CrowdedWarning(UserWarning):
+    """Other processes keep the threads of a call waiting for one another; it runs on one while they do."""
+
+
+_CROWDED_TEXT = (
+    "ffnas: the threads of a call get less done than one would, since other processes use the same cores; CPU kernels"
+    " run on one thread while that lasts. `--threads 1` (torch.set_num_threads(1)) helps the rest of this process too"
+    " (said once)"
+)
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -5,23 +5,19 @@ pack them: weights of a training step or of a candidate change from call to call
 sequence after the other they do not, and packing takes as long as multiplying by some 100 tokens. So what calls
 without gradients would pack for the second time is kept.
 
-Against packing in every call, on two cores of an Intel Xeon with AMX (`python -m benchmarks.short`; H = 540, means over
-d, float32 and bfloat16, one and two threads): 1.2 to 1.6 times as fast at 16 to 128 tokens, 1.07 to 1.33 at 256 to
-1024. The same bits.
+Kept are whole parameters (`torch.nn.Parameter` itself; views, subnets and products of factors are not), while their
+memory lives, and while all that is kept stays below `FFNAS_PACKED_MIB` (1024 by default: 178 million float32 weights on
+AMX; 0 keeps none).
 
-Kept are whole parameters (`torch.nn.Parameter` itself; views, subnets and products of factors are not), while
+What is kept is used only where the parameter still has the very bytes that were packed: every call reads all of them
+once for two sums (csrc/cpu/fingerprint.h), one of which differs for certain where one element does. So no write goes
+unnoticed, through whatever channel: optimizers, `.data`, NumPy, `swap_tensors`, another process. TIMES
 
-- the parameter lives, and is unchanged by its version, which all of PyTorch's in-place operations count, autograd's own
-  means of noticing that a saved tensor was written to;
-- its memory, strides and dtype are the same, and so are 32 of its elements: writes through `.data`, NumPy or another
-  process are not counted as versions, but those change nearly every element;
-- all that is kept stays below `FFNAS_PACKED_MIB` (1024 by default: 178 million float32 weights on AMX; 0 keeps none).
-
-A write past PyTorch that changes few elements (`weight.data[3, 5] = 0.0`) can go unnoticed, as it does in autograd:
-write under `torch.no_grad()` without `.data`, or set FFNAS_PACKED_MIB=0.
-
-Rejected: a hash of every element: exact, but short calls do little else than read weights, and it reads all once more.
-Packing when a module goes to eval mode, too: the op is called with parameters, not with modules.
+Rejected: counting versions, as autograd does, and looking at some elements. `.data` and NumPy write without counting, and
+a pruned neuron or block is seldom among the elements looked at. Packing when a module goes to eval mode: a write after
+it would be missed, and the op is called with parameters, not with modules. Weak references to parameters, by which
+entries died with them: `torch.utils.swap_tensors` refuses tensors that have some; those to their storages it does not
+mind.
 """
 
 from __future__ import annotations
@@ -31,9 +27,10 @@ import os
 import sys
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,11 +45,15 @@ MOST_TOKENS = 1024
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-class _Entry(NamedTuple):
-    """What is known of a parameter; `packed` is None as long as it was met once."""
+Key = tuple[int, ...]
+"""Address, instruction set, shape, elements between rows, dtype: a matrix in memory, whatever it holds."""
 
-    parameter: weakref.ref[Tensor]
-    state: tuple[Any, ...]
+
+class _Entry(NamedTuple):
+    """What is known of a parameter's memory; `packed` is None as long as its bytes were met once."""
+
+    storage: weakref.ref[torch.UntypedStorage]
+    sums: tuple[int, int]
     packed: Tensor | None
 
 
@@ -69,15 +70,15 @@ class PackedWeights:
 
     def __init__(self, library: ctypes.CDLL, limit: int) -> None:
         self._library, self._limit = library, limit
-        self._entries: dict[tuple[int, int], _Entry] = {}
-        self._lock = threading.RLock()  # a parameter may die, and its entry go, while another is stored
+        self._entries: dict[Key, _Entry] = {}
+        self._lock = threading.RLock()  # memory may die, and its entry go, while another is stored
         self.kept_bytes = 0
         int64, pointer = ctypes.c_int64, ctypes.c_void_p
         for function, result, arguments in (
             (library.ffnas_isa_for, int64, [int64] * 2),
             (library.ffnas_packed_bytes, int64, [int64] * 4),
             (library.ffnas_pack, ctypes.c_int, [int64, pointer, *[int64] * 4, pointer]),
-            (library.ffnas_samples, ctypes.c_uint64, [pointer, *[int64] * 4]),
+            (library.ffnas_fingerprints, ctypes.c_int, [int64, pointer, int64, pointer]),
         ):
             function.restype, function.argtypes = result, arguments
 
@@ -96,9 +97,13 @@ class PackedWeights:
         Returns:
             uint8 tensors; to be held until the call has returned.
         """
+        found: list[Tensor | None] = [None] * len(weights)
         if not self._limit or tokens > MOST_TOKENS or not self._library.ffnas_packed_bytes(isa, tokens, 1, 1):
-            return [None] * len(weights)
-        return [self._find(weight, isa, tokens) for weight in weights]
+            return found
+        whole = [k for k, weight in enumerate(weights) if type(weight) is torch.nn.Parameter]
+        for k, now in zip(whole, self._sums([weights[k] for k in whole], isa), strict=True):
+            found[k] = self._find(weights[k], isa, tokens, now)
+        return found
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -106,53 +111,64 @@ class PackedWeights:
             self._entries.clear()
             self.kept_bytes = 0
 
-    def _find(self, weight: Tensor, isa: int, tokens: int) -> Tensor | None:
-        if type(weight) is not torch.nn.Parameter or weight.is_inference():
-            return None
-        key = (id(weight), isa)
+    def _find(self, weight: Tensor, isa: int, tokens: int, now: tuple[int, int]) -> Tensor | None:
+        key = (weight.data_ptr(), isa, *weight.shape, weight.stride(0), DTYPE_CODES[weight.dtype])
         known = self._entries.get(key)
-        state = self._state(weight)
-        if known is not None and known.parameter() is weight and known.state == state:
-            return known.packed if known.packed is not None else self._pack(key, known, tokens)
-        self._store(key, _Entry(weakref.ref(weight, partial(self._forget, key)), state, None))
+        if known is not None and known.sums == now:
+            return known.packed if known.packed is not None else self._pack(key, known, weight, tokens)
+        storage = weakref.ref(weight.untyped_storage(), partial(self._forget, key))
+        self._store(key, _Entry(storage, now, None))
         return None
 
-    def _state(self, weight: Tensor) -> tuple[Any, ...]:
-        rows, columns = weight.shape
-        address, stride, dtype = weight.data_ptr(), weight.stride(0), DTYPE_CODES[weight.dtype]
-        samples = self._library.ffnas_samples(address, stride, dtype, rows, columns)
-        return weight._version, samples, address, stride, dtype, rows, columns
+    def _sums(self, weights: Sequence[Tensor], isa: int) -> list[tuple[int, int]]:
+        """Per matrix what differs where an element does."""
+        count = len(weights)
+        words = array("q")
+        for weight in weights:
+            (rows, columns), size = weight.shape, weight.element_size()
+            if weight.is_contiguous():
+                words.extend((weight.data_ptr(), 0, 1, rows * columns * size))
+            else:
+                words.extend((weight.data_ptr(), weight.stride(0) * size, rows, columns * size))
+        sums = array("Q", bytes(16 * count))
+        self._library.ffnas_fingerprints(isa, words.buffer_info()[0], count, sums.buffer_info()[0])
+        return list(zip(sums[::2], sums[1::2], strict=True))
 
-    def _pack(self, key: tuple[int, int], known: _Entry, tokens: int) -> Tensor | None:
-        *_, address, stride, dtype, rows, columns = known.state
+    def _pack(self, key: Key, known: _Entry, weight: Tensor, tokens: int) -> Tensor | None:
+        (rows, columns), dtype = weight.shape, DTYPE_CODES[weight.dtype]
         size = self._library.ffnas_packed_bytes(key[1], tokens, rows, columns)
         if self.kept_bytes + size > self._limit:
             return None
         packed = torch.empty(size, dtype=torch.uint8)
-        if self._library.ffnas_pack(key[1], address, stride, dtype, rows, columns, packed.data_ptr()):
+        stride = weight.stride(0)
+        if self._library.ffnas_pack(key[1], weight.data_ptr(), stride, dtype, rows, columns, packed.data_ptr()):
             raise RuntimeError("ffnas cpu backend: the weight does not fit this build of the library")
         self._store(key, known._replace(packed=packed))
         return packed
 
-    def _store(self, key: tuple[int, int], entry: _Entry | None) -> None:
+    def _store(self, key: Key, entry: _Entry | None) -> None:
         with self._lock:
             before = self._entries.pop(key, None)
             if entry is not None:
                 self._entries[key] = entry
-            self.kept_bytes += _bytes(entry) - _bytes(before)
+            self.kept_bytes += _size(entry) - _size(before)
 
     def _forget(
-        self, key: tuple[int, int], dead: weakref.ref[Tensor], *, ending: Callable[[], bool] = sys.is_finalizing
+        self,
+        key: Key,
+        dead: weakref.ref[torch.UntypedStorage],
+        *,
+        ending: Callable[[], bool] = sys.is_finalizing,
     ) -> None:
         if ending():  # the interpreter takes modules apart: what they named may be gone
             return
         with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and entry.parameter is dead:
+            if entry is not None and entry.storage is dead:
                 self._store(key, None)
 
 
-def _bytes(entry: _Entry | None) -> int:
+def _size(entry: _Entry | None) -> int:
     return 0 if entry is None or entry.packed is None else entry.packed.numel()
 
 

@@ -101,9 +101,9 @@ class _TransformableFFN(torch.autograd.Function):
 
 
 def call_forward(*args: Any) -> Tensor:
-    """`ffn_fwd(*args)[0]`: the same by a shorter way in eager mode, and the only way under `torch.func` transforms."""
-    if torch.compiler.is_compiling():
-        return ffn_fwd(*args)[0]
+    """`ffn_fwd(*args)[0]`: by a shorter way in eager mode, and by the only way under `torch.func` transforms."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return ffn_fwd(*args)[0]  # `torch.jit.trace` records the operator; a Python function it could not save
     args = tuple(autocast_arguments(args[0].device.type, args))
     if torch._C._are_functorch_transforms_active():
         constants, inputs = _flatten(args, private=True)
@@ -143,6 +143,9 @@ def forward_autograd(keyset: Any, *args: Any) -> tuple[Tensor, list[Tensor]]:
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
         with torch._C._AutoDispatchBelowAutograd():
             return ffn_fwd.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    if not args[SAVE]:  # a graph traced by `torch.jit`, whose constants cannot say whether gradients will be wanted
+        constants, inputs = _flatten((*args[:SAVE], True, *args[SAVE + 1 :]), private=True)
+        return _FFN.apply(constants, *inputs)[0], []
     constants, inputs = _flatten(args)
     out, *saved = _FFN.apply(constants, *inputs)
     return out, saved

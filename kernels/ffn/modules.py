@@ -8,8 +8,9 @@ and adapters by name work as they do for a hand-written FFN:
 
 A weight that the expression makes a `kron` is stored as two factors, `dense1.a` and `dense1.b` (`KronLinear`).
 
-The children hold the weights; their own `forward` is not called. Rejected: bare `nn.Parameter`s, which need their own
-initialization and break code that looks for linear layers.
+The children hold the weights, and the fused op reads them there. A child that is more than its plain class (adapters,
+parametrizations, pruning, quantization, offloading, hooks: `kernels.readable`) is called instead, in plain PyTorch.
+Rejected: bare `nn.Parameter`s, which need their own initialization and break code that looks for linear layers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from kernels.ffn.kron import KronWeight, kron_linear, nearest_kron
+from kernels import readable
+from kernels.ffn.called import called_ffn
+from kernels.ffn.kron import KronWeight, Weight, kron_linear, nearest_kron
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import GELU_FFN, Expression, kron_weights, parse_expression
 from kernels.language.kron_shape import Block, default_block, factor_shapes
@@ -27,6 +30,7 @@ from kernels.language.lowering import lower
 from kernels.language.operators import WEIGHTS
 
 
+@readable.register
 class KronLinear(nn.Module):
     """A linear map whose weight is a Kronecker product; parameters `a` [a1, a2], `b` [b1, b2] and `bias` [a1 b1].
 
@@ -79,6 +83,7 @@ class KronLinear(nn.Module):
         return f"{list(self.a.shape)} x {list(self.b.shape)}"
 
 
+@readable.register
 class FusedFFN(nn.Module):
     """`LayerNorm(x + dropout(expression(x)))`, or the bare expression.
 
@@ -127,24 +132,39 @@ class FusedFFN(nn.Module):
         )
         self.layernorm = nn.LayerNorm(hidden, eps=eps, device=device, dtype=dtype) if layer_norm else None
 
-    def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
-        """[..., H] -> [..., H]. `seed` fixes the dropout mask; None draws one from torch's default generator."""
-        norm = self.layernorm
-        return fused_ffn(
-            x,
-            self.dense1.weight,
-            self.dense1.bias,
-            self.dense2.weight,
-            self.dense2.bias,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
-            self.expression,
-            policy=self.policy,
-            p_drop=self.p_drop if self.training else 0.0,
-            seed=seed,
-            eps=1e-12 if norm is None else norm.eps,
-            return_ln=norm is not None,
-        )
+    def forward(self, x: Tensor, seed: int | Tensor | None = None, *, stream: int = 0) -> Tensor:
+        """[..., H] -> [..., H]. `seed` fixes the dropout mask; None draws one from torch's default generator.
+
+        `stream` is the position in a stack, for its masks under one seed.
+        """
+        parameters, norm = self.read(), self.layernorm
+        p_drop = self.p_drop if self.training else 0.0
+        if parameters is None or (stream and p_drop and seed is not None):
+            first, second, policy = self.dense1, self.dense2, self.policy
+            if parameters is None:
+                readable.note("FusedFFN", dense1=first, dense2=second, layernorm=norm)
+            options = {"policy": policy, "p_drop": p_drop, "seed": seed, "stream": stream}
+            return called_ffn(x, first, second, norm, self.expression, **options)
+        if norm is None:
+            return fused_ffn(x, *parameters, None, None, self.expression, policy=self.policy, return_ln=False)
+        options = {"policy": self.policy, "p_drop": p_drop, "seed": seed, "eps": norm.eps}
+        return fused_ffn(x, *parameters, self.expression, **options)
+
+    def read(self) -> tuple[Weight, ...] | None:
+        """Weights, biases and LayerNorm's parameters for the fused op; None where the children must be called."""
+        first, second, norm = self.dense1, self.dense2, self.layernorm
+        if not readable.are_readable(first, second, norm):
+            return None
+        parameters = (first.weight, first.bias, second.weight, second.bias)
+        if norm is not None:
+            parameters = (*parameters, norm.weight, norm.bias)
+        return parameters if readable.are_tensors(*parameters) else None
+
+    @property
+    def function(self) -> tuple[object, ...]:
+        """What two FFNs must have in common to run in one stack."""
+        eps = None if self.layernorm is None else self.layernorm.eps
+        return self.expression, self.policy, self.p_drop, self.training, eps
 
     def extra_repr(self) -> str:
         return f"{self.expression}, policy={self.policy}, p_drop={self.p_drop}"
@@ -193,6 +213,7 @@ class FusedFFNStack(nn.Module):
         super().__init__()
         if stack < 1:
             raise ValueError(f"stack must be at least 1, got {stack}")
+        expression = parse_expression(expression) if isinstance(expression, str) else expression
         options = {"policy": policy, "p_drop": p_drop, "eps": eps, "kron_block": kron_block}
         options |= {"device": device, "dtype": dtype}
         self.layers = nn.ModuleList(FusedFFN(hidden, inner, expression, **options) for _ in range(stack))
@@ -200,18 +221,27 @@ class FusedFFNStack(nn.Module):
     def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
         """[..., H] -> [..., H]. Layer l drops with stream l of the seed."""
         layers = list(self.layers)
+        parameters = self._read(layers)
+        if parameters is None:
+            for stream, layer in enumerate(layers):
+                x = layer(x, seed, stream=stream) if isinstance(layer, FusedFFN) else layer(x)
+            return x
         first = layers[0]
         return fused_ffn_stack(
             x,
-            [layer.dense1.weight for layer in layers],
-            [layer.dense1.bias for layer in layers],
-            [layer.dense2.weight for layer in layers],
-            [layer.dense2.bias for layer in layers],
-            [layer.layernorm.weight for layer in layers],
-            [layer.layernorm.bias for layer in layers],
+            *map(list, zip(*parameters, strict=True)),
             first.expression,
             policy=first.policy,
-            p_drop=first.p_drop if self.training else 0.0,
+            p_drop=first.p_drop if first.training else 0.0,
             seed=seed,
             eps=first.layernorm.eps,
         )
+
+    def _read(self, layers: list[FusedFFN]) -> list[tuple[Weight, ...]] | None:
+        """Every layer's parameters; None where one of them has to be called, or is unlike the first."""
+        if not (readable.are_readable(*layers) and readable.is_untouched(self.layers)):
+            return None
+        found = [layer.read() for layer in layers]
+        if any(own is None or len(own) != 6 for own in found):
+            return None
+        return found if all(layer.function == layers[0].function for layer in layers[1:]) else None

@@ -9,7 +9,9 @@ dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing ar
 it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
 never imported: layers are recognized by their parts.
 
-Hooks on `layer.intermediate` and `layer.output` do not fire while replaced, since those modules are not called.
+While a layer's parts are what they were, they are read and not called. Where one of them has been replaced or has got
+hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
+another expression that expression in plain PyTorch, the parts called.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kernels import readable
+from kernels.ffn.called import called_ffn
 from kernels.ffn.ops import fused_ffn
 from kernels.language.expression import Expression, apply, linear, parse_expression
 from kernels.language.expression import X as LEAF
@@ -100,27 +105,62 @@ def replace_ffn(
     if not found:
         raise ValueError(_nothing_found(model, misses))
     for _, layer, own in found:
-        layer.__dict__[_ATTRIBUTE] = partial(_feed_forward, layer, own, policy)
+        activation = layer.intermediate.intermediate_act_fn if given is None else None
+        origin = _Origin(type(layer.intermediate), type(layer.output), activation)
+        layer.__dict__[_ATTRIBUTE] = partial(_feed_forward, layer, own, policy, origin)
     return Replacement(len(found), [n for n, _, _ in found], [e for _, _, e in found], [m for _, m, _ in found])
 
 
-def _feed_forward(layer: nn.Module, expression: Expression, policy: str, attention_output: Tensor) -> Tensor:
+class _Origin(NamedTuple):
+    """What a layer was when it was replaced: the classes around its parts, and the activation that the expression stands
+    for; None where it stands for another function."""
+
+    intermediate: type[nn.Module]
+    output: type[nn.Module]
+    activation: Any
+
+
+def _feed_forward(
+    layer: nn.Module, expression: Expression, policy: str, origin: _Origin, attention_output: Tensor
+) -> Tensor:
     """Stands in for `layer.feed_forward_chunk`; reads the parameters anew on every call."""
-    first, second = layer.intermediate.dense, layer.output.dense
-    norm, dropout = layer.output.LayerNorm, layer.output.dropout
-    return fused_ffn(
-        attention_output,
-        first.weight,
-        first.bias,
-        second.weight,
-        second.bias,
-        norm.weight,
-        norm.bias,
-        expression,
-        policy=policy,
-        p_drop=dropout.p if dropout.training else 0.0,
-        eps=norm.eps,
-    )
+    x, parameters = attention_output, _read(layer, origin)
+    if parameters is not None:
+        dropout = layer.output.dropout
+        p_drop = dropout.p if dropout.training else 0.0
+        return fused_ffn(x, *parameters, expression, policy=policy, p_drop=p_drop, eps=layer.output.LayerNorm.eps)
+    _note(layer, origin)
+    if origin.activation is not None:
+        return getattr(type(layer), _ATTRIBUTE)(layer, x)
+    value = called_ffn(x, layer.intermediate.dense, layer.output.dense, None, expression, policy=policy)
+    return layer.output.LayerNorm(x + layer.output.dropout(value)).to(x.dtype)
+
+
+def _read(layer: nn.Module, origin: _Origin) -> tuple[Tensor, ...] | None:
+    """The fused op's parameters; None where the layer's parts must be called."""
+    first, last, activation = layer.intermediate, layer.output, origin.activation
+    if type(first) is not origin.intermediate or type(last) is not origin.output:
+        return None
+    if not (readable.is_untouched(first) and readable.is_untouched(last)):
+        return None
+    if activation is not None and first.intermediate_act_fn is not activation:
+        return None
+    if isinstance(activation, nn.Module) and not readable.is_untouched(activation):
+        return None
+    dense1, dense2, norm = first.dense, last.dense, last.LayerNorm
+    if not readable.are_readable(dense1, dense2, norm, last.dropout):
+        return None
+    parameters = (dense1.weight, dense1.bias, dense2.weight, dense2.bias, norm.weight, norm.bias)
+    return parameters if readable.are_tensors(*parameters) else None
+
+
+def _note(layer: nn.Module, origin: _Origin) -> None:
+    first, last = layer.intermediate, layer.output
+    parts = {f"intermediate__{n}": m for n, m in first.named_children() if n != "intermediate_act_fn"}
+    parts |= {f"output__{n}": m for n, m in last.named_children()}
+    around = {"intermediate": first, "output": last, "intermediate__intermediate_act_fn": origin.activation}
+    touched = {n: m for n, m in around.items() if isinstance(m, nn.Module) and not readable.is_untouched(m)}
+    readable.note("a layer of replace_ffn", **touched, **parts)
 
 
 def _mismatch(layer: nn.Module) -> str | None:

@@ -9,6 +9,8 @@ program, because then a mistake in the lowering would be in both.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,14 +43,33 @@ def evaluate(
     hidden, inner = x.shape[-1], w1.shape[0]
     _check_shapes(hidden, inner, w1, b1, w2, b2)
     validate(expr, hidden, inner, policy)
-    return _evaluate(expr, x, {"wb1": (w1, b1), "wb2": (w2, b2)}, policy)
+    return evaluate_part(expr, x, {"wb1": (w1, b1), "wb2": (w2, b2)}, policy)
 
 
 def evaluate_part(
     expr: Expression, x: Tensor, weights: dict[str, tuple[Tensor, Tensor]], policy: str = "truncate"
 ) -> Tensor:
     """Value of a subtree of an FFN body; `weights` gives (weight, bias) for `"wb1"` and `"wb2"`, at any widths."""
-    return _evaluate(expr, x, weights, policy)
+
+    def linear(weight: str) -> Callable[[Tensor], Tensor]:
+        return lambda operand: F.linear(operand, *weights[weight])
+
+    return evaluate_layers(expr, x, {name: linear(name) for name in weights}, policy)
+
+
+def evaluate_layers(
+    expr: Expression, x: Tensor, layers: Mapping[str, Callable[[Tensor], Tensor]], policy: str = "truncate"
+) -> Tensor:
+    """Value of `expr` with its two linear maps given as functions, `"wb1"` and `"wb2"`; each is called once per use."""
+    if expr.op == LEAF:
+        return x
+    operands = [evaluate_layers(a, x, layers, policy) for a in expr.args]
+    if expr.weight is not None:
+        return layers[expr.weight](operands[0])
+    row = OPERATORS[expr.op]
+    if row.arity == 2:
+        operands = _match_widths(operands, policy, row.identity)
+    return row.forward(*operands)
 
 
 def ffn(
@@ -97,18 +118,6 @@ def ffn(
 def draw_seed() -> int:
     """A fresh 63-bit dropout seed from torch's default CPU generator, so `torch.manual_seed` governs it."""
     return int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64))
-
-
-def _evaluate(expr: Expression, x: Tensor, weights: dict[str, tuple[Tensor, Tensor]], policy: str) -> Tensor:
-    if expr.op == LEAF:
-        return x
-    operands = [_evaluate(a, x, weights, policy) for a in expr.args]
-    if expr.weight is not None:
-        return F.linear(operands[0], *weights[expr.weight])
-    row = OPERATORS[expr.op]
-    if row.arity == 2:
-        operands = _match_widths(operands, policy, row.identity)
-    return row.forward(*operands)
 
 
 def _match_widths(operands: list[Tensor], policy: str, identity: float | None) -> list[Tensor]:

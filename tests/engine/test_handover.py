@@ -9,7 +9,7 @@ import pytest
 import torch
 from encoder_reference import architecture, batch, randomize, small_config
 from plain_subprocess import run_plain
-from transformers import BertTokenizer
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, BertTokenizer
 
 from engine.errors import UserError
 from engine.export.export import export_model
@@ -183,3 +183,54 @@ def best_span(model, tokenizer, question, context):
     spans = [(i, j) for i in range(len(words)) for j in range(i, len(words))]
     i, j = max(spans, key=lambda s: (out.start_logits[0, first + s[0]] + out.end_logits[0, first + s[1]]).item())
     return " ".join(words[i : j + 1])
+
+
+AGAIN = """
+import json, sys, torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+folder, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+result = {}
+for name in ("found", "tuned", "again"):
+    model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/{name}", trust_remote_code=True)
+    with torch.no_grad():
+        result[name] = model(ids).logits.tolist()
+    if name == "tuned":
+        model.save_pretrained(f"{folder}/again")
+model = AutoModelForQuestionAnswering.from_pretrained(f"{folder}/answers", trust_remote_code=True)
+result["answers"] = list(model(ids).start_logits.shape)
+print(json.dumps(result))
+"""
+
+
+def test_models_saved_again_load_without_ffnas_as_exports_do(tmp_path):
+    """Loaded with ffnas, trained, saved; loaded and saved once more by the directory's own files; with another head."""
+    export_model(randomize(FFNASForSequenceClassification(small_config(num_labels=3))), None, tmp_path / "found", None, {})
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "found")
+    assert isinstance(model, FFNASForSequenceClassification)
+    ids = batch()[0]
+    with torch.no_grad():
+        expected = {"found": model(ids).logits}
+        model.classifier.weight.add_(0.5 * torch.randn_like(model.classifier.weight))
+        expected["tuned"] = expected["again"] = model(ids).logits
+    model.save_pretrained(tmp_path / "tuned")
+    AutoModelForQuestionAnswering.from_pretrained(tmp_path / "tuned").save_pretrained(tmp_path / "answers")
+    assert (tmp_path / "answers" / "question_answering_ffnas.py").is_file()
+    found = run_plain(AGAIN, tmp_path, tmp_path, json.dumps(ids.tolist()))
+    assert found.pop("answers") == list(ids.shape)
+    assert not np.allclose(found["found"], found["tuned"], atol=1e-2)
+    for name, logits in found.items():
+        np.testing.assert_allclose(logits, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_code_is_written_only_where_the_configuration_names_it(tmp_path):
+    model = FFNASForSequenceClassification(small_config())
+    model.save_pretrained(tmp_path / "own")
+    assert not list((tmp_path / "own").glob("*.py"))
+    model.config.auto_map = {"AutoConfig": "configuration_other.OtherConfig"}
+    model.save_pretrained(tmp_path / "other")
+    assert not list((tmp_path / "other").glob("*.py"))
+    # as transformers writes it for a model of a repository
+    model.config.auto_map = {k: f"someone/model--{v}" for k, v in auto_map().items()}
+    model.save_pretrained(tmp_path / "hub")
+    assert {f.name for f in (tmp_path / "hub").glob("*.py")} == set(FILES)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["auto_map"] == auto_map()

@@ -263,3 +263,17 @@ def test_deepcopy_is_independent():
     other.ffnas.encoder[0].all_ffn[0].dense1.weight.data.zero_()
     assert model.ffnas.encoder[0].all_ffn[0].dense1.weight.abs().sum() > 0
     assert other.ffnas.planner.config is other.ffnas.config
+
+
+def test_a_traced_model_gives_logits_and_gradients_for_other_lengths():
+    model = randomize(FFNASForSequenceClassification(small_config(num_labels=3))).eval()
+    model.config.return_dict = False
+    ids, mask, _ = batch()
+    traced = torch.jit.trace(model, (ids, mask))
+    shorter, real = ids[:2, :4], mask[:2, :4].clone()
+    real[:, 3] = False
+    own, expected = (m(shorter, real)[0] for m in (traced, model))
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), model.classifier.weight) for y in (own, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.dispatch import available_backends, use_backend
 from kernels.ffn import autograd as library_autograd
+from kernels.ffn.modules import FusedFFNStack
 from kernels.ffn.ops import fused_ffn
 from kernels.language.expression import parse_expression
 
@@ -113,3 +115,24 @@ def test_a_trace_records_the_operator(inputs):
     with torch.no_grad():
         traced = torch.jit.trace(lambda x: fused_ffn(x, *inputs[1:], EXPRESSION), inputs[0], check_trace=False)
     assert "ffnas::ffn_fwd" in str(traced.graph)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_traced_module_is_saved_loaded_and_trained(grad):
+    """Traced with gradients on or off (and checked by `torch.jit.trace` itself), run either way."""
+    torch.manual_seed(0)
+    module, x = FusedFFNStack(2, 20, 12), torch.randn(5, 20)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(module, (x,))
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    other = torch.randn(9, 20, requires_grad=True)
+    own, theirs = (
+        torch.autograd.grad(m(other).square().sum(), [other, *m.parameters()]) for m in (loaded, module)
+    )
+    for a, b in zip(own, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(other), module(other))
