@@ -153,9 +153,9 @@ def _labelled_file(folder: Path, source: str) -> tuple[TaskSpec, EncodedDataset]
     label = find_label_column(table.columns, None, texts, source)
     kind = "regression" if regression else "classification"
     spec = TaskSpec(
-        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)
+        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)[0]
     )
-    keys = label_keys(table.values(label), source)
+    keys = label_keys(table.values(label), source, names, label, remedy="remove the row or fill in its label")
     labels = targets(keys, label, source) if regression else class_ids(keys, names, source)
     rows = Rows(tuple(table.texts(column) for column in texts), labels)
     tokenizer = _tokenizer(folder)
