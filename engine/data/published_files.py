@@ -122,7 +122,15 @@ def _gold(item: dict[str, Any], name: str) -> Gold:
     return Gold(tuple(texts), tuple(starts))
 
 
-_FLAGS: dict[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False, None: False}
+_FLAGS: dict[object, bool] = {
+    True: True,
+    False: False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+    None: False,
+}
 """Ways files write `is_impossible`."""
 
 

@@ -121,8 +121,8 @@ def csv_rows(path: Path, encoding: str, delimiter: str, quoting: str = "standard
                 elif len(fields) != width:
                     raise UserError(
                         f"{path}, line {reader.line_num}: {len(fields)} fields, the header has {width}"
-                        f"{_begun(first, reader.line_num)}: quote fields that hold {delimiter!r} or line ends, or set --data.quoting none, or name what "
-                        "separates fields with --data.delimiter"
+                        f"{_begun(first, reader.line_num)}: quote fields that hold {delimiter!r} or line ends, or set "
+                        "--data.quoting none, or say what separates fields with --data.delimiter"
                     )
                 else:
                     yield fields

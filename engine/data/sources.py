@@ -93,7 +93,9 @@ def not_a_word(value: Any) -> str | None:
     if isinstance(value, (str, int, float, Decimal)):
         return None
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return "bytes, not text: write it as text first (pandas: df[column].str.decode('utf-8')), or name another column"
+        return (
+            "bytes, not text: write it as text first (pandas: df[column].str.decode('utf-8')), or name another column"
+        )
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(repr, list(value)[:3]))}, not text: write one of its fields as a column"
     if isinstance(value, Sequence) or hasattr(value, "tolist"):

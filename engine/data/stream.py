@@ -65,7 +65,9 @@ def stream_documents(
         texts = _hub_texts(source, skip * join, text_columns)
     else:
         require_table(path, source)
-        texts = itertools.islice(_local_texts(path, Reading(encoding, quoting, delimiter), text_columns), skip * join, None)
+        texts = itertools.islice(
+            _local_texts(path, Reading(encoding, quoting, delimiter), text_columns), skip * join, None
+        )
     while True:
         group = list(itertools.islice(texts, join))
         if not group:

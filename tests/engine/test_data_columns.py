@@ -150,7 +150,9 @@ def test_given_names_decide_the_order_and_may_name_minus_one():
     ids=str,
 )
 def test_missing_labels_name_file_row_value_and_remedy(value, shown):
-    with pytest.raises(UserError, match=rf"f.csv, data row 3: the label is {shown}, that is missing \(1 of 4 rows\): fill"):
+    with pytest.raises(
+        UserError, match=rf"f.csv, data row 3: the label is {shown}, that is missing \(1 of 4 rows\): fill"
+    ):
         label_keys([0, 1, value, 0], "f.csv")
     with pytest.raises(UserError, match="data row 2"):
         label_keys(["a", value], "f.csv")
