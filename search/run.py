@@ -66,7 +66,7 @@ def _resolve(folder: Path, config: SearchConfig) -> None:
 def _search(
     config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str], task: TaskData | None = None
 ) -> None:
-    from search.config.options import save_config
+    from search.config.options import placed, save_config
     from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
@@ -85,7 +85,7 @@ def _search(
     shared = ranks.together(lambda: Ledger(config.ledger, run=config.name) if config.ledger else None)
     prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
-    config = prepared.config
+    config = prepared.config = placed(prepared.config)
     if config.strategy == "inherit":
         check(prepared)
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))

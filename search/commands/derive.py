@@ -173,7 +173,7 @@ def _read_plan(folder: Path) -> Plan:
 
 
 def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData) -> None:
-    from search.config.options import save_config
+    from search.config.options import placed, save_config
     from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
@@ -185,7 +185,7 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks,
     reporter = Reporter() if ranks.is_first else silent()
     prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
-    config = prepared.config
+    config = prepared.config = placed(prepared.config)
     path = resume or Path(config.runs) / (config.name or default_name(plan.preset or "derive", config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:

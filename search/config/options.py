@@ -276,18 +276,7 @@ def save_config(config: SearchConfig, path: Path) -> None:
     """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden.
     A password in the ledger's URL is left out; files and folders are named from the root, so that the run goes on from
     wherever it is resumed."""
-    values = dataclasses.asdict(config)
-    for holder, name in (
-        (values["data"], "train"),
-        (values["data"], "dev"),
-        (values["data"], "dir"),
-        (values["data"], "text"),
-        (values, "teacher"),
-        (values["objectives"], "latency_table"),
-        (values["targets"], "folder"),
-    ):
-        given = holder[name]
-        holder[name] = [_absolute(part) for part in given] if isinstance(given, list) else given and _absolute(given)
+    values = dataclasses.asdict(placed(config))
     if config.ledger is not None:
         values["ledger"] = without_password(config.ledger)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -295,8 +284,23 @@ def save_config(config: SearchConfig, path: Path) -> None:
     write_text_atomic(path, text)
 
 
-def _absolute(source: str) -> str:
-    """A file or folder named from the root; what is none (a name on the hub, `package:NAME`) as it is."""
+def placed(config: SearchConfig) -> SearchConfig:
+    """The same configuration with its files and folders named from the root."""
+    replace = dataclasses.replace
+    data = {name: _absolute(getattr(config.data, name)) for name in ("train", "dev", "dir", "text")}
+    return replace(
+        config,
+        teacher=_absolute(config.teacher),
+        data=replace(config.data, **data),
+        objectives=replace(config.objectives, latency_table=_absolute(config.objectives.latency_table)),
+        targets=replace(config.targets, folder=_absolute(config.targets.folder)),
+    )
+
+
+def _absolute(source: Any) -> Any:
+    """A file or folder named from the root, in lists too; what is none (a name on the hub, `package:NAME`) as it is."""
+    if not isinstance(source, str):
+        return [_absolute(part) for part in source] if isinstance(source, list) else source
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else source
 
