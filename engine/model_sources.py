@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
 from engine.files import file_hash
@@ -172,6 +170,8 @@ def load_tokenizer(source: TeacherSource) -> Any:
     Raises:
         UserError: there is none.
     """
+    from transformers import AutoTokenizer  # seconds: finding a folder needs none of it
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False)
     except (*_LOAD_ERRORS, AttributeError) as error:
@@ -189,9 +189,21 @@ def load_tokenizer(source: TeacherSource) -> Any:
     return tokenizer
 
 
+def require_rows(tokenizer: Any, rows: int, name: str) -> None:
+    """Raise `UserError` where the tokenizer gives ids that a model of `rows` rows has no embedding for."""
+    highest = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if highest > rows:
+        raise UserError(
+            f"teacher {name!r}: its tokenizer knows {highest} tokens, the model {rows}: put the tokenizer the model was"
+            " trained with into its folder, or enlarge the model (`model.resize_token_embeddings(len(tokenizer))`)"
+        )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' loading report and progress bar: fresh heads are expected here and reported by us."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,8 +1,9 @@
 """The `ffnas` command: picks the subcommand, maps errors and interruptions to exit codes.
 
 Exit codes: 0 done, 2 wrong input (one line on standard error), 3 another process of the run was lost, 4 the machine
-failed it (disk, memory), 130 interrupted, 143 terminated. Of several processes (`torchrun`) the first one speaks,
-except about a lost one. A subcommand is imported only when it is called, so that `ffnas --help` answers at once.
+failed it (disk, memory), 130 interrupted, 141 nobody reads the output any more, 143 terminated. Of several processes
+(`torchrun`) the first one speaks, except about a lost one. A subcommand is imported only when it is called, so that
+`ffnas --help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 COMMANDS = {
+    "data": ("search.commands.data", "show what a search would make of your files, without one"),
     "search": ("search.run", "search an architecture, derive the model, write the report"),
     "shrink": ("search.shrink", "a smaller, faster copy of a model, made of its own best parts"),
     "join": ("search.commands.join", "help a search that shares its ledger"),
@@ -38,7 +40,15 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _nobody_reads()
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -66,8 +76,11 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
 
     wait_briefly()
     from engine.errors import ToldElsewhere, UserError
-    from search.console.environment import check_names, check_versions
+    from search.console.environment import check_names, check_versions, give_home
 
+    note = give_home()
+    if note is not None:
+        _say(note)
     try:
         check_names()
         if not old:
@@ -88,6 +101,8 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
     except (UserError, ExpressionError) as error:
         print(f"ffnas: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return _nobody_reads()
     except OSError as error:
         return _machine_failed(error, _disk_problem(error))
     except MemoryError as error:
@@ -119,6 +134,13 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
         signal.signal(signal.SIGTERM, previous)
         warnings.showwarning = show
     return 0
+
+
+def _nobody_reads() -> int:
+    """What read our output has ended (`ffnas presets | head -1`): so do we, as other programs do, without a word."""
+    with contextlib.suppress(OSError, ValueError):  # what is left to be written at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.data import EncodedTask, TaskData, TaskSpec, load_task
+from engine.data.describe import describe
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
@@ -104,10 +105,16 @@ class Prepared:
         return self.config.precision
 
 
-def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> Prepared:
-    """Loads teacher and data and builds the space.
+def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task: TaskData | None = None) -> Prepared:
+    """Loads teacher and data and builds the space; shows what was understood of the data.
 
     Of several ranks, only the first measures which precision is faster (the others say fp32): `agree_on` follows.
+
+    Args:
+        config: as read.
+        reporter: shows the data, and what was chosen for the user.
+        ranks: the processes of the run.
+        task: the task of `config.data` and `config.seed`, where it has been read already.
 
     Raises:
         UserError: something in the configuration does not fit the teacher, the data or the machine.
@@ -123,9 +130,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     config.data.validate()
     if config.sampler.name not in SAMPLERS:
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
-    task = load_task(config.data, seed=config.seed)
-    for note in task.notes:
-        reporter.info(f"data: {note}")
+    task = task or load_task(config.data, seed=config.seed)
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
@@ -133,6 +138,9 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
+    if ranks.is_first:
+        for line in describe(task, config.data.max_length, teacher.tokenizer):
+            reporter.info(line)
     others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed)
     if config.strategy == "inherit":
         shape = replace(teacher.model.config.shape, num_heads=teacher.num_heads, teacher_hidden_size=None)

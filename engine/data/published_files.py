@@ -9,7 +9,6 @@ newline (U+2028, a lone carriage return), which GLUE's texts contain.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.data.catalog import PublishedTask
-from engine.data.filechecks import check_csv, check_encoding
+from engine.data.filechecks import check_encoding
 from engine.data.labels import class_ids, label_keys, targets
+from engine.data.readers import csv_rows, mended
 from engine.data.sources import read_table
 from engine.data.task import Gold, Rows
 from engine.errors import UserError
@@ -69,12 +69,20 @@ def read_squad(task: PublishedTask, path: Path, labelled: bool, encoding: str) -
         for article in data["data"]:
             for paragraph in article["paragraphs"]:
                 for item in paragraph["qas"]:
-                    questions.append(item["question"].strip())
-                    contexts.append(paragraph["context"])
-                    ids.append(str(item["id"]))
-                    golds.append(_gold(item))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not in SQuAD's format ({error!r} after {len(ids)} questions)") from error
+                    name = str(item["id"])
+                    questions.append(_text(item, "question", name).strip())
+                    contexts.append(_text(paragraph, "context", name))
+                    ids.append(name)
+                    golds.append(_gold(item, name))
+    except KeyError as error:
+        raise UserError(f"{path}: not in SQuAD's format: no {error} after {len(ids)} questions: add it") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not in SQuAD's format after {len(ids)} questions: lists of articles, paragraphs and qas are"
+            " wanted: give the file as published"
+        ) from error
+    except _Wrong as error:
+        raise UserError(f"{path}: {error}: correct it") from error
     if not ids:
         raise UserError(f"{path}: no question in it: give SQuAD's train or dev file")
     for identity, context, gold in zip(ids, contexts, golds, strict=True):
@@ -86,28 +94,68 @@ def read_squad(task: PublishedTask, path: Path, labelled: bool, encoding: str) -
     return Rows((questions, contexts), None, ids, golds if labelled else None)
 
 
-def _gold(item: dict[str, Any]) -> Gold:
+class _Wrong(Exception):
+    """A value of a published file that is not what it should be; the message says which and where."""
+
+
+def _text(item: dict[str, Any], name: str, place: str) -> str:
+    """A field that must be text."""
+    value = item[name]
+    if not isinstance(value, str):
+        raise _Wrong(f"question {place}: {name!r} is {json.dumps(value)[:60]}, not text")
+    return value
+
+
+def _gold(item: dict[str, Any], name: str) -> Gold:
     """Accepted answers of one question without the white space around them."""
-    answers = [] if item.get("is_impossible") else item.get("answers", [])
+    flag = item.get("is_impossible", False)
+    impossible = _FLAGS.get(flag.strip().casefold() if isinstance(flag, str) else flag)
+    if impossible is None:
+        raise _Wrong(f"question {name}: 'is_impossible' is {json.dumps(flag)[:60]}, neither true nor false")
+    answers = [] if impossible else item.get("answers") or []
     texts, starts = [], []
     for answer in answers:
-        text, start = answer["text"], int(answer["answer_start"])
+        text, start = _text(answer, "text", name), _whole_number(answer["answer_start"], name)
         if text.strip():
             texts.append(text.strip())
             starts.append(start + len(text) - len(text.lstrip()))
     return Gold(tuple(texts), tuple(starts))
 
 
+_FLAGS: dict[object, bool] = {
+    True: True,
+    False: False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+    None: False,
+}
+"""Ways files write `is_impossible`."""
+
+
+def _whole_number(value: Any, name: str) -> int:
+    """A character position, also where it is written as text or with `.0`."""
+    try:
+        number = int(str(value).strip().removesuffix(".0"))
+    except ValueError:
+        number = -1
+    if isinstance(value, bool) or number < 0:
+        raise _Wrong(f"question {name}: 'answer_start' is {json.dumps(value)[:60]}, no position in the context")
+    return number
+
+
 def read_swag(task: PublishedTask, path: Path, labelled: bool, encoding: str) -> Rows:
     """SWAG's CSV: `sent1`, then `sent2` with each of `ending0` to `ending3`."""
-    encoding = check_encoding(path, encoding)
-    columns, _ = check_csv(path, encoding, ",", csv.QUOTE_MINIMAL)
+    found = csv_rows(path, check_encoding(path, encoding), ",")
+    columns = next(found)
     endings = [f"ending{i}" for i in range(len(task.classes))]
     missing = [n for n in ("sent1", "sent2", *endings, *(["label"] if labelled else [])) if n not in columns]
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r} ({', '.join(columns)}): give SWAG's train.csv, val.csv, ...")
-    with open(path, encoding=encoding, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [dict(zip(columns, row, strict=True)) for row in found]
+    if not rows:
+        raise UserError(f"{path}: only a header line and no rows: give a file with data")
     texts = ([r["sent1"] for r in rows], *([f"{r['sent2']} {r[e]}".strip() for r in rows] for e in endings))
     labels = _labels(task, [r["label"] for r in rows], str(path)) if labelled else None
     return Rows(texts, labels, [str(i) for i in range(len(rows))])
@@ -125,9 +173,17 @@ def read_race(task: PublishedTask, path: Path, labelled: bool, encoding: str) ->
             for number, (question, options) in enumerate(zip(data["questions"], data["options"], strict=True)):
                 answer = data["answers"][number] if labelled else ""
                 name = f"{data.get('id', file.stem)}/{number}"
-                found.append((data["article"], question, [str(o) for o in options], answer, name))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: not in RACE's format ({error!r})") from error
+                words = [data["article"], question, answer, *options]
+                if not all(isinstance(word, str) for word in words):
+                    wrong = next(word for word in words if not isinstance(word, str))
+                    raise _Wrong(f"question {name} holds {json.dumps(wrong)[:60]} where text belongs")
+                found.append((data["article"], question, list(options), answer, name))
+        except KeyError as error:
+            raise UserError(f"{file}: not in RACE's format: no {error}: give the file as published") from error
+        except (IndexError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{file}: not in RACE's format ({error}): give the file as published") from error
+        except _Wrong as error:
+            raise UserError(f"{file}: {error}: correct it") from error
     return _race_rows(task, found, labelled, str(path))
 
 
@@ -169,7 +225,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
                 {"answers": [{"text": t, "answer_start": s} for t, s in zip(a["text"], a["answer_start"], strict=True)]}
                 for a in table.values("answers")
             ]
-            golds = [_gold(item) for item in items]
+            golds = [_gold(item, name) for item, name in zip(items, table.texts("id"), strict=True)]
         return Rows(texts, None, table.texts("id"), golds)
     if task.reader == "swag":
         second = table.texts("sent2")
@@ -194,7 +250,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
 
 
 def _labels(task: PublishedTask, values: list[str], where: str) -> np.ndarray:
-    keys = label_keys(values, where)
+    keys = label_keys(values, where, task.values or task.classes, remedy="give the file as published")
     if task.kind == "regression":
         return targets(keys, task.label, where)
     return class_ids(keys, task.values or task.classes, where)
@@ -202,9 +258,13 @@ def _labels(task: PublishedTask, values: list[str], where: str) -> np.ndarray:
 
 def _json(path: Path, encoding: str) -> Any:
     try:
-        return json.loads(path.read_bytes().decode(check_encoding(path, encoding)))
+        text = path.read_bytes().decode(check_encoding(path, encoding))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}): give the file as published") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nesting of thousands of levels
+        raise UserError(f"{path}: not JSON as files are published ({error}): give the file as published") from error
+    return mended(value)[0] if "\\ud" in text.casefold() else value
 
 
 def find_split(task: PublishedTask, folder: str | None, split: str, given: str | None = None) -> str | None:

@@ -23,11 +23,11 @@ import torch
 
 from engine.data.batching import Batch, plan_batches
 from engine.data.dataset import EncodedDataset
+from engine.data.sources import MANIFEST
 from engine.data.tokenizing import check_max_length
 from engine.errors import UserError
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +99,6 @@ class ShardedText:
         if count >= len(self):
             return self
         return self.select(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
-
-
-def is_prepared(source: str) -> bool:
-    """Whether `source` is a folder of prepared text."""
-    return (Path(source).expanduser() / MANIFEST).is_file()
 
 
 def load_prepared(folders: Sequence[str], tokenizer: Any, *, max_positions: int | None = None) -> ShardedText:

@@ -1,31 +1,27 @@
-"""Tables and documents from files and from the hub, read through `datasets`.
+"""Tables and documents from files (`engine.data.readers`) and from the hub (`datasets`).
 
-Text files are checked first (`engine.data.filechecks`); then every column of a CSV or TSV file is read as text, exactly
-as written ("NA" stays "NA", "1.0" stays "1.0"). Types are decided later, in `engine.data.labels`.
-
-Chosen: `datasets` for every format, into memory, with a throw-away cache folder for local files. Rejected: its default
-cache; a second copy of the user's file stays on the disk, and an edited file may be served stale.
+Values are taken as they are written. What is no text (a list, bytes, a date) is refused where a text is wanted, rather
+than spelled as Python would.
 """
 
 from __future__ import annotations
 
-import csv
-import glob
 import logging
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.data.columns import find_text_columns
-from engine.data.filechecks import bad_json_line, check_csv, check_encoding
+from engine.data.filechecks import check_encoding
+from engine.data.readers import SUFFIXES, Reading, read_columns
 from engine.errors import UserError
 
-SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""File name suffixes of tables, and the builder that reads each."""
+MANIFEST = "manifest.json"
+"""What a folder that `ffnas prepare` wrote holds."""
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
 _WIKI_TITLE = re.compile(r"^ ?= [^=].*[^=] = ?$")
@@ -40,17 +36,25 @@ class Table:
     Attributes:
         source: what the user wrote, for messages.
         columns: column names in file order.
+        rows: how many there are.
+        form: the format in words.
         class_names: names of the classes of columns whose ids have names (Parquet and hub data sets).
-        data: the `datasets.Dataset`, in memory for local files.
+        data: values by column name: lists, or a `datasets.Dataset`.
+        notes: what had to be mended in the file.
+        first: number of the first row, where these are a part of the file's rows.
     """
 
     source: str
     columns: tuple[str, ...]
-    class_names: dict[str, tuple[str, ...]]
+    rows: int
+    form: str
+    class_names: Mapping[str, tuple[str, ...]]
     data: Any
+    notes: tuple[str, ...] = ()
+    first: int = 1
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.rows
 
     def values(self, column: str) -> list[Any]:
         """Raw values of a column; class ids with names come as the names (-1 stays -1)."""
@@ -59,17 +63,56 @@ class Table:
         return values if names is None else [names[v] if v is not None and 0 <= v < len(names) else v for v in values]
 
     def texts(self, column: str) -> list[str]:
-        """A column as text; a missing value is the empty string."""
-        return ["" if v is None else v if isinstance(v, str) else str(v) for v in self.data[column][:]]
+        """A column as text; a missing value is the empty string.
+
+        Raises:
+            UserError: a value that is no text, with its row and what to do.
+        """
+        values = self.data[column][:]
+        numbered = enumerate(values, start=self.first)
+        return [v if isinstance(v, str) else text_of(v, self.source, column, row) for row, v in numbered]
 
 
-def read_table(source: str, *, encoding: str = "utf-8", quoting: str = "standard", split: str = "train") -> Table:
+def text_of(value: Any, where: str, column: str, row: int) -> str:
+    """One value of a text column as text; see `Table.texts`."""
+    if value is None or value != value:
+        return ""
+    problem = not_a_word(value)
+    if problem is not None:
+        raise UserError(f"{where}, data row {row}: text column {column!r} holds {problem}")
+    return as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """Text of a word or number as its file would write it: JSON's `true`, not Python's `True`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def not_a_word(value: Any) -> str | None:
+    """What is wrong with a value where a text or a label is wanted, and the remedy; None for text and numbers."""
+    if isinstance(value, (str, int, float, Decimal)):
+        return None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return (
+            "bytes, not text: write it as text first (pandas: df[column].str.decode('utf-8')), or name another column"
+        )
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(repr, list(value)[:3]))}, not text: write one of its fields as a column"
+    if isinstance(value, Sequence) or hasattr(value, "tolist"):
+        return "a list, not text: join its parts, write one row for each, or name another column"
+    return f"a {type(value).__name__}, not text: write it as text, or name another column"
+
+
+def read_table(
+    source: str, *, encoding: str = "utf-8", quoting: str = "standard", delimiter: str = "auto", split: str = "train"
+) -> Table:
     """Read a table from a file or the hub.
 
     Args:
         source: path ending in .csv, .tsv, .jsonl, .json or .parquet, or NAME[:CONFIG][@SPLIT] on the hub.
         encoding: of text formats.
         quoting: `standard` or `none`; see `DataConfig.quoting`.
+        delimiter: of CSV and TSV files; see `DataConfig.delimiter`.
         split: hub split when `source` names none.
 
     Raises:
@@ -78,26 +121,26 @@ def read_table(source: str, *, encoding: str = "utf-8", quoting: str = "standard
     path = local_path(source)
     if path is None:
         return _read_hub(source, split)
+    require_table(path, source)
+    read = read_columns(path, Reading(encoding, quoting, delimiter))
+    return Table(source, tuple(read.data), read.rows, read.form, read.class_names, read.data, read.notes)
+
+
+def require_table(path: Path, source: str) -> None:
+    """Raise `UserError` unless the suffix of `path` is that of a table."""
     suffix = path.suffix.casefold()
     if suffix not in SUFFIXES:
         raise UserError(f"{source}: cannot read a {suffix or 'file without suffix'}: use one of {', '.join(SUFFIXES)}")
-    options: dict[str, Any] = {}
-    rows = None
-    if SUFFIXES[suffix] != "parquet":
-        encoding = check_encoding(path, encoding)
-        options["encoding"] = encoding
-    if SUFFIXES[suffix] == "csv":
-        delimiter = "\t" if suffix == ".tsv" else ","
-        quote = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
-        columns, rows = check_csv(path, encoding, delimiter, quote)
-        options.update(sep=delimiter, quoting=quote, keep_default_na=False, features=columns)
-    data = _load_local(path, SUFFIXES[suffix], options)
-    if rows is not None and len(data) != rows:
-        raise UserError(f"{source}: {rows} rows counted but {len(data)} read: look for stray quotation marks in it")
-    return _table(source, data)
 
 
-def read_documents(source: str, *, encoding: str = "utf-8", quoting: str = "standard") -> list[str]:
+def read_documents(
+    source: str,
+    *,
+    encoding: str = "utf-8",
+    quoting: str = "standard",
+    delimiter: str = "auto",
+    text_columns: Sequence[str] | None = None,
+) -> list[str]:
     """Documents of a .txt file, or one document per row of a table's text column.
 
     In a .txt file a blank line ends a document; in one without blank lines every line is a document; in WikiText
@@ -110,8 +153,8 @@ def read_documents(source: str, *, encoding: str = "utf-8", quoting: str = "stan
     if path is not None and path.suffix.casefold() == ".txt":
         documents = split_documents(path.read_bytes().decode(check_encoding(path, encoding)))
     else:
-        table = read_table(source, encoding=encoding, quoting=quoting)
-        columns = find_text_columns(table.columns, None, source)
+        table = read_table(source, encoding=encoding, quoting=quoting, delimiter=delimiter)
+        columns = document_columns(table.columns, text_columns, source)
         documents = [text for column in columns for text in table.texts(column)]
     documents = [d for d in documents if d.strip()]
     if not documents:
@@ -119,9 +162,17 @@ def read_documents(source: str, *, encoding: str = "utf-8", quoting: str = "stan
     return documents
 
 
+def document_columns(columns: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[str, ...]:
+    """The wanted columns where the table has them all (the task's table may have others), else those known by name."""
+    if wanted and set(wanted) <= set(columns):
+        return tuple(wanted)
+    return find_text_columns(columns, None, where)
+
+
 def split_documents(text: str) -> list[str]:
-    """Documents of a plain text; see `read_documents`."""
-    lines = text.splitlines()
+    """Documents of a plain text; see `read_documents`. Lines end at newlines (and carriage returns) alone, as they do
+    for `engine.data.stream`: a form feed, U+0085 or U+2028 is part of its line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     return list(iter_documents(lines, document_style(lines)))
 
 
@@ -186,37 +237,16 @@ def _read_hub(source: str, split: str) -> Table:
     return _table(source, data)
 
 
-def _load_local(path: Path, builder: str, options: dict[str, Any]) -> Any:
-    import datasets
-    import pyarrow
-
-    if isinstance(options.get("features"), tuple):
-        options["features"] = datasets.Features({name: datasets.Value("string") for name in options["features"]})
-    with quiet_datasets(), tempfile.TemporaryDirectory(prefix="ffnas-data-") as cache:
-        try:
-            return datasets.load_dataset(
-                builder,
-                data_files=glob.escape(str(path.resolve())),
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-                **options,
-            )
-        except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, StopIteration) as error:
-            if path.stat().st_size == 0 or "corresponds to no data" in str(error):
-                raise UserError(f"{path}: the file has no rows: give one with data") from error
-            place = bad_json_line(path, options["encoding"]) if builder == "json" else ""
-            reason = _first_line(error.__cause__ or error)
-            raise UserError(
-                f"{path}: not readable as {path.suffix[1:]} ({place or reason}): correct the file"
-            ) from error
-
-
 def _table(source: str, data: Any) -> Table:
     if len(data) == 0:
         raise UserError(f"{source}: no rows: give data with at least one row")
     names = {c: tuple(f.names) for c, f in data.features.items() if hasattr(f, "names") and hasattr(f, "int2str")}
-    return Table(source, tuple(data.column_names), names, data)
+    return Table(source, tuple(data.column_names), len(data), "hub", names, data)
+
+
+def is_prepared(source: str) -> bool:
+    """Whether `source` is a folder of text that `ffnas prepare` wrote."""
+    return (Path(source).expanduser() / MANIFEST).is_file()
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class FileRead:
+    """What was made of one file.
+
+    Attributes:
+        role: `train` or `dev`.
+        source: what the user wrote.
+        rows: of the file, those left out later included.
+        form: its format, in words.
+        unused: columns that are neither text nor label.
+    """
+
+    role: str
+    source: str
+    rows: int
+    form: str
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Files, and why the task is what it is."""
+
+    files: tuple[FileRead, ...] = ()
+    why_kind: str = ""
+    why_metric: str = ""
+
+
+@dataclass(frozen=True)
 class TaskData:
     """A task with its splits, which share no text.
 
@@ -28,6 +56,7 @@ class TaskData:
         further: further splits that are only reported, by name (MNLI's mismatched dev).
         prepared: folders `ffnas prepare` wrote, which then take the place of `text`.
         stride: tokens by which windows of a long context overlap; None: a quarter of a sequence.
+        understood: what was made of the files, for `engine.data.describe`.
     """
 
     spec: TaskSpec
@@ -40,6 +69,7 @@ class TaskData:
     further: Mapping[str, Rows] = field(default_factory=dict)
     prepared: tuple[str, ...] = ()
     stride: int | None = None
+    understood: Understood = field(default_factory=Understood)
 
     def encode(
         self, tokenizer: Any, max_length: int, *, text_length: int | None = None, max_positions: int | None = None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from engine.data.tokenizing import model_positions
 from engine.errors import UserError
-from engine.model_sources import TeacherSource, load_tokenizer, quiet, resolve
+from engine.model_sources import TeacherSource, load_tokenizer, quiet, require_rows, resolve
 from engine.states import EncoderStates, answers
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.teacher.capture import CAPTURE, recording
@@ -70,11 +70,7 @@ class Teacher:
         self.hidden_size = int(config.hidden_size)
         self.num_layers = int(config.num_hidden_layers)
         self.num_heads = int(config.num_attention_heads)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"teacher {name!r}: its tokenizer knows {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
-                "put the tokenizer the model was trained with into its folder"
-            )
+        require_rows(tokenizer, config.vocab_size, name)
         self._takes_types = _takes_token_types(self.encoder)
         self._install_capture()
 

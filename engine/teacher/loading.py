@@ -53,6 +53,7 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
         raise UserError(f"teacher {source.name!r}: its config.json cannot be used ({_first_line(error)})") from error
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
         raise UserError(f"teacher {source.name!r} is no encoder ({config.model_type}): choose a bidirectional encoder")
+    require_language(config, source.name)
     auto, options = AutoModel, {}
     own_names = dict(config.id2label)
     if task is not None:
@@ -76,9 +77,33 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     _require_finite(model, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
     if has_head and task.kind == "classification":
+        require_one_label(config, source.name)
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
     return model, has_head
+
+
+def require_language(config: Any, name: str) -> None:
+    """Raise `UserError` for a model of one adapter per language (XMOD) that does not say which one to use."""
+    languages = getattr(config, "languages", None)
+    if config.model_type == "xmod" and getattr(config, "default_language", None) is None:
+        known = ", ".join(map(str, languages or ()))
+        raise UserError(
+            f"teacher {name!r}: its config.json names no default_language, and its layers differ by language: set"
+            f' "default_language" there to one of {known}'
+        )
+
+
+def require_one_label(config: Any, name: str) -> None:
+    """Raise `UserError` for a head that answers several labels at once.
+
+    Its answers are no distribution over the classes, so neither distillation nor `predict` would be right.
+    """
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        raise UserError(
+            f"teacher {name!r}: its config.json says multi_label_classification, which is not served: give a model of"
+            " one label per text, or a bare encoder (save_pretrained of model.base_model), which gets a head here"
+        )
 
 
 def standardised(

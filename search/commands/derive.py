@@ -30,6 +30,7 @@ from search.console.arguments import QuietParser
 if TYPE_CHECKING:
     import numpy as np
 
+    from engine.data import TaskData
     from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
     from search.config.schema import SearchConfig
@@ -56,8 +57,11 @@ class Plan:
 
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
+    from search.config.inputs import read_inputs
+
     try:
         config, plan, resume = read(argv)
+        task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -68,7 +72,7 @@ def command(argv: list[str]) -> None:
     from engine.distributed.parallel import join
 
     with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
-        _derive(config, plan, resume, ranks)
+        _derive(config, plan, resume, ranks, task)
 
 
 def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
@@ -111,8 +115,10 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
             f"--start: {preset.name} starts from the weights of a multi-task supernet: give its stage3/supernet"
             ".safetensors, its directory, or a published checkpoint"
         )
-    if start not in (FRESH, WARMUP) and not Path(start).exists():
-        raise UserError(f"--start: {start!r} is neither fresh, warmup, a file nor a directory: check the path")
+    if start not in (FRESH, WARMUP):
+        if not Path(start).exists():
+            raise UserError(f"--start: {start!r} is neither fresh, warmup, a file nor a directory: check the path")
+        start = str(Path(start).absolute())  # a resumption may begin in another folder
     return config, Plan(architecture, options.preset, start), None
 
 
@@ -166,8 +172,8 @@ def _read_plan(folder: Path) -> Plan:
         ) from error
 
 
-def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks) -> None:
-    from search.config.options import save_config
+def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData) -> None:
+    from search.config.options import placed, save_config
     from search.console.libraries import quiet
     from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
@@ -177,9 +183,9 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks)
 
     quiet()
     reporter = Reporter() if ranks.is_first else silent()
-    prepared = ranks.together(lambda: prepare(config, reporter, ranks))
+    prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
-    config = prepared.config
+    config = prepared.config = placed(prepared.config)
     path = resume or Path(config.runs) / (config.name or default_name(plan.preset or "derive", config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:

@@ -6,6 +6,7 @@ ffnas export DIR --onnx --eval dev.csv      one format, scored on a labelled fil
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from search.console.arguments import QuietParser
+from search.console.arguments import QuietParser, add_reading_options, reading
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset, TaskSpec
@@ -34,6 +35,8 @@ def command(argv: list[str]) -> None:
     for name, what in zip(FORMATS, ("torch.export program", "ONNX", "ONNX with int8 weights"), strict=True):
         parser.add_argument(f"--{name}", action="store_true", help=f"{what} (default: all three)")
     parser.add_argument("--eval", metavar="FILE", help="labelled CSV, TSV, JSONL or Parquet to score on")
+    add_reading_options(parser)
+    parser.add_argument("--label-column", "--data.label_column", dest="label_column", help="label column of --eval")
     options = parser.parse_args(argv)
     wanted = [name for name in FORMATS if getattr(options, name)] or list(FORMATS)
     source = Path(options.source)
@@ -46,7 +49,7 @@ def command(argv: list[str]) -> None:
     quiet()
     data = None
     if options.eval is not None:
-        data = _labelled_file(folder, options.eval)
+        data = _labelled_file(folder, options)
     elif is_run:
         data = _dev_split(source, folder)
     result = export_formats(folder, wanted, data)
@@ -132,30 +135,33 @@ def _dev_split(run: Path, folder: Path) -> tuple[TaskSpec, EncodedDataset] | Non
     return task.spec, encode_task(task.dev, task.spec, _tokenizer(folder), config.data.max_length)
 
 
-def _labelled_file(folder: Path, source: str) -> tuple[TaskSpec, EncodedDataset]:
+def _labelled_file(folder: Path, options: argparse.Namespace) -> tuple[TaskSpec, EncodedDataset]:
     """The rows of a file whose labels are the model's."""
     import json
 
     from engine.data import TaskSpec
     from engine.data.columns import choose_metric, find_label_column, find_text_columns
+    from engine.data.config import words
     from engine.data.encode import encode_task
     from engine.data.labels import class_ids, label_keys, targets
     from engine.data.sources import read_table
     from engine.data.task import Rows
 
+    source = options.eval
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["architectures"] != ["FFNASForSequenceClassification"]:
         raise UserError(f"--eval: {config['architectures'][0]} is scored in a run only: give a run directory")
     regression = config.get("problem_type") == "regression"
     names = () if regression else tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
-    table = read_table(source)
-    texts = find_text_columns(table.columns, None, source)
-    label = find_label_column(table.columns, None, texts, source)
+    table = read_table(source, **reading(options))
+    wanted = words(options.text_columns) if options.text_columns else None
+    texts = find_text_columns(table.columns, wanted, source)
+    label = find_label_column(table.columns, options.label_column, texts, source)
     kind = "regression" if regression else "classification"
     spec = TaskSpec(
-        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)
+        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)[0]
     )
-    keys = label_keys(table.values(label), source)
+    keys = label_keys(table.values(label), source, names, label, remedy="remove the row or fill in its label")
     labels = targets(keys, label, source) if regression else class_ids(keys, names, source)
     rows = Rows(tuple(table.texts(column) for column in texts), labels)
     tokenizer = _tokenizer(folder)

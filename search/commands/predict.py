@@ -104,7 +104,7 @@ class Prediction:
         """
         import engine.student
         from engine.errors import UserError
-        from engine.model_sources import load_tokenizer, resolve
+        from engine.model_sources import load_tokenizer, require_rows, resolve
         from engine.teacher.loading import load_model
 
         assert engine.student  # registers our model type
@@ -117,7 +117,9 @@ class Prediction:
             raise UserError(
                 f"{self.options.model}: has no head for {spec.name} ({spec.num_labels} outputs): fine-tune it"
             )
-        return spec, model.to(self.device).eval(), load_tokenizer(found)
+        tokenizer = load_tokenizer(found)
+        require_rows(tokenizer, model.config.vocab_size, self.options.model)
+        return spec, model.to(self.device).eval(), tokenizer
 
     def _encode(self, name: str, rows: Rows) -> Split:
         from engine.data import encode_task, model_positions
@@ -147,13 +149,15 @@ class Prediction:
         """Rows of a table; a label column, if there is one, is left alone."""
         from engine.data import Rows
         from engine.data.columns import find_text_columns
+        from engine.data.config import words
         from engine.data.sources import read_table
         from engine.errors import UserError
+        from search.console.arguments import reading
 
         if self.options.data is None:
             raise UserError("--data: no file given: use --data FILE, or --task NAME for a published one")
-        table = read_table(self.options.data, encoding=self.options.encoding)
-        wanted = self.options.text_columns.split(",") if self.options.text_columns else None
+        table = read_table(self.options.data, **reading(self.options))
+        wanted = words(self.options.text_columns) if self.options.text_columns else None
         columns = find_text_columns(table.columns, wanted, self.options.data)
         from dataclasses import replace
 
@@ -276,7 +280,7 @@ def _spec_of(folder: Path) -> TaskSpec:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from search.console.arguments import QuietParser
+    from search.console.arguments import QuietParser, add_reading_options
 
     parser = QuietParser(
         prog="ffnas predict",
@@ -290,11 +294,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", help="of the published task: train, dev, test, ... (default: test)")
     parser.add_argument("--out", help="file to write (default: predictions.tsv, or predictions.json for SQuAD)")
     parser.add_argument("--glue-submission", metavar="DIR", help="write the task's test files of a GLUE submission")
-    parser.add_argument("--text-columns", metavar="A[,B]", help="text columns of --data (default: found by name)")
     parser.add_argument("--max-length", type=int, help="longest sequence in tokens (default: 128; SQuAD 384)")
     parser.add_argument("--stride", type=int, help="SQuAD: tokens by which windows overlap")
     parser.add_argument("--null-threshold", type=float, default=0.0, help="SQuAD v2.0: lead at which 'no answer' wins")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences per pass")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
-    parser.add_argument("--encoding", default="utf-8", help="character encoding of text files")
+    add_reading_options(parser)
     return parser.parse_args(argv)

@@ -57,8 +57,8 @@ def command(argv: list[str]) -> None:
 
 
 def _option(argument: str) -> str:
-    """Dashes in an option's name become underscores."""
+    """Dashes in an option's name become underscores, and `--data.quoting`, as errors recommend it, `--quoting`."""
     if not argument.startswith("--"):
         return argument
-    name, equals, value = argument[2:].partition("=")
+    name, equals, value = argument[2:].removeprefix("data.").partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"

@@ -5,24 +5,28 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
+    from search.config.inputs import read_inputs
+    from search.config.options import parse
+
+    config, _ = parse(argv, prog="ffnas teacher")
+    task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
+
     from engine.evaluation.evaluation import evaluate_dev
     from engine.evaluation.metrics import primary
-    from search.config.options import parse
     from search.console.libraries import quiet
     from search.console.progress import Reporter
     from search.context import prepare
     from search.multitask import teach_others
     from search.pipeline import teach
 
-    config, _ = parse(argv, prog="ffnas teacher")
     quiet()
     reporter = Reporter()
-    prepared = prepare(config, reporter)
+    prepared = prepare(config, reporter, task=task)
     teacher = teach(prepared, reporter)
     metrics = evaluate_dev(teacher.model, prepared.data, precision=prepared.config.teacher_precision)
     name, value = primary(prepared.spec, metrics)
     reporter.info(f"teacher: {teacher.folder} ({name} {value:.4f} on dev)")
-    for task, other in teach_others(prepared, reporter).items():
-        data = prepared.others[task]
+    for other_name, other in teach_others(prepared, reporter).items():
+        data = prepared.others[other_name]
         name, value = primary(data.spec, evaluate_dev(other.model, data, precision=prepared.config.teacher_precision))
-        reporter.info(f"teacher of {task}: {other.folder} ({name} {value:.4f} on dev)")
+        reporter.info(f"teacher of {other_name}: {other.folder} ({name} {value:.4f} on dev)")

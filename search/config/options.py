@@ -23,6 +23,7 @@ from engine.files import copy_atomic, write_text_atomic
 from search.config.checks import validate
 from search.config.pairs import unset_by_option, unset_by_values
 from search.config.schema import BudgetConfig, SearchConfig
+from search.config.words import MODE, install, joined
 from search.ledger.url import without_password
 
 EXAMPLES = """
@@ -65,8 +66,10 @@ def preset_path(name: str) -> Path:
 def build_parser(prog: str = "ffnas search") -> ArgumentParser:
     """The parser of `ffnas search` (equal to `python -m search.run`)."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    install()
     parser = ArgumentParser(
         prog=prog,
+        parser_mode=MODE,
         description="Search an FFN architecture for a small BERT-like encoder and derive it from a teacher.",
         epilog=EXAMPLES,
         exit_on_error=False,
@@ -146,7 +149,14 @@ def _read(argv: list[str], prog: str) -> SearchConfig:
         parser = build_parser(prog)
         values = vars(parser.instantiate(parser.parse_args(argv)))
     except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UserError(one_line(str(error))) from error
+        message = one_line(str(error))
+        if message.startswith("budget.params:"):
+            given = message.rpartition("Given value: ")[2]
+            raise UserError(
+                f"budget.params: {given}: give two numbers, lowest and highest (--budget.params 15e6 16e6); 0 and the"
+                " highest for `at most`"
+            ) from error
+        raise UserError(message) from error
     return SearchConfig(**{f.name: values[f.name] for f in dataclasses.fields(SearchConfig)})
 
 
@@ -190,6 +200,9 @@ def normalise(argv: list[str]) -> list[str]:
         argument = rest.pop(0)
         if argument.startswith("--"):
             name, equals, value = _option_name(argument), *argument.partition("=")[1:]
+            word = None if equals else joined(name, rest)
+            if word is not None:
+                equals, value = "=", word
             argument = f"--{name}{equals}{value}"
             result += unset_by_option(name, given)
             file = value if equals else next(iter(rest), "")
@@ -261,13 +274,35 @@ def _option_name(argument: str) -> str:
 
 def save_config(config: SearchConfig, path: Path) -> None:
     """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden.
-    A password in the ledger's URL is left out."""
-    values = dataclasses.asdict(config)
+    A password in the ledger's URL is left out; files and folders are named from the root, so that the run goes on from
+    wherever it is resumed."""
+    values = dataclasses.asdict(placed(config))
     if config.ledger is not None:
         values["ledger"] = without_password(config.ledger)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_text_atomic(_copy_of(path), text)
     write_text_atomic(path, text)
+
+
+def placed(config: SearchConfig) -> SearchConfig:
+    """The same configuration with its files and folders named from the root."""
+    replace = dataclasses.replace
+    data = {name: _absolute(getattr(config.data, name)) for name in ("train", "dev", "dir", "text")}
+    return replace(
+        config,
+        teacher=_absolute(config.teacher),
+        data=replace(config.data, **data),
+        objectives=replace(config.objectives, latency_table=_absolute(config.objectives.latency_table)),
+        targets=replace(config.targets, folder=_absolute(config.targets.folder)),
+    )
+
+
+def _absolute(source: Any) -> Any:
+    """A file or folder named from the root, in lists too; what is none (a name on the hub, `package:NAME`) as it is."""
+    if not isinstance(source, str):
+        return [_absolute(part) for part in source] if isinstance(source, list) else source
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def _copy_of(config: Path) -> Path:

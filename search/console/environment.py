@@ -7,8 +7,12 @@ another package named `kernels` with a missing module nobody has heard of.
 from __future__ import annotations
 
 import importlib.util
+import os
+import pwd
 import re
 import shutil
+import tempfile
+from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
 
@@ -41,6 +45,34 @@ def check_names() -> None:
             f"{found} is found where ffnas's own should be: run `pip uninstall kernels`, then `pip install -e .` in"
             " ffnas's folder, or give ffnas an environment of its own"
         )
+
+
+def give_home(environment: MutableMapping[str, str] = os.environ) -> str | None:
+    """Lets a user without a home directory or an entry among the users (a container's number) run all the same.
+
+    Libraries ask for both when they are imported, to name their caches. Call before the first of them is.
+
+    Returns:
+        A line saying where caches go, where that had to be decided.
+    """
+    if not any(environment.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        try:
+            pwd.getpwuid(os.getuid())
+        except KeyError:
+            environment["USER"] = f"user{os.getuid()}"
+    home = os.path.expanduser("~")
+    if os.path.isdir(home):
+        return None
+    place = Path(tempfile.gettempdir()) / f"ffnas-home-{os.getuid()}"
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        own = place.stat().st_uid == os.getuid() and not place.is_symlink()
+    except OSError:
+        own = False
+    if not own:
+        place = Path(tempfile.mkdtemp(prefix="ffnas-home-"))
+    environment["HOME"] = str(place)
+    return f"no home directory: caches go to {place} (set HOME or FFNAS_CACHE for another place)"
 
 
 def unused_gpu() -> str | None:

@@ -85,14 +85,14 @@ def test_glue_tasks_are_known_by_path_or_configuration(source, task):
     ],
 )
 def test_metric_follows_the_task_then_the_kind(kind, labels, pair, task, metric):
-    assert choose_metric(kind, labels, pair, task) == metric
+    assert choose_metric(kind, labels, pair, task)[0] == metric
 
 
 # -- labels -------------------------------------------------------------------------------------------------------
 
 
 def names_and_ids(values, given=None):
-    keys = label_keys(values, "f", given)
+    keys = label_keys(values, "f", given or ())
     names = class_names(keys, "label", "f", given)
     return names, class_ids(keys, names, "f").tolist()
 
@@ -112,7 +112,13 @@ def test_one_label_set_whatever_its_type(values):
         (["entailment", "not_entailment"], ("not_entailment", "entailment")),
         (["no", "yes"], ("no", "yes")),
         (["none", "favor", "against"], ("against", "favor", "none")),
-        ([True, False], ("False", "True")),
+        ([True, False], ("false", "true")),
+        (["007", "7", "010"], ("007", "7", "010")),
+        (["0111", "1"], ("1", "0111")),
+        (["7.0", "7", "1"], ("1", "7")),
+        (["-", "+"], ("+", "-")),
+        (["+1", "-2"], ("-2", "+1")),
+        ([-1, -2, 1], ("-2", "-1", "1")),
         ([-2, 0, 2], ("-2", "0", "2")),
     ],
     ids=str,
@@ -144,7 +150,9 @@ def test_given_names_decide_the_order_and_may_name_minus_one():
     ids=str,
 )
 def test_missing_labels_name_file_row_value_and_remedy(value, shown):
-    with pytest.raises(UserError, match=rf"f.csv, data row 3: the label is {shown}, that is missing: remove"):
+    with pytest.raises(
+        UserError, match=rf"f.csv, data row 3: the label is {shown}, that is missing \(1 of 4 rows\): fill"
+    ):
         label_keys([0, 1, value, 0], "f.csv")
     with pytest.raises(UserError, match="data row 2"):
         label_keys(["a", value], "f.csv")

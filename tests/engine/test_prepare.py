@@ -18,8 +18,8 @@ from published_toys import VOCABULARY, WORDS, write_teacher
 from engine.data import encode_text
 from engine.data.pieces import Pieces
 from engine.data.prepare import PrepareConfig, prepare_text
-from engine.data.shards import is_prepared, load_prepared, read_manifest, weighted_rows
-from engine.data.sources import read_documents
+from engine.data.shards import load_prepared, read_manifest, weighted_rows
+from engine.data.sources import is_prepared, read_documents
 from engine.data.stream import stream_documents
 from engine.data.text import split_sentences
 from engine.errors import UserError
