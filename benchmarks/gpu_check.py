@@ -46,10 +46,12 @@ from kernels.cuda.build import find_nvcc
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
-    "tests/kernels/test_triton_ffn.py", "tests/kernels/test_triton_losses.py", "tests/kernels/test_cuda_backend.py",
-    "tests/engine/test_step_graphs.py", "tests/engine/test_data_parts.py",
+    "tests/kernels/test_exact_products.py", "tests/kernels/test_capture.py", "tests/kernels/test_triton_ffn.py",
+    "tests/kernels/test_triton_losses.py", "tests/kernels/test_cuda_backend.py", "tests/engine/test_step_graphs.py",
+    "tests/engine/test_data_parts.py",
 )  # fmt: skip
 """Files with tests marked `gpu`; none needs more than torch, triton, numpy, transformers and pytest."""
+SANITIZED = "tests/kernels/test_cuda_backend.py"
 PYTEST = (sys.executable, "-m", "pytest", "-v", "--tb=line", "-m", "gpu", "-p", "no:cacheprovider")
 RECORDED = ("-p", "benchmarks.gpu.recorder")
 SHORT = ("-k", "one_token or empty_batch or of_nothing_and or (test_on_a_gpu and serial and bf16)")
@@ -146,7 +148,7 @@ def steps(out: Path) -> list[Step]:
     ]  # fmt: skip
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck") if sanitizer else ():
-        command = (str(sanitizer), "--tool", tool, "--error-exitcode", "9", *PYTEST, *SHORT, TESTS[2])
+        command = (str(sanitizer), "--tool", tool, "--error-exitcode", "9", *PYTEST, *SHORT, SANITIZED)
         # PyTorch's allocator would hide an access past the end of a tensor in a larger block of its own
         uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
         found.append(Step(tool, command, 15, environment={**PLAIN, **uncached}, log="sanitizer.log"))

@@ -46,7 +46,11 @@ class Statistics:
     _hooked: bool = field(default=False, repr=False)
 
     def hook(self) -> None:
-        """Starts counting compilations; a listener that is there already goes on hearing of them."""
+        """Starts counting compilations; a listener that is there already goes on hearing of them.
+
+        A kernel of ours that is built while a graph is captured ends the capture with a reason: it would be loaded onto
+        the device there, which a capture forbids, with an error that names nothing.
+        """
         if self._hooked:
             return
         self._hooked = True
@@ -57,8 +61,22 @@ class Statistics:
             self.compilations += not event.get("cache_hit", False)
             if earlier is not None:
                 earlier(**event)
+            kernel = getattr(event.get("src"), "fn", None)
+            if is_capturing() and not compiling() and str(getattr(kernel, "__module__", "")).startswith(_PACKAGE):
+                raise RuntimeError(
+                    f"kernel {kernel.__name__} was first used while a CUDA graph was captured: run the call once before,"
+                    " with the same ProgramBuffer if there is one"
+                )
 
         triton.knobs.compilation.listener = listen
+
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+def is_capturing() -> bool:
+    """Whether the current stream is being captured into a graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 statistics = Statistics()
