@@ -27,6 +27,7 @@ steps.log, tests.log, sanitizer.log. The exit code is 1 where a step did not end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -84,13 +85,14 @@ def run(step: Step, out: Path) -> bool:
         states = list(pool.map(lambda k: _process(step, k, start + step.limit, out), range(step.copies)))
     state = next((s for s in states if s != "ok"), "ok")
     took = time.monotonic() - start
-    records.append(out / records.NAME, {"family": "script", "step": step.name, "state": state, "seconds": round(took, 1)})
+    line = {"family": "script", "step": step.name, "state": state, "seconds": round(took, 1)}
+    records.append(out / records.NAME, line)
     print(f"== {step.name}: {state}, {took:.0f} s", flush=True)
     return state == "ok"
 
 
 def _process(step: Step, copy: int, end: float, out: Path) -> str:
-    """"ok", or how copy number `copy` of a step ended; output is appended to the step's log when a process ends."""
+    """ "ok", or how copy number `copy` of a step ended; output is appended to the step's log when a process ends."""
     environment = {**os.environ, **step.environment, "FFNAS_SHARE": f"{copy}/{step.copies}"}
     part = out / f".{step.name.replace(' ', '-')}-{copy}.log"
     state = "never ran"
@@ -119,10 +121,8 @@ def _process(step: Step, copy: int, end: float, out: Path) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends what is left of a process and of those it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -172,10 +172,8 @@ def dry_steps(out: Path) -> list[Step]:
 
     The tests are collected and skip themselves; kernels are compiled for sm_90 as on a device.
     """
-    hide = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks/gpu/hidden"), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "FFNAS_HIDDEN": ",".join(HIDDEN), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    path = [str(ROOT / "benchmarks/gpu/hidden"), os.environ.get("PYTHONPATH", "")]
+    hide = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "FFNAS_HIDDEN": ",".join(HIDDEN), "OMP_NUM_THREADS": "1"}
     emulated = {**hide, "TRITON_INTERPRET": "1"}
     where = ("--rehearse", "--out", str(out))
     names = ("machine", "accuracy", "kernels", "ffn", "tiles", "steps", "checks")
@@ -196,9 +194,9 @@ def check(todo: Sequence[Step], out: Path) -> bool:
     results = [run(step, out) for step in todo]
     lines = records.read(out / records.NAME)
     (out / "report.md").write_text(report.markdown(lines), encoding="utf-8")
-    bad = report.verdicts(lines)
-    print("\n".join([*bad, *report.summaries(report.table(lines)), *report.others(lines)]))
-    print(f"== all: {sum(results)} of {len(results)} steps ok, {time.monotonic() - start:.0f} s; results in {out}", flush=True)
+    print("\n".join([*report.verdicts(lines), *report.summaries(report.table(lines)), *report.others(lines)]))
+    took = time.monotonic() - start
+    print(f"== all: {sum(results)} of {len(results)} steps ok, {took:.0f} s; results in {out}", flush=True)
     return all(results)
 
 

@@ -7,6 +7,8 @@
     report     the records as Markdown
     hidden     packages hidden from a rehearsal
 
+Commands:
+
     python -m benchmarks.gpu FAMILY --out FOLDER [--rehearse]      one family alone
     python -m benchmarks.gpu --show FOLDER                         print the report of a folder's results again
     python -m benchmarks.gpu --readme FOLDER                       put its table into README

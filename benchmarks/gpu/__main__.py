@@ -4,6 +4,8 @@
     python -m benchmarks.gpu FAMILY --out FOLDER --rehearse   the same code on a CPU, tiny; no measurement
     python -m benchmarks.gpu --show FOLDER                    print a folder's results as Markdown
     python -m benchmarks.gpu --readme FOLDER                  put the table of a folder's results into README
+
+`python -m benchmarks.gpu_check` runs all families, each with a limit.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def _printed(folder: Path, *, into_readme: bool) -> int:
     option, file = "--readme" if into_readme else "--show", folder / records.NAME
     lines = records.read(file)
     if not lines:
-        print(f"{option}: no results in {file}; `python -m benchmarks.gpu_check --out FOLDER` makes some", file=sys.stderr)
+        print(f"{option}: no results in {file}: make some with `python -m benchmarks.gpu_check`", file=sys.stderr)
         return 2
     if not into_readme:
         print(report.markdown(lines))

@@ -116,10 +116,13 @@ def losses(scale: Scale) -> dict[str, Callable[[], Line]]:
         assert loss is not None
         return [context, loss]
 
+    def project(h: Tensor, w: Tensor, b: Tensor, t: Tensor) -> list[Tensor]:
+        return [hidden_mse_layers([h], w, b, [t], mask)]
+
     calls: dict[str, tuple[Callable[..., list[Tensor]], list[Tensor], int]] = {
         "attention with score loss": (attend, [q, k, v, q_t, k_t], 3),
         "score loss": (lambda *t: [attention_score_mse(*t, mask)], [q, k, q_t, k_t], 2),
-        "hidden loss": (lambda h, w, b, t: [hidden_mse_layers([h], w, b, [t], mask)], [states, weight, bias, teacher], 3),
+        "hidden loss": (project, [states, weight, bias, teacher], 3),
         "soft cross-entropy": (lambda s, t: [soft_cross_entropy(s, t, 2.0)], logits, 1),
     }
     return {name: lambda call=call: _loss(*call, scale) for name, call in calls.items()}

@@ -31,9 +31,7 @@ def run(records: Records, scale: Scale, out: Path) -> None:
     common = (scale.dtype, scale.hidden, scale.widths, stacks, tokens, scale.device, scale.rounds)
     records.case("grouped", lambda: grouped(*common))
     width = scale.widths[1]
-    records.case(
-        "never seen", lambda: never_seen(scale.hidden, width, scale.tokens, scale.dtype, scale.device, count)
-    )
+    records.case("never seen", lambda: never_seen(scale.hidden, width, scale.tokens, scale.dtype, scale.device, count))
     base = scale.case(RELEASED[0], scale.widths[0], True)
     records.case("repeated", lambda: {"bits": repeated(base)})
     if not scale.rehearses:

@@ -134,7 +134,7 @@ def write_tiles(results: Path, target: Path, scale: Scale) -> None:
         if common:
             label = min(common, key=lambda k: sum(math.log(times[k]) for times in shapes))
             best[key] = tuning.Gemm(*json.loads(label))
-    origin: dict[str, object] = {"device": "none: a rehearsal", "torch": torch.__version__, "triton": triton.__version__}
+    origin: dict[str, object] = {"torch": torch.__version__, "triton": triton.__version__, "device": "a rehearsal"}
     if not scale.rehearses:
         major, minor = torch.cuda.get_device_capability()
         origin |= {"device": torch.cuda.get_device_name(), "architecture": f"sm_{10 * major + minor}"}

@@ -1,4 +1,4 @@
-"""Results as JSON lines: one is appended when a case begins and one when it ends, so that no kill loses more than a case.
+"""Results as JSON lines: one is appended when a case begins and one when it ends, so that a kill costs a case at most.
 
     {"family": "ffn", "case": "bf16 fwd ...", "state": "began", "side": "eager"}
     {"family": "ffn", "case": "bf16 fwd ...", "state": "done", ...}

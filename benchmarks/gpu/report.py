@@ -50,7 +50,12 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
     skips = Counter(line.get("reason", "") for line in ends.values() if line["state"] == "skipped")
     found += [f"- {n} tests skipped: {why}" for why, n in skips.items()]
     checked = [line for line in ended(lines, "accuracy") if line["state"] == "done"]
-    wrong = [f"- too large an error: {c['case']}, {s}: {', '.join(w)}" for c in checked for s, w in c["wrong"].items() if w]
+    wrong = [
+        f"- too large an error: {line['case']}, {side}: {', '.join(names)}"
+        for line in checked
+        for side, names in line["wrong"].items()
+        if names
+    ]
     if checked:
         sides = sum(len(line["wrong"]) for line in checked)
         found.append(f"- accuracy: {sides - len(wrong)} of {sides} results within the rule, of {len(checked)} cases")
@@ -70,7 +75,8 @@ def summaries(rows: Sequence[Line]) -> list[str]:
     for key in dict.fromkeys(map(_group, rows)):
         own_rows = [r for r in rows if _group(r) == key]
         direction = "forward + backward" if key[1] else "forward"
-        lines += [f"{key[0]}, {direction}, {key[2]} tokens, H = {key[3]}: other side's time / ours (mean, smallest)", ""]
+        size = f"{key[2]} tokens, H = {key[3]}"
+        lines += [f"{key[0]}, {direction}, {size}: other side's time / ours (geometric mean, smallest)", ""]
         lines += ["| ours | " + " | ".join((*BASELINES, "floor")) + " |", "|---" * (len(BASELINES) + 2) + "|"]
         for own in OURS:
             cells = [_cell(own_rows, side, own) for side in (*BASELINES, "floor")]

@@ -10,8 +10,9 @@ Serves float32, bfloat16 and float16 on NVIDIA GPUs from sm_80 up; products in f
 
 A `kernels.triton.device_program.ProgramBuffer` holds the microcode of Triton's kernels. Route rows keeps Triton's row
 kernels for calls that read one; route stack and grouped launches refuse them, since they would compute the buffer's
-first program whatever it holds, in a captured graph too. Importing this module touches no device; `load` looks for one, and compiles what is not in the
-cache.
+first program whatever it holds, in a captured graph too.
+
+Importing this module touches no device; `load` looks for one, and compiles what is not in the cache.
 
 Rejected: choosing the route by the number of tokens. `supports` and `saved_like` are asked while a graph is traced,
 where it is not known.
@@ -210,7 +211,7 @@ def _buffer(call: FFNCall, *, backward: bool) -> DeviceProgram | None:
 def _refuse_buffer(call: FFNCall, *, backward: bool) -> None:
     if _buffer(call, backward=backward) is not None:
         raise RuntimeError(
-            f"{ENVIRONMENT}={wanted_route()}: the call's program is in a ProgramBuffer, which route stack does not read:"
+            f"{ENVIRONMENT}={wanted_route()}: the program is in a ProgramBuffer, which route stack does not read:"
             f" it would go on computing the buffer's first program; use FFNAS_BACKEND=triton or {ENVIRONMENT}=rows"
         )
 

@@ -7,10 +7,10 @@
 Or, from any thread (autograd runs backward in threads of its own) and with as many buffers as a model has layers: calls
 with `buffer.bound` as their program read that buffer, whatever it holds.
 
-A copy is made once per program and device, without waiting for running kernels, and lives as long as a graph that was
+A copy is made once per program and device, without waiting for running kernels, and kept for good once a graph was
 captured with it (`kernels.upload`). A program must have run once, or have a buffer, before a graph that uses it is
-captured; a buffer has to outlive the graphs captured with it, which its owner sees to. Kernels are loaded at their first
-launch, which a capture forbids: run the call once before, with the buffer, whose slots decide on the kernels.
+captured; who owns a buffer keeps it as long as such graphs. Kernels are loaded at their first launch, which a capture
+forbids: run the call once before, with the buffer, whose slots decide on the kernels.
 
 Rejected: passing the words as kernel arguments. They would be frozen into a captured graph.
 """

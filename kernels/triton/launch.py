@@ -64,8 +64,8 @@ class Statistics:
             kernel = getattr(event.get("src"), "fn", None)
             if is_capturing() and not compiling() and str(getattr(kernel, "__module__", "")).startswith(_PACKAGE):
                 raise RuntimeError(
-                    f"kernel {kernel.__name__} was first used while a CUDA graph was captured: run the call once before,"
-                    " with the same ProgramBuffer if there is one"
+                    f"kernel {kernel.__name__} was first used while a CUDA graph was captured: run the call once"
+                    " before, with the same ProgramBuffer if there is one"
                 )
 
         triton.knobs.compilation.listener = listen

@@ -335,8 +335,8 @@ def test_what_is_compiled_ahead_is_what_a_call_launches(backward, monkeypatch):
 
 
 def test_all_kernels_of_never_seen_expressions_are_compiled_ahead(monkeypatch):
-    from benchmarks.gpu import warm
     from benchmarks.cold import random_text
+    from benchmarks.gpu import warm
     from kernels import ExpressionError
     from kernels.compile_check.call import Call
 

@@ -1,4 +1,4 @@
-"""What a captured CUDA graph relies on, as far as it goes without a device: `is_current_stream_capturing` is patched."""
+"""What a captured CUDA graph relies on. Without a device `torch.cuda.is_current_stream_capturing` is a switch."""
 
 from __future__ import annotations
 
