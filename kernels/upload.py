@@ -47,7 +47,7 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
 def _copied(host: Tensor, device: torch.device) -> Tensor:
     # a stream of its own: waiting for it waits for these few bytes, not for the kernels queued before them
     stream = _upload_stream(device)
-    with torch.inference_mode(False), torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):
         copy = host.pin_memory().to(device, non_blocking=True)
     stream.synchronize()
     return copy

@@ -99,16 +99,16 @@ def tasks(scale: Scale) -> dict[str, list[Task]]:
         units_of = [units.triton_units(list(made)[:2], [90])[-1:] for made in _calls(DEVICE)]
         return {"kernels": [("unit", unit) for some in units_of for unit in some]}
     major, minor = torch.cuda.get_device_capability()
-    kernels = [call for made in _calls(scale) for call in made]
+    first, unseen, sweep = (
+        [("unit", unit) for unit in units.triton_units(list(made), [10 * major + minor])] for made in _calls(scale)
+    )
     names = [name for name in COMPILE_MODES if scale.full or name == "compile"]
-    return {
-        "torch.compile": [(name, case) for case in scale.ffn() for name in names],
-        "kernels": [("unit", unit) for unit in units.triton_units(kernels, [10 * major + minor])],
-    }
+    compiled: list[Task] = [(name, case) for case in scale.ffn() for name in names]
+    return {"kernels": first, "torch.compile": compiled, "tile candidates": sweep, "never-seen expressions": unseen}
 
 
 def _calls(scale: Scale) -> list[Iterable[Call]]:
-    """Calls of the cases, of grouped stacks, of never-seen expressions, and of every candidate of the tile sweep."""
+    """Calls of the cases and of grouped stacks; of never-seen expressions; of every candidate of the tile sweep."""
     first = scale.case(RELEASED[0], scale.widths[0], True)
     stacks = [replace(first, expression=text, inner=width) for text, width, _ in members(scale.widths)]
     unseen = replace(first, inner=scale.widths[1])

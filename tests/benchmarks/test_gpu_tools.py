@@ -138,7 +138,7 @@ own.case("last", lambda: {{"value": 2}})
 def test_a_family_goes_on_behind_the_case_it_died_in(tmp_path, capfd):
     """A sticky error and two signals: each costs its case, or the side it was in, and nothing else."""
     path = tmp_path / records.NAME
-    step = gpu_check.Step("toy", (sys.executable, "-c", FAMILY.format(path=str(path))), 100)
+    step = gpu_check.Step("toy", (sys.executable, "-c", FAMILY.format(path=str(path))), 250)
     assert gpu_check.run(step, tmp_path)
     ends = {line["case"]: line for line in records.ended(records.read(path), "toy")}
     assert {case: line["state"] for case, line in ends.items()} == {
@@ -200,7 +200,7 @@ def test_tests_are_recorded_each_with_a_limit_and_shared(tmp_path, capfd):
     file.write_text(TOY_TESTS)
     environment = {**gpu_check.PLAIN, "FFNAS_RECORDS": str(path), "FFNAS_TEST_LIMIT": "1"}
     command = (sys.executable, "-m", "pytest", "-v", "--tb=line", *gpu_check.RECORDED, "-c", os.devnull, str(file))
-    assert not gpu_check.run(gpu_check.Step("tests", command, 100, 2, environment, "tests.log"), tmp_path)
+    assert not gpu_check.run(gpu_check.Step("tests", command, 250, 2, environment, "tests.log"), tmp_path)
     lines = [line for line in records.read(path) if str(line["family"]).startswith("tests ")]
     ends = {line["case"].rpartition("::")[2]: line for line in lines if line["state"] != "began" and "case" in line}
     assert {name: line["state"] for name, line in ends.items()} == {
@@ -260,6 +260,9 @@ def test_a_sweeps_tiles_are_loaded_as_package_data(tmp_path, monkeypatch):
     launches.write_tiles(path, tmp_path / "sm_90.json", REHEARSAL)
     assert tuning.measured(90, tmp_path) == {key: tuning.Gemm(*fast)}
     assert tuning.measured(80, tmp_path) == {}
+    (tmp_path / "sm_75.json").write_text('{"tiles": {"linear": [64, 0]}}')
+    with pytest.raises(ValueError, match="not a file of measured tiles"):
+        tuning.measured(75, tmp_path)
     of = tuning.family("linear", torch.bfloat16, 2, 270)
     assert of.key() == key
     monkeypatch.setattr(tuning, "measured", lambda arch: {key: tuning.Gemm(*fast)} if arch == 90 else {})
@@ -268,9 +271,6 @@ def test_a_sweeps_tiles_are_loaded_as_package_data(tmp_path, monkeypatch):
     assert tuning.candidates(of)[0] == tuning.Gemm(*fast)
     monkeypatch.setattr(tuning, "architecture", lambda: 80)
     assert tuning.shipped(of) == tuning.reasoned(of)
-    (tmp_path / "sm_75.json").write_text('{"tiles": {"linear": [64, 0]}}')
-    with pytest.raises(ValueError, match="not a file of measured tiles"):
-        tuning.measured(75, tmp_path)
 
 
 def test_committed_tiles_fit_their_families():
