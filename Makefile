@@ -82,8 +82,8 @@ compile-check: $(DEV_STAMP) ## compile all GPU kernels for sm_80 and sm_90, with
 lint: $(DEV_STAMP) ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-gpu-check: $(DEV_STAMP) ## on a machine with an NVIDIA GPU: build, test, sanitize, measure; at most 8 minutes
-	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+gpu-check: ## on a machine with an NVIDIA GPU: build, test, sanitize, measure; 8 minutes; installs nothing
+	@if test -x $(BIN)/python; then $(BIN)/python -m benchmarks.gpu_check $(ARGS); else $(PYTHON) -m benchmarks.gpu_check $(ARGS); fi
 
 clean: ## remove .venv and build leftovers (runs/ stays)
 	rm -rf .venv build *.egg-info

@@ -39,7 +39,12 @@ COMPILE_MODES = {"compile": "default", "compile-max": "max-autotune-no-cudagraph
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: an expression at a shape and dtype; `backward` adds the gradients of x and all parameters."""
+    """One benchmark: an expression at a shape and dtype.
+
+    Attributes:
+        backward: adds the gradients of x and all parameters.
+        autocast: "" or the dtype of the products under autocast; tensors are then float32 (`dtype` "fp32").
+    """
 
     expression: str
     dtype: str
@@ -48,10 +53,17 @@ class Case:
     backward: bool
     hidden: int = HIDDEN
     device: str = "cpu"
+    autocast: str = ""
 
     def __str__(self) -> str:
         direction = "fwd+bwd" if self.backward else "fwd"
-        return f"{self.dtype} {direction} T={self.tokens} d={self.inner} {self.expression}"
+        width = "" if self.hidden == HIDDEN else f" H={self.hidden}"
+        return f"{self.precision} {direction} T={self.tokens}{width} d={self.inner} {self.expression}"
+
+    @property
+    def precision(self) -> str:
+        """The dtype, and that of the products where autocast sets it."""
+        return f"{self.dtype}/{self.autocast}" if self.autocast else self.dtype
 
 
 def inputs(case: Case) -> list[Tensor]:
@@ -90,6 +102,8 @@ def runner(case: Case, side: str) -> Callable[[], object]:
         raise ValueError(f"side {side!r} is none of {', '.join(SIDES)}, kept, floor")
     if side == "kept" and case.backward:
         raise ValueError("side 'kept' is of forward passes only")
+    if case.autocast:
+        call = torch.autocast(case.device, dtype=DTYPES[case.autocast])(call)
     if not case.backward:
         return torch.no_grad()(call)
     weight = torch.randn(case.tokens, case.hidden, generator=torch.Generator().manual_seed(1))

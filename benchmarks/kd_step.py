@@ -31,11 +31,11 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from benchmarks import kd_memory
 from benchmarks.environment import describe
 from benchmarks.memory import peak_bytes
+from benchmarks.random_teacher import RandomTeacher
 from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.autocast import autocast
@@ -45,7 +45,7 @@ from engine.distill.population import side_by_side
 from engine.objective import KDWeights, layer_map
 from engine.student import FFNASModel, attention
 from engine.student.supernet import build_student
-from engine.teacher.capture import CAPTURE, recording
+from engine.teacher.capture import recording
 from engine.training.settings import PhaseSettings
 from kernels import use_backend
 from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
@@ -60,26 +60,6 @@ SHAPE = ModelShape(540, 6, 540, teacher_hidden_size=768)
 BATCH = 16
 SETTINGS = PhaseSettings(steps=1000, batch_size=BATCH, lr=1e-4)
 SPEC = TaskSpec("text", "classification", ("text",), "label", ("a", "b"))
-
-
-class RandomTeacher:
-    """The part of `engine.teacher.Teacher` a step uses, around a BERT-base of random weights."""
-
-    hidden_size, num_layers, num_heads = 768, 12, 12
-
-    def __init__(self) -> None:
-        from engine.teacher.adapter import Teacher
-
-        torch.manual_seed(0)
-        self.model = BertModel(BertConfig(), add_pooling_layer=False).eval().requires_grad_(False)
-        self.model.set_attn_implementation(CAPTURE)
-        self._rounded = None
-        self._takes_types = True
-        self.device = torch.device("cpu")
-        self.name = "random"
-        for name in ("states", "rounded", "inputs", "_forward"):
-            setattr(self, name, getattr(Teacher, name).__get__(self))
-        self.encoder = self.model
 
 
 def batch(length: int) -> Batch:

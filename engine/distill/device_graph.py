@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from engine.student.ffn import FFNPlan
 from kernels import dispatch
+
+if TYPE_CHECKING:
+    from kernels.triton.device_program import ProgramBuffer
 
 
 class Graph(Protocol):
@@ -81,6 +84,9 @@ class Programs(Protocol):
 class DevicePrograms:
     """A `ProgramBuffer` per layer: what graphs read, whoever captured them.
 
+    Where another backend than Triton serves, there are no buffers: a graph runs its own programs, and those alone are
+    its family.
+
     Args:
         plans: of the first student.
         device: a CUDA device.
@@ -90,13 +96,17 @@ class DevicePrograms:
     """Slots every kernel has at least, so that most programs of equal flags fit one graph."""
 
     def __init__(self, plans: Sequence[FFNPlan], device: torch.device) -> None:
+        self._buffers: list[ProgramBuffer] = []
+        self.plans = tuple(plans)
+        if dispatch.preferred_backend("cuda") != "triton":
+            return
         from kernels.triton.device_program import ProgramBuffer
 
         self._buffers = [ProgramBuffer(p.program, device, slots=self.SLOTS) for p in plans]
         self.plans = tuple(p._replace(program=b.bound) for p, b in zip(plans, self._buffers, strict=True))
 
     def load(self, plans: Sequence[FFNPlan]) -> None:
-        for buffer, plan in zip(self._buffers, plans, strict=True):
+        for buffer, plan in zip(self._buffers, plans, strict=bool(self._buffers)):
             buffer.copy_(plan.program)
 
     @classmethod

@@ -10,10 +10,11 @@ sees it train; its expressions are written into the program buffers. Leaving, it
              the program's flags and slots, dropout, precision, optimizer constants, backends
     shape    of batch and answers: a slot has one graph per shape, `MAX_GRAPHS` at most; others run eagerly
 
-The first step of a shape runs eagerly, on a side stream: it is a real step, and whatever is compiled and allocated at a
-kernel's first run is done by it. The second is captured and replayed. `captures` counts, and a student of a known
-family and shape adds nothing to it. Random numbers come from the member's generator state, set before a replay as
-before an eager step; seeds drawn on the device (`torch.randint`) are part of the graph.
+The first step of a shape runs eagerly, on a side stream: it is a real step with the slot's own program buffers, and
+whatever is compiled, loaded and allocated at a kernel's first run is done by it, since a capture may load nothing. The
+second is captured and replayed. `captures` counts, and a student of a known family and shape adds nothing to it. Random
+numbers come from the member's generator state, set before a replay as before an eager step; seeds drawn on the device
+(`torch.randint`) are part of the graph.
 
 What cannot be captured runs eagerly, on the same slot, and one line says why. `FFNAS_CUDA_GRAPHS=0` turns it off.
 

@@ -8,9 +8,11 @@ A call takes one of two routes, decided by its device, dtypes, widths and flags:
 `FFNAS_CUDA_ROUTE` names the one asked first; "rows" where it does not. A call the first cannot serve takes the other.
 Serves float32, bfloat16 and float16 on NVIDIA GPUs from sm_80 up; products in float32 never use tf32 on route stack.
 
-Calls that read a `kernels.triton.device_program.ProgramBuffer` keep Triton's row kernels: the buffer holds the
-microcode of those. Importing this module touches no device; `load` looks for one, and compiles what is not in the
-cache.
+A `kernels.triton.device_program.ProgramBuffer` holds the microcode of Triton's kernels. Route rows keeps Triton's row
+kernels for calls that read one; route stack and grouped launches refuse them, since they would compute the buffer's
+first program whatever it holds, in a captured graph too.
+
+Importing this module touches no device; `load` looks for one, and compiles what is not in the cache.
 
 Rejected: choosing the route by the number of tokens. `supports` and `saved_like` are asked while a graph is traced,
 where it is not known.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType
@@ -95,11 +98,14 @@ class CudaBackend:
 
     def supports_group(self, calls: Sequence[FFNCall]) -> str | None:
         """None when `kernels.cuda.grouped` can serve the calls together, else one line saying why not."""
+        if any(_buffer(call, backward=False) is not None for call in calls):
+            return "one launch for many stacks does not read a ProgramBuffer"
         return self._device_reason(calls[0].x.device) or grouped.supports(calls)
 
     def forward(self, call: FFNCall, save: bool) -> tuple[Tensor, list[Tensor]]:
         with _on(call.x.device):
             if self._route(call) == "stack":
+                _refuse_buffer(call, backward=False)
                 return stack.forward(call, save)
             return self._ffn.forward(call, save, self._program_of(call, save), _Rows())
 
@@ -109,6 +115,7 @@ class CudaBackend:
     def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
         with _on(call.x.device):
             if self._route(call) == "stack":
+                _refuse_buffer(call, backward=True)
                 return stack.backward(call, grad_out, saved, needs)
             return self._ffn.backward(call, grad_out, saved, needs, self._program_of(call, True, needs), _Rows())
 
@@ -184,13 +191,29 @@ class _Rows:
 
 def _implementation(call: FFNCall, *, backward: bool) -> Any:
     """`kernels.cuda.rows`, or Triton's where the program sits in a buffer that only those can read."""
-    from kernels.triton.device_program import active_buffer
-
-    if active_buffer(checked_words(call.program), call.x.device, backward=backward) is None:
+    if _buffer(call, backward=backward) is None:
         return rows
     from kernels.triton.rows import TritonRows
 
     return TritonRows()
+
+
+def _buffer(call: FFNCall, *, backward: bool) -> DeviceProgram | None:
+    """The content of the buffer that stands for the call's program; None where there is none."""
+    module = sys.modules.get("kernels.triton.device_program")
+    if module is None:  # nobody has made one
+        return None
+    device = call.x.device
+    bound = module.bound_buffer(call.program, device)
+    return bound or module.active_buffer(checked_words(call.program), device, backward=backward)
+
+
+def _refuse_buffer(call: FFNCall, *, backward: bool) -> None:
+    if _buffer(call, backward=backward) is not None:
+        raise RuntimeError(
+            f"{ENVIRONMENT}={wanted_route()}: the program is in a ProgramBuffer, which route stack does not read:"
+            f" it would go on computing the buffer's first program; use FFNAS_BACKEND=triton or {ENVIRONMENT}=rows"
+        )
 
 
 def _on(device: torch.device) -> torch.cuda.device:

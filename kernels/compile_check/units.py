@@ -41,12 +41,13 @@ class Unit:
 
 def triton_units(calls: Sequence[Call], architectures: Sequence[int]) -> list[Unit]:
     """Every distinct kernel of the calls, for every architecture, costliest first."""
-    distinct: dict[str, tuple[float, Call, int]] = {}
+    distinct: dict[tuple[int, str], tuple[float, Call, int]] = {}
     for call in calls:
-        for k, launch in enumerate(_launches(call)):
-            distinct.setdefault(launch.key(), (_cost(launch), call, k))
+        for arch in architectures:
+            for k, launch in enumerate(_launches(call, arch)):
+                distinct.setdefault((arch, launch.key()), (_cost(launch), call, k))
     ordered = sorted(distinct.items(), key=lambda item: -item[1][0])
-    return [Unit(arch, key, call, k) for key, (_, call, k) in ordered for arch in architectures]
+    return [Unit(arch, key, call, k) for (arch, key), (_, call, k) in ordered]
 
 
 def file_units(files: Sequence[Path], architectures: Sequence[int]) -> list[Unit]:
@@ -78,11 +79,12 @@ def _loaded(row: dict[str, Any]) -> Row:
 
 
 @lru_cache(maxsize=4096)
-def _launches(call: Call) -> list[Any]:
-    """What a call launches; found before processes are forked, and once per call elsewhere."""
-    from kernels.triton.launch import recorded
+def _launches(call: Call, arch: int) -> list[Any]:
+    """What a call launches on sm_`arch`; found before processes are forked, and once per call elsewhere."""
+    from kernels.triton.launch import recorded, target
 
-    return recorded(call.run)
+    with target(arch):
+        return recorded(call.run)
 
 
 def _cost(launch: Any) -> float:
@@ -97,12 +99,12 @@ def build(unit: Unit) -> Any:
 
     assert unit.call is not None
     with target(unit.arch):
-        return _launches(unit.call)[unit.launch].build()
+        return _launches(unit.call, unit.arch)[unit.launch].build()
 
 
 def _compile(unit: Unit) -> Row:
     assert unit.call is not None
-    built, launch = build(unit), _launches(unit.call)[unit.launch]
+    built, launch = build(unit), _launches(unit.call, unit.arch)[unit.launch]
     constants = {"warps": launch.warps, **launch.constants}
     return triton_row(launch.kernel.__name__, f"{unit.call.name} {_variant(constants)}", unit.arch, built)
 

@@ -34,7 +34,6 @@ from kernels.cuda.library import (
     check,
     device_index,
     device_of,
-    is_capturing,
     library,
     stream_of,
 )
@@ -132,7 +131,7 @@ class _Record:
         programs = [device_program(call.program, self.device) for call in calls]
         self.programs = iter(programs)
         limits = device_of(self.device)
-        self.slots = MAX_TEMPORARIES if is_capturing(self.device) else max(p.temporaries for p in programs)
+        self.slots = max(p.temporaries for p in programs)
         self.rows = _rows_of_block(calls, self.slots, backward, limits)
         self.region = max(_region(call, self.rows, backward) for call in calls)
         self.scratch: list[Tensor] = []

@@ -181,11 +181,6 @@ def device_index(device: torch.device) -> int:
     return device.index if device.type == "cuda" else -1
 
 
-def is_capturing(device: torch.device) -> bool:
-    """Whether the current stream is being captured into a graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def view(t: Tensor | None) -> View:
     """A matrix, or a vector as a matrix of one row."""
     return View() if t is None else View(t.data_ptr(), t.stride(0) if t.dim() > 1 else 0, DTYPE_CODES[t.dtype])

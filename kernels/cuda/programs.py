@@ -1,10 +1,9 @@
-"""Programs on a device: one copy per program and device, made at the first call and kept with the program's tensor.
+"""Programs on a device: one copy per program and device, made at the first call (`kernels.upload`).
 
-The kernels read the words of `kernels.language.program` as they are, at every launch, and are launched with room for
-all 16 temporaries while a graph is captured: such a graph runs another program of the same form and flags after its
-words were copied over those of the device copy, if they are no more.
+The kernels read the words of `kernels.language.program` as they are, at every launch. A captured graph runs the program
+it was captured with: these kernels do not read a `kernels.triton.device_program.ProgramBuffer`.
 
-Rejected: words in kernel arguments. A graph would keep the program it was captured with.
+Rejected: words in kernel arguments. They outgrow the 4 KB a launch may carry.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from kernels.language.validation import checked_words
-from kernels.upload import upload
+from kernels.upload import Copies, upload
 
-_ATTRIBUTE = "_ffnas_cuda_copies"
+CACHE_SIZE = 4096
+"""Device copies kept; one takes about 1 KB."""
 _TEMPORARIES = 7
 """Header word: the most temporaries any segment uses."""
 
@@ -27,17 +27,16 @@ class DeviceProgram(NamedTuple):
     temporaries: int
 
 
+_copies: Copies[DeviceProgram] = Copies(CACHE_SIZE)
+
+
 def device_program(program: Tensor, device: torch.device) -> DeviceProgram:
     """The device's copy of a program (int32, on the CPU), and how many temporaries it uses.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the program was never used on this device before.
     """
-    version, copies = getattr(program, _ATTRIBUTE, (None, {}))
-    if version != program._version:
-        copies = {}
-        setattr(program, _ATTRIBUTE, (program._version, copies))
-    found = copies.get(device)
-    if found is None:
-        found = copies[device] = DeviceProgram(upload(program, device), checked_words(program)[_TEMPORARIES])
-    return found
+    words = checked_words(program)
+    if device.type == "cpu":  # the emulation reads the tensor itself
+        return DeviceProgram(program, words[_TEMPORARIES])
+    return _copies.get(device, words, lambda: DeviceProgram(upload(program, device), words[_TEMPORARIES]))

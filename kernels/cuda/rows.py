@@ -34,7 +34,6 @@ from kernels.cuda.library import (
     device_index,
     device_of,
     dropout,
-    is_capturing,
     library,
     stream_of,
     view,
@@ -191,10 +190,8 @@ def _shared(call: FFNCall, slots: int, wide: bool, backward: bool) -> int:
 
 
 def _plan(call: FFNCall, tokens: int, temporaries: int, backward: bool) -> _Plan:
-    """As many slots as the program uses, or all in a captured graph (its program may change); a grid that fills the
-    device once."""
-    device = device_of(call.x.device)
-    slots = MAX_TEMPORARIES if is_capturing(call.x.device) else temporaries
+    """As many slots as the program uses; a grid that fills the device once. The same in a captured graph."""
+    device, slots = device_of(call.x.device), temporaries
     shared = _shared(call, slots, False, backward)
     wide = 2 * shared > device.multiprocessor_shared or shared > device.block_shared
     if wide:

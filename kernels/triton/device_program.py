@@ -7,8 +7,10 @@
 Or, from any thread (autograd runs backward in threads of its own) and with as many buffers as a model has layers: calls
 with `buffer.bound` as their program read that buffer, whatever it holds.
 
-A copy is made once per program and device, on a stream of its own: no running kernel is waited for. A program must have
-run once, or have a buffer, before a graph that uses it is captured.
+A copy is made once per program and device, without waiting for running kernels, and kept for good once a graph was
+captured with it (`kernels.upload`). A program must have run once, or have a buffer, before a graph that uses it is
+captured; who owns a buffer keeps it as long as such graphs. Kernels are loaded at their first launch, which a capture
+forbids: run the call once before, with the buffer, whose slots decide on the kernels.
 
 Rejected: passing the words as kernel arguments. They would be frozen into a captured graph.
 """
@@ -16,11 +18,9 @@ Rejected: passing the words as kernel arguments. They would be frozen into a cap
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import replace
-from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from kernels.language.program import Flag, Program, Segment
 from kernels.triton import microcode
 from kernels.triton.evaluate import interpret
-from kernels.upload import upload
+from kernels.upload import Copies, upload
 
 CACHE_SIZE = 4096
 """Device copies kept; then the less recently used half is dropped. One takes 1 to 4 KB."""
@@ -81,8 +81,7 @@ class DeviceProgram:
         return self._evaluators[segment]
 
 
-_copies: OrderedDict[tuple[torch.device, tuple[int, ...]], DeviceProgram] = OrderedDict()
-_lock = Lock()
+_copies: Copies[DeviceProgram] = Copies(CACHE_SIZE)
 _buffers: ContextVar[tuple[ProgramBuffer, ...]] = ContextVar("ffnas_program_buffers", default=())
 _bound: weakref.WeakValueDictionary[int, ProgramBuffer] = weakref.WeakValueDictionary()
 """Buffers by the address of their `bound` program's words."""
@@ -96,25 +95,11 @@ def device_program(words: tuple[int, ...], device: torch.device) -> DeviceProgra
     Raises:
         RuntimeError: a CUDA graph is being captured, and the program was never used on this device before.
     """
-    key = (device, words)
-    with _lock:
-        known = _copies.get(key)
-        if known is not None:
-            _copies.move_to_end(key)
-            return known
-        made = DeviceProgram(words, _upload(microcode.encode(words), device), microcode.slot_variants(words))
-        _copies[key] = made
-        if len(_copies) > CACHE_SIZE:
-            _forget_half(device)
-        return made
 
+    def made() -> DeviceProgram:
+        return DeviceProgram(words, _upload(microcode.encode(words), device), microcode.slot_variants(words))
 
-def _forget_half(device: torch.device) -> None:
-    """Drops the half of the copies that was not used for longest. Kernels may still be reading them: waits."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    for _ in range(CACHE_SIZE // 2):
-        _copies.popitem(last=False)
+    return _copies.get(device, words, made)
 
 
 def bound_buffer(program: Tensor, device: torch.device) -> DeviceProgram | None:

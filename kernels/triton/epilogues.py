@@ -133,7 +133,8 @@ def _linear_bwd_columns(
         _store_tile(da, stride_out, m0, rows, n, dh, inside & (n < stride_out))
         if sums is not None:
             n = n0 + tl.arange(0, BN)
-            tl.store(sums + tl.program_id(1) * stride_out + n, tl.sum(dh, axis=0), mask=n < stride_out)
+            row_block = (m0 // BM).to(tl.int64)
+            tl.store(sums + row_block * stride_out + n, tl.sum(dh, axis=0), mask=n < stride_out)
 
 
 @triton.jit

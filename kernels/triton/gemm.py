@@ -74,6 +74,16 @@ def _multiply(
     return acc
 
 
+@triton.jit
+def _block(columns, BM: tl.constexpr, BN: tl.constexpr):
+    """First row and column of a program's block. Blocks of the same rows follow one another: they share a's tile.
+
+    One axis for both: a grid's other axes end at 65,535 programs, which are 2.1 million tokens in blocks of 32.
+    """
+    across = tl.cdiv(columns, BN)
+    return tl.program_id(0) // across * BM, tl.program_id(0) % across * BN
+
+
 @triton.jit(
     do_not_specialize=[
         "units_a",
@@ -105,8 +115,7 @@ def ffn_linear_kernel(
         PEEL: see `_multiply`.
         EVALUATE: an evaluator (`kernels.triton.evaluate`), or None for f the identity.
     """
-    n0 = tl.program_id(0) * BN
-    m0 = tl.program_id(1) * BM
+    m0, n0 = _block(columns, BM, BN)
     stride_out = units_out * ALIGN_OUT
     depth = depth_units * ALIGN_DEPTH
     acc = _multiply(
@@ -145,8 +154,7 @@ def ffn_linear_bwd_kernel(
             columns that x and the product have in common. May be dx_in itself.
         ALIGN_OUT: of value, da, h; ALIGN_IN: of dx_in and dx_out; ALIGN_X: of x. The rest is as in `ffn_linear_kernel`.
     """
-    n0 = tl.program_id(0) * BN
-    m0 = tl.program_id(1) * BM
+    m0, n0 = _block(columns, BM, BN)
     acc = _multiply(
         g, units_g * ALIGN_G, width_g * ALIGN_G, w, units_w * ALIGN_W, width_w * ALIGN_W, depth, m0, tokens, n0,
         columns, False, False, BM, BN, BK, PRECISION,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -45,7 +46,11 @@ class Statistics:
     _hooked: bool = field(default=False, repr=False)
 
     def hook(self) -> None:
-        """Starts counting compilations; a listener that is there already goes on hearing of them."""
+        """Starts counting compilations; a listener that is there already goes on hearing of them.
+
+        A kernel of ours that is built while a graph is captured ends the capture with a reason: it would be loaded onto
+        the device there, which a capture forbids, with an error that names nothing.
+        """
         if self._hooked:
             return
         self._hooked = True
@@ -56,8 +61,22 @@ class Statistics:
             self.compilations += not event.get("cache_hit", False)
             if earlier is not None:
                 earlier(**event)
+            kernel = getattr(event.get("src"), "fn", None)
+            if is_capturing() and not compiling() and str(getattr(kernel, "__module__", "")).startswith(_PACKAGE):
+                raise RuntimeError(
+                    f"kernel {kernel.__name__} was first used while a CUDA graph was captured: run the call once"
+                    " before, with the same ProgramBuffer if there is one"
+                )
 
         triton.knobs.compilation.listener = listen
+
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+def is_capturing() -> bool:
+    """Whether the current stream is being captured into a graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 statistics = Statistics()
@@ -85,6 +104,12 @@ class Launch:
         """The compiled kernel for the current target (`target`, or the current device)."""
         sizes = {"num_warps": self.warps, "num_stages": self.stages}
         return self.kernel.warmup(*self.args, grid=self.grid, **sizes, **OPTIONS, **self.constants)
+
+    def run(self) -> None:
+        """Launches it, on the current device and stream."""
+        statistics.hook()
+        statistics.launches += 1
+        self.kernel[self.grid](*self.args, num_warps=self.warps, num_stages=self.stages, **OPTIONS, **self.constants)
 
     def key(self) -> str:
         """Text that is the same for launches of one compiled kernel.
@@ -136,6 +161,19 @@ def recorded(run: Callable[[], object]) -> list[Launch]:
     return launches
 
 
+def watched(run: Callable[[], object]) -> list[Launch]:
+    """What `run` launches in this thread, in order; everything is launched, with the tiles it has without timing."""
+    launches: list[Launch] = []
+
+    def also(asked: Launch) -> None:
+        asked.run()
+        launches.append(asked)
+
+    with _launching(also):
+        run()
+    return launches
+
+
 @contextmanager
 def _launching(instead: Callable[[Launch], None]) -> Iterator[None]:
     token = _instead.set(instead)
@@ -164,6 +202,21 @@ class _TargetOnly:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+def architecture() -> int | None:
+    """Compute capability times ten that kernels are launched or compiled for here; None where there is no device."""
+    if isinstance(driver._active, _TargetOnly):
+        return driver._active.target.arch
+    if not torch.cuda.is_available():
+        return None
+    return _capability(torch.cuda.current_device())
+
+
+@lru_cache
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def linear(
     def start(c: tuning.Gemm) -> None:
         launch(
             gemm.ffn_linear_kernel,
-            (-(-columns // c.columns), -(-tokens // c.rows)),
+            (-(-columns // c.columns) * -(-tokens // c.rows),),
             a.tensor, w, bias, out, kept, x if reads_x else None, None if evaluator is None else evaluator.code,
             a.tensor.stride(0) // align_a, a.width // align_a, w.stride(0) // align_w, depth // align_depth,
             out.stride(0) // PAD, 0 if x is None else x.stride(0) // align_x, tokens, columns, call.hidden,
@@ -116,7 +116,7 @@ def linear_bwd(
         sums = None if bias is None else torch.empty((blocks, stride_out), dtype=torch.float32, device=w.device)
         launch(
             gemm.ffn_linear_bwd_kernel,
-            (-(-columns // c.columns), blocks),
+            (-(-columns // c.columns) * blocks,),
             g.tensor, w, x if reads_x else None, h, dx_in, out, gradient, sums, into, evaluator.code,
             g.tensor.stride(0) // align_g, g.width // align_g, w.stride(0) // align_w, width_w // align_w,
             stride_out // PAD, 0 if x is None else x.stride(0) // align_x,

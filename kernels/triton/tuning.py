@@ -4,13 +4,15 @@ A family is a kernel, a dtype and a number of slots; widths do not matter to it,
 is a few blocks. The depth of a block (BK) and the number of token groups are the same for all configurations of a
 family, so that results do not depend on which one runs (only the bias gradient of w1 is grouped by rows of a block).
 
-    shipped    `_SHIPPED`: by reasoning, for sm_90 (H100) and sm_80 (A100); not yet measured on either
+    measured   `tiles/sm_NN.json`, package data: what `python -m benchmarks.gpu_check` found on a device of that
+               architecture (its file tiles.json, committed under that name); none is there yet
+    reasoned   `_REASONED`: for families without a measurement, sm_90 (H100) and sm_80 (A100) in mind
     tuned      on any other architecture, or where FFNAS_TUNE=1: the candidates of `candidates` are timed once at the
                first call of a family, and the fastest kept in `<cache>/triton/tuning-<device>-<versions>.json`
-    FFNAS_TUNE=0 turns timing off: the shipped values then serve every architecture
+    FFNAS_TUNE=0 turns timing off: the first two then serve every architecture
 
 Timing synchronizes the device; it never happens while a CUDA graph is captured or kernels are only compiled: then the
-shipped values are used, and nothing is remembered.
+measured or reasoned values (`shipped`) are used, and nothing is remembered.
 
 Reasoning. Products this small are bound by what travels from the second-level cache: 8192 x 540 x 540 reads 119 MB in
 blocks of 128 x 64, 81 MB in blocks of 128 x 128. So blocks are 128 columns wide where that wastes at most a fifth of
@@ -27,8 +29,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,7 +41,7 @@ from torch import Tensor
 
 from kernels.cache import cache_dir
 from kernels.triton.evaluate import interpret
-from kernels.triton.launch import compiling, interpreted
+from kernels.triton.launch import architecture, compiling, interpreted
 
 ENVIRONMENT = "FFNAS_TUNE"
 
@@ -81,7 +85,7 @@ class RowBlocks(NamedTuple):
         return {} if self.registers is None else {"maxnreg": self.registers}
 
 
-_SHIPPED = {
+_REASONED = {
     ("linear", 16): {
         0: (Gemm(128, 64, 64, 1, 8, 3), Gemm(128, 128, 64, 2, 8, 3)),
         2: (Gemm(128, 64, 64, 4, 8, 3), Gemm(128, 128, 64, 4, 8, 3)),
@@ -134,23 +138,78 @@ def family(kind: str, dtype: torch.dtype, slots: int, *sizes: int) -> Family:
 
 
 def shipped(of: Family) -> Gemm:
-    """The shipped configuration of a family."""
+    """The configuration of a family that is used without timing: measured on this architecture, or reasoned."""
     if interpreted(interpret):
         return _INTERPRETER
-    return _SHIPPED[of.kind, 8 * of.dtype.itemsize][of.slots][of.wide]
+    return measured(architecture()).get(of.key()) or reasoned(of)
+
+
+def reasoned(of: Family) -> Gemm:
+    """The configuration of a family where none was measured."""
+    return _REASONED[of.kind, 8 * of.dtype.itemsize][of.slots][of.wide]
+
+
+TILES = Path(__file__).parent / "tiles"
+"""Folder of the measured configurations."""
+
+
+@lru_cache
+def measured(arch: int | None, folder: Path = TILES) -> dict[str, Gemm]:
+    """Configurations by `Family.key`, of `folder`/sm_ARCH.json; none where there is no such file.
+
+    Raises:
+        ValueError: the file is not what `tiles_file` makes.
+    """
+    file = folder / f"sm_{arch}.json"
+    if arch is None or not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    tiles = found.get("tiles") if isinstance(found, dict) else None
+    if not isinstance(tiles, dict) or not all(_is_gemm(v) for v in tiles.values()):
+        raise ValueError(f"{file}: not a file of measured tiles: write it with `python -m benchmarks.gpu_check`")
+    return {key: Gemm(*value) for key, value in tiles.items()}
+
+
+def tiles_file(tiles: dict[str, Gemm], **origin: object) -> str:
+    """The text of a file that `measured` reads; `origin`: device and versions it was measured with."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(list(tiles[key]))}" for key in sorted(tiles))
+    return f'{json.dumps(origin)[:-1]}, "tiles": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _is_gemm(value: object) -> bool:
+    return isinstance(value, list) and len(value) == len(Gemm._fields) and all(type(v) is int and v > 0 for v in value)
 
 
 def candidates(of: Family) -> list[Gemm]:
     """The shipped configuration first, and others of equal depth to be timed against it."""
     first = shipped(of)
-    others = [first._replace(stages=2), first._replace(stages=4)]
+    if interpreted(interpret):
+        return [first, first._replace(rows=16)]
+    base = reasoned(of)
+    others = [base, base._replace(stages=2), base._replace(stages=4), base._replace(warps=4)]
     if of.slots <= 2 and of.dtype != torch.float32:
         others += [
-            first._replace(rows=64, columns=64, warps=4),
-            first._replace(rows=128, columns=64),
-            first._replace(rows=256, columns=64),
+            base._replace(rows=64, columns=64, warps=4),
+            base._replace(rows=64, columns=128, warps=4),
+            base._replace(rows=128, columns=64),
+            base._replace(rows=128, columns=128),
+            base._replace(rows=256, columns=64),
         ]
-    return [first, *(c for c in others if c != first)]
+    return list(dict.fromkeys([first, *others]))
+
+
+Choose = Callable[[Family, Callable[[Gemm], object]], Gemm]
+_sweeping: ContextVar[Choose | None] = ContextVar("ffnas_tile_sweep", default=None)
+
+
+@contextlib.contextmanager
+def sweeping(choose: Choose) -> Iterator[None]:
+    """In the block `choose(family, run)` decides on every configuration, and may run any of them before."""
+    token = _sweeping.set(choose)
+    try:
+        yield
+    finally:
+        _sweeping.reset(token)
 
 
 def chosen(of: Family, device: torch.device, run: Callable[[Gemm], object]) -> Gemm:
@@ -162,6 +221,9 @@ def chosen(of: Family, device: torch.device, run: Callable[[Gemm], object]) -> G
         run: launches the kernel with a configuration on the caller's tensors, into outputs that are written again
             afterwards; called only where timing is due.
     """
+    choose = _sweeping.get()
+    if choose is not None:
+        return choose(of, run)
     if device.type != "cuda" or compiling() or not _tunes(device):
         return shipped(of)
     file = _file(device)
@@ -178,6 +240,8 @@ def chosen(of: Family, device: torch.device, run: Callable[[Gemm], object]) -> G
 
 def due(of: Family, device: torch.device) -> bool:
     """Whether `chosen` would time candidates now."""
+    if _sweeping.get() is not None:
+        return True
     if device.type != "cuda" or compiling() or not _tunes(device):
         return False
     return of.key() not in _load(_file(device)) and not torch.cuda.is_current_stream_capturing()
@@ -218,9 +282,7 @@ def _load(file: str) -> dict[str, list[int]]:
         _tuned[file] = {}
         with contextlib.suppress(OSError, ValueError), open(file, encoding="utf-8") as stream:
             found = json.load(stream)
-            if isinstance(found, dict) and all(
-                isinstance(v, list) and len(v) == len(Gemm._fields) for v in found.values()
-            ):
+            if isinstance(found, dict) and all(_is_gemm(v) for v in found.values()):
                 _tuned[file] = found
     return _tuned[file]
 

@@ -129,13 +129,48 @@ def backends() -> Lines:
 
 
 def compilers() -> Lines:
-    """C++ and CUDA compilers, as they call themselves."""
+    """C++ and CUDA compilers, as they call themselves, and the assembler Triton uses."""
     from kernels.build import find_compiler
+    from kernels.cuda.build import find_nvcc
 
     cxx = find_compiler()
     yield "C++", "none found: install g++, or only plain PyTorch serves" if cxx is None else _first_line(cxx)
-    nvcc = shutil.which("nvcc")
+    nvcc = find_nvcc()
     yield "nvcc", "none (needed only to build the CUDA kernels)" if nvcc is None else _first_line(nvcc, last=True)
+    yield from _assembler(None if nvcc is None else str(Path(nvcc).with_name("ptxas")))
+
+
+PTXAS = "TRITON_PTXAS_PATH"
+
+
+def _assembler(installed: str | None) -> Lines:
+    """Triton's ptxas; and how to use the installed one where that is newer.
+
+    Old ones have been reported to reuse the registers of a Hopper product too early
+    (tests/kernels/test_exact_products.py looks for that on a device).
+    """
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return
+    chosen = os.environ.get(PTXAS)
+    own = chosen or str(Path(spec.origin).parent / "backends/nvidia/bin/ptxas")
+    used, other = _release(own), None if installed is None else _release(installed)
+    text = "none found" if used is None else ".".join(map(str, used))
+    text += f" ({PTXAS})" if chosen else ""
+    if other is not None and (used is None or other > used):
+        newer = ".".join(map(str, other))
+        text += f"; {newer} is installed: on Hopper `export {PTXAS}={installed}` before kernels are compiled"
+    yield "ptxas of triton", text
+
+
+def _release(program: str) -> tuple[int, ...] | None:
+    """The release number an assembler prints; None where it cannot be run."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def resources() -> Lines:

@@ -145,14 +145,14 @@ def test_captured_graph_replays_on_a_gpu(monkeypatch):
     monkeypatch.setattr(dispatch, "_loaded", {k: v for k, v in dispatch._loaded.items() if k != "cuda"})
     s = on_device(stack(TEXTS[0], 200, 540, 270, 2, dtype=torch.bfloat16, p_drop=0.1))
     with use_backend("cuda", strict=True):
-        run(s)  # the program's device copy
+        eager = run(s)  # the program's device copy, and the kernels: a capture must load nothing
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = run(s)
         graph.replay()
         first = [t.clone() for t in captured]
         graph.replay()
-    # not the bits of the eager call: a captured kernel has room for any program, and so blocks of other sizes
     assert all(torch.equal(a, b) for a, b in zip(captured, first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(eager, first, strict=True))  # the same kernels
     expected = stack(TEXTS[0], 200, 540, 270, 2, dtype=torch.bfloat16, p_drop=0.1)
     assert not complaints(expected, [t.cpu() for t in first])

@@ -124,8 +124,7 @@ def test_segments_longer_than_the_packed_area():
     assert words[8] > 192
 
 
-def test_programs_replaced_on_the_device_run_without_a_new_call_record():
-    """What a captured graph relies on: the kernel reads the program from memory at every launch."""
+def test_programs_are_read_from_memory_at_every_launch():
     from kernels.cuda.programs import device_program
 
     s = stack("tanh(linear(gelu(linear(x,wb1)),wb2))", 3, 9, 5, layer_norm=False)

@@ -74,6 +74,27 @@ def test_old_and_new_versions_are_marked(monkeypatch):
     assert "untested" in found["triton"]
 
 
+@pytest.mark.parametrize(
+    ("bundled", "installed", "offers"), [("12.8", "13.0", True), ("13.1", "13.1", False), ("13.1", "13.0", False)]
+)
+def test_a_newer_assembler_is_offered(monkeypatch, tmp_path, bundled, installed, offers):
+    """Triton's own may be older than the toolkit's."""
+    pytest.importorskip("triton")
+    for folder, release in (("own", bundled), ("toolkit/bin", installed)):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("ptxas", "nvcc"):
+            program = tmp_path / folder / name
+            program.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+            program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setenv(doctor.PTXAS, str(tmp_path / "own/ptxas"))
+    line = dict(doctor.compilers())["ptxas of triton"]
+    assert line.startswith(bundled)
+    assert (f"export {doctor.PTXAS}={tmp_path}/toolkit/bin/ptxas" in line) == offers
+    monkeypatch.setenv(doctor.PTXAS, str(tmp_path / "nothing"))
+    assert "none found" in dict(doctor.compilers())["ptxas of triton"]
+
+
 def test_a_gpu_this_pytorch_cannot_use_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr("search.console.environment.shutil.which", lambda name: f"/usr/bin/{name}")

@@ -1,4 +1,5 @@
-"""Sides, clocks and floors of the GPU benchmark. On a CPU everything runs without graphs: a rehearsal of the code.
+"""Sides, clocks and floors of the GPU benchmark. On a CPU everything runs without graphs, and eager
+in place of torch.compile: a rehearsal of the code.
 
 eager, compile, compile-max   plain PyTorch, torch.compile (default, max-autotune-no-cudagraphs)
 liger                         eager with Liger-Kernel's LayerNorm, where that is installed
@@ -19,7 +20,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from benchmarks.ffn_cases import DTYPES, Case, inputs, runner
+from benchmarks.ffn_cases import COMPILE_MODES, DTYPES, Case, inputs, runner
+from benchmarks.gpu.records import LOST, refusal
 from kernels import parse_expression, use_backend
 from kernels.reference.ffn import ffn
 
@@ -52,7 +54,7 @@ def graphed(run: Callable[[], object], name: str, device: str) -> Callable[[], o
     """`run` of side `name` captured in a CUDA graph. Call it within the side's `setting`."""
     if device != "cuda":
         run()  # a side that cannot serve says so here, as on a device
-        return lambda: _within(name, run)
+        return _within(name, run)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -71,27 +73,47 @@ def graphed(run: Callable[[], object], name: str, device: str) -> Callable[[], o
     return replay
 
 
-def _within(name: str, run: Callable[[], object]) -> object:
-    with setting(name):
-        return run()
+def _within(name: str, run: Callable[[], object]) -> Callable[[], object]:
+    """`run` in the side's setting, which is read at every call."""
+
+    def call() -> object:
+        with setting(name):
+            return run()
+
+    return call
 
 
-def sides(case: Case, names: Sequence[str]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """(graphs by side, reason by side that cannot serve)."""
-    graphs, refused = {}, {}
+def sides(
+    case: Case, names: Sequence[str], attempt: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]], dict[str, str]]:
+    """(graphs by side, ungraphed runs by side, reason by side that cannot serve).
+
+    Args:
+        attempt: told of every side before it is made; False leaves it out.
+    """
+    graphs, plain, refused = {}, {}, {}
     for name in names:
+        if not attempt(name):
+            refused[name] = LOST
+            continue
         try:
             with setting(name):
-                if name == "liger":
-                    run = liger(case)
-                else:
-                    run = runner(case, "ffnas" if name in OURS else name)
-                graphs[name] = graphed(run, name, case.device)
+                run = liger(case) if name == "liger" else runner(case, _kind(name, case))
+                graph = graphed(run, name, case.device)
+                graph()
+                if case.device == "cuda":
+                    torch.cuda.synchronize()  # what goes wrong in the kernels goes wrong here
+            graphs[name], plain[name] = graph, _within(name, run)
         except Exception as error:  # a side that cannot run, for whatever reason, is part of the result
-            refused[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
-            if case.device == "cuda":
-                torch.cuda.synchronize()
-    return graphs, refused
+            refused[name] = refusal(error)
+    return graphs, plain, refused
+
+
+def _kind(name: str, case: Case) -> str:
+    """The side of `benchmarks.ffn_cases`; a rehearsal does not wait for torch.compile."""
+    if name in OURS:
+        return "ffnas"
+    return "eager" if case.device == "cpu" and name in COMPILE_MODES else name
 
 
 def liger(case: Case) -> Callable[[], object]:
@@ -112,7 +134,8 @@ def liger(case: Case) -> Callable[[], object]:
 
 def interleaved(graphs: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
     """Median seconds per replay; every timed stretch lasts about 10 ms."""
-    repeats = {name: max(1, round(0.01 / max(seconds(g, 3, device) / 3, 1e-7))) for name, g in graphs.items()}
+    warm = 3 if device == "cuda" else 1
+    repeats = {name: max(1, round(0.01 / max(seconds(g, warm, device) / warm, 1e-7))) for name, g in graphs.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     order = list(graphs)
     for _ in range(rounds):

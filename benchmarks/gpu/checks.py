@@ -1,32 +1,49 @@
-"""What a GPU run measures besides the FFN table: grouped launches, never-seen expressions, repeated bits."""
+"""What is measured of the FFN op besides its table: grouped launches, never-seen expressions, repeated bits."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
 from benchmarks.cold import random_text
-from benchmarks.ffn_cases import DTYPES, RELEASED, Case, inputs, runner
-from benchmarks.gpu_cases import OURS, graphed, interleaved, setting
+from benchmarks.ffn_cases import DTYPES, RELEASED, Case, inputs
+from benchmarks.gpu.records import Records, refusal
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.sides import OURS, graphed, interleaved, setting
 from kernels import ExpressionError, fused_ffn
 from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
 from kernels.ffn.ops import fused_ffn_stack
 
 MEMBERS = 8
-GROUP_TOKENS = 1024
 
 
-def members(widths: tuple[int, ...]) -> list[tuple[str, int, int]]:
-    """(expression, width, depth) of eight stacks that differ in all three."""
-    return [(RELEASED[k % len(RELEASED)], widths[k // 2 % len(widths)], 1 + k % 4) for k in range(MEMBERS)]
+def run(records: Records, scale: Scale, out: Path) -> None:
+    del out
+    tokens, count = (8, 1) if scale.rehearses else (scale.few, 60)
+    stacks = 2 if scale.rehearses else MEMBERS
+    common = (scale.dtype, scale.hidden, scale.widths, stacks, tokens, scale.device, scale.rounds)
+    records.case("grouped", lambda: grouped(*common))
+    width = scale.widths[1]
+    records.case("never seen", lambda: never_seen(scale.hidden, width, scale.tokens, scale.dtype, scale.device, count))
+    base = scale.case(RELEASED[0], scale.widths[0], True)
+    records.case("repeated", lambda: {"bits": repeated(base)})
+    if not scale.rehearses:
+        records.case("repeated, many tokens", lambda: {"bits": repeated(replace(base, tokens=scale.many))})
 
 
-def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: str) -> list[GroupMember]:
+def members(widths: tuple[int, ...], count: int = MEMBERS) -> list[tuple[str, int, int]]:
+    """(expression, width, depth) of stacks that differ in all three."""
+    return [(RELEASED[k % len(RELEASED)], widths[k // 2 % len(widths)], 1 + k % 4) for k in range(count)]
+
+
+def _members(hidden: int, widths: tuple[int, ...], count: int, dtype: torch.dtype, device: str) -> list[GroupMember]:
     """The stacks of `members` with random parameters."""
     g = torch.Generator().manual_seed(0)
 
@@ -34,7 +51,7 @@ def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: s
         return (torch.randn(shape, generator=g) * scale + offset).to(device, dtype).requires_grad_()
 
     found = []
-    for text, d, n in members(widths):
+    for text, d, n in members(widths, count):
         groups = [
             [parameter(hidden**-0.5, d, hidden) for _ in range(n)],
             [parameter(0.02, d) for _ in range(n)],
@@ -47,10 +64,10 @@ def _members(hidden: int, widths: tuple[int, ...], dtype: torch.dtype, device: s
 
 
 def grouped(
-    dtype: str, hidden: int, widths: tuple[int, ...], tokens: int, device: str, rounds: int
+    dtype: str, hidden: int, widths: tuple[int, ...], count: int, tokens: int, device: str, rounds: int
 ) -> dict[str, object]:
-    """Seconds of K = 8 mixed stacks in one call and in eight, forward and forward + backward."""
-    stacks = _members(hidden, widths, DTYPES[dtype], device)
+    """Seconds of `count` mixed stacks in one call and in as many, forward and forward + backward."""
+    stacks = _members(hidden, widths, count, DTYPES[dtype], device)
     xs = [torch.randn(tokens, hidden, device=device).to(DTYPES[dtype]) for _ in stacks]
     weights = [torch.ones_like(x) for x in xs]
     leaves = [t for m in stacks for t in m.parameters]
@@ -68,13 +85,13 @@ def grouped(
     for direction, wrap in (("forward", torch.no_grad()), ("forward + backward", trained)):
         graphs, refused = {}, {}
         runs = {"one launch": ("cuda stack", lambda: fused_ffn_grouped(xs, stacks))}
-        runs |= {f"eight calls, {name}": (name, alone) for name in OURS}
+        runs |= {f"a call each, {name}": (name, alone) for name in OURS}
         for name, (own, run) in runs.items():
             try:
                 with setting(own):
                     graphs[name] = graphed(wrap(run), own, device)
             except Exception as error:  # part of the result
-                refused[name] = f"{type(error).__name__}: {error}"[:300]
+                refused[name] = refusal(error)
         result[direction] = {"seconds": interleaved(graphs, rounds, device), "refused": refused}
     return result
 
@@ -130,19 +147,5 @@ def repeated(case: Case) -> dict[str, str]:
             same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
             found[name] = "same bits" if same else "different bits"
         except Exception as error:  # part of the result
-            found[name] = f"{type(error).__name__}: {error}"[:300]
-    return found
-
-
-def agreement(case: Case) -> dict[str, float]:
-    """Per side of ours the largest difference from eager PyTorch's forward result, relative to its largest value."""
-    expected = runner(case, "eager")()
-    found = {}
-    for name in OURS:
-        try:
-            with setting(name):
-                out = runner(case, "ffnas")()
-        except Exception:  # named in the table already
-            continue
-        found[name] = float((out - expected).abs().max() / expected.abs().max())  # type: ignore[operator, union-attr]
+            found[name] = refusal(error)
     return found
