@@ -40,7 +40,7 @@ from engine.training.loop import PhaseLog
 from engine.training.precision import choose_device, choose_precision
 from engine.training.sentinel import Sentinel
 from kernels.cache import cache_dir
-from search.config.checks import check_heads
+from search.config.checks import check_budget, check_heads
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
@@ -103,6 +103,10 @@ class Prepared:
         """`"fp32"` or `"bf16"`."""
         return self.config.precision
 
+    def seed(self, *names: object) -> int:
+        """The seed of a phase or trial, by name."""
+        return derive_seed(self.config.seed, *names)
+
 
 def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> Prepared:
     """Loads teacher and data and builds the space.
@@ -130,6 +134,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
+    check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
@@ -251,10 +256,6 @@ class Context(Prepared):
     @property
     def _phases(self) -> Path:
         return self.rundir.path / "phases.json"
-
-    def seed(self, *names: object) -> int:
-        """The seed of a phase or trial, by name."""
-        return derive_seed(self.config.seed, *names)
 
     def board(self, stage: str, model: nn.Module) -> Board:
         """Who evaluates which candidates of `stage`; `model` is what their first weights come from."""

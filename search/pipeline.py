@@ -18,7 +18,7 @@ from engine.export.export import export_model, rewrite_card
 from engine.files import write_json_atomic
 from engine.objective import layer_map
 from engine.teacher import Teacher
-from engine.teacher.finetune import finetune
+from engine.teacher.finetune import finetune, finetuned
 from engine.training.checkpoint import load_weights, save_weights
 from engine.training.sentinel import check_teacher
 from kernels.cache import cache_dir
@@ -109,6 +109,8 @@ def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
     """What the model card says about the search."""
     layers = ", ".join(str(layer) for layer in facts["layers"])
     told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    if "keep" in facts:
+        told["size"] = facts["keep"]["verdict"]
     if facts["embedding_rank"] is not None:
         told["token table"] = f"factorized, rank {facts['embedding_rank']}"
     if facts["vocabulary"] < facts["teacher_vocabulary"]:
@@ -210,12 +212,19 @@ _TITLES = {
 }
 
 
+def _title(name: str) -> str:
+    """What sentences call a finished student."""
+    if name.startswith("encoder-"):
+        return f"the student of {name.removeprefix('encoder-')} of the encoder"
+    return _TITLES.get(name, name)
+
+
 def subjects(
     ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
 ) -> list[Subject]:
     """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
     made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
-    made += [Subject(n, _TITLES.get(n, n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made += [Subject(n, _title(n), "baseline", d.rows, d.model) for n, d in baselines.items()]
     made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
     return made
 
@@ -249,6 +258,20 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
             standard=config.strategy == "inherit",
         )
+
+
+def known_teacher(prepared: Prepared) -> Teacher | None:
+    """What `teach` would give without training; None where the cache does not have it."""
+    config = prepared.config
+    return finetuned(
+        config.teacher,
+        prepared.data,
+        config.finetune,
+        cache_dir() / "teachers",
+        prepared.device,
+        precision=config.teacher_precision,
+        standard=config.strategy == "inherit",
+    )
 
 
 def how_found(ctx: Context) -> dict[str, Any]:

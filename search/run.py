@@ -50,12 +50,11 @@ def command(argv: list[str]) -> None:
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
-    from search.commands.resolve import require_finished, resolve
+    from search.commands.resolve import resolve
     from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     quiet()
-    require_finished(folder)
     resolve(folder, config, Reporter())
 
 

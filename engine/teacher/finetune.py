@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,17 +86,7 @@ def finetune(
     cache_dir = Path(cache_dir)
     prepare_cache(cache_dir)
     found = resolve(str(source))
-    details = {
-        "source": found.name,
-        "source_fingerprint": found.fingerprint(),
-        "task": data.spec.to_dict(),
-        "data": {"train": data.train.fingerprint(), "select": data.select.fingerprint()},
-        "settings": asdict(settings),
-        "precision": precision,
-    }
-    if standard:
-        details["standard"] = {"pooling": sentence_pooling(found.folder)}
-    key = content_key({name: value for name, value in details.items() if name != "source"})
+    key, details = _identity(found, data, settings, precision, standard)
     folder = cache_dir / key
     teacher = _from_cache(folder, key, found, data, device)
     if teacher is not None:
@@ -109,6 +100,42 @@ def finetune(
     remove_training_state(checkpoint)
     teacher.folder = folder
     return teacher
+
+
+def finetuned(
+    source: str | Path,
+    data: EncodedTask,
+    settings: FinetuneSettings,
+    cache_dir: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    precision: str = "fp32",
+    standard: bool = False,
+) -> Teacher | None:
+    """What `finetune` would return without training: the teacher from the cache, None where it is not there.
+
+    Args: as of `finetune`.
+    """
+    found = resolve(str(source))
+    key, _ = _identity(found, data, settings, precision, standard)
+    return _from_cache(Path(cache_dir) / key, key, found, data, torch.device(device))
+
+
+def _identity(
+    source: TeacherSource, data: EncodedTask, settings: FinetuneSettings, precision: str, standard: bool
+) -> tuple[str, dict[str, Any]]:
+    """Name of the cache entry, and what decides it."""
+    details: dict[str, Any] = {
+        "source": source.name,
+        "source_fingerprint": source.fingerprint(),
+        "task": data.spec.to_dict(),
+        "data": {"train": data.train.fingerprint(), "select": data.select.fingerprint()},
+        "settings": asdict(settings),
+        "precision": precision,
+    }
+    if standard:
+        details["standard"] = {"pooling": sentence_pooling(source.folder)}
+    return content_key({name: value for name, value in details.items() if name != "source"}), details
 
 
 def _from_cache(

@@ -6,6 +6,8 @@ they are; a Gaussian process that has seen all recorded scores proposes further 
 best is cut out of the supernet and exported with its weights as they are (`derive.start: supernet` without the final
 distillation, which a new search would add).
 
+A run of strategy inherit is answered from its block library (`search.commands.resolve_inherited`).
+
 A latency limit is checked on the exported model. Where it takes longer than the table said (another clock rate, other
 programs), predictions are scaled by what was measured and the choice is made again.
 
@@ -36,6 +38,7 @@ from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
 from engine.student.supernet import build_student, extract
 from engine.training.checkpoint import load_weights
+from search.commands.resolve_inherited import resolve_inherited
 from search.config.latency_tables import conditions
 from search.config.schema import SearchConfig
 from search.config.space import build_space
@@ -78,6 +81,9 @@ def resolve(folder: Path, config: SearchConfig, reporter: Reporter) -> Path:
         UserError: the run is not finished, nothing fits, or a latency limit cannot be met when measured.
     """
     began = time.monotonic()
+    if config.strategy == "inherit":
+        budget = {name: value for name, value in vars(config.budget).items() if value is not None}
+        return resolve_inherited(folder, config, reporter, folder_name(budget), began)
     trials = require_finished(folder)
     config = _with_own_table(folder, config)
     with RunDir(folder).open(resume=True):
@@ -96,11 +102,6 @@ def _with_own_table(folder: Path, config: SearchConfig) -> SearchConfig:
 def require_finished(folder: Path) -> list[Candidate]:
     """The recorded trials of stage 3; raises `UserError` unless the run in `folder` is finished."""
     rundir = RunDir(folder)
-    if (rundir.path / "library").is_dir():
-        raise UserError(
-            f"--resolve {folder}: a run of strategy inherit answers one budget: start ffnas search with the other"
-            " --budget; the fine-tuned teacher is kept"
-        )
     needed = (rundir.summary, rundir.candidates(3), rundir.stage(3) / "supernet.safetensors")
     for path in needed:
         if not path.is_file():

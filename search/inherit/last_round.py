@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.architecture.architecture import Architecture
-from engine.data import Batch, EncodedDataset
+from engine.data import Batch, EncodedDataset, EncodedTask
 from engine.distill import Member
 from engine.distill.inherited import InheritedDistiller, divergence
 from engine.distill.population import PopulationStep, generator_state, side_by_side
@@ -25,7 +25,7 @@ from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
-from search.context import Context
+from search.context import Context, Prepared
 from search.inherit.library import Library
 from search.ledger.ledger import Trial
 
@@ -37,7 +37,7 @@ class Entrant:
     """A student in the round.
 
     Attributes:
-        group: "solved", "uniform" or "random".
+        group: whom it is compared with: "solved", "uniform" or "random", or a group of its own.
         architecture: of as many layers as the teacher, skipped ones included.
         rungs: optimizer steps -> score.
         member: while it trains.
@@ -52,11 +52,15 @@ class Entrant:
 
 
 def last_round(
-    ctx: Context, library: Library, entrants: Sequence[Entrant], params: Callable[[Architecture], int]
+    ctx: Context,
+    library: Library,
+    entrants: Sequence[Entrant],
+    params: Callable[[Architecture], int],
+    also: Callable[[torch.nn.Module], dict[str, float]] = lambda _: {},
 ) -> list[Trial]:
     """Trains and scores the entrants; trials in their order, read from the ledger where the round was finished.
 
-    `params` says how many parameters a finished student has.
+    `params` says how many parameters a finished student has, `also` what else of a trained one goes into its trial.
     """
     known = ctx.ledger.trials(STAGE)
     if len(known) == len(entrants):
@@ -64,6 +68,9 @@ def last_round(
     with ctx.timed("last round"):
         _train(ctx, library, entrants)
         trials = [_trial(params, number, entrant) for number, entrant in enumerate(entrants)]
+        for trial, entrant in zip(trials, entrants, strict=True):
+            if trial.state == "complete" and entrant.member is not None:
+                trial.attrs.update(also(entrant.member.model))
         for trial in trials:
             ctx.ledger.record(trial)
     return trials
@@ -78,10 +85,14 @@ def rungs_of(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * k / (count + 1))) for k in range(1, count + 2)})
 
 
-def scoring_rows(ctx: Context) -> list[EncodedDataset]:
-    """Rows of the score and select splits that students are scored on, `inherit.score_rows` in all, at most."""
+def scoring_rows(ctx: Prepared, data: EncodedTask | None = None) -> list[EncodedDataset]:
+    """Rows of the score and select splits that students are scored on, `inherit.score_rows` in all, at most.
+
+    Of `data`, where that is the run's own data in other numbers.
+    """
     most = ctx.config.inherit.score_rows
-    score, select = ctx.data.score, ctx.data.select
+    data = data or ctx.data
+    score, select = data.score, data.select
     share = min(1.0, most / (len(score) + len(select)))
     parts = (("score", score), ("select", select))
     return [d.subset(max(1, round(share * len(d))), seed=ctx.seed("round", name)) for name, d in parts]
