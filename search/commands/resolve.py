@@ -38,7 +38,6 @@ from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
 from engine.student.supernet import build_student, extract
 from engine.training.checkpoint import load_weights
-from search.commands.resolve_inherited import resolve_inherited
 from search.config.latency_tables import conditions
 from search.config.schema import SearchConfig
 from search.config.space import build_space
@@ -81,9 +80,6 @@ def resolve(folder: Path, config: SearchConfig, reporter: Reporter) -> Path:
         UserError: the run is not finished, nothing fits, or a latency limit cannot be met when measured.
     """
     began = time.monotonic()
-    if config.strategy == "inherit":
-        budget = {name: value for name, value in vars(config.budget).items() if value is not None}
-        return resolve_inherited(folder, config, reporter, folder_name(budget), began)
     trials = require_finished(folder)
     config = _with_own_table(folder, config)
     with RunDir(folder).open(resume=True):
@@ -257,9 +253,8 @@ class _Resolution:
                 "correction": factor,
                 "conditions": str(space.limits.costs.table.conditions),
             }
-        parent = self.folder / "resolved"
-        parent.mkdir(exist_ok=True)
-        path = parent / folder_name(budget)
+        path = RunDir(self.folder).resolved(budget)
+        path.parent.mkdir(exist_ok=True)
         card = {
             "name": f"{self.folder.name} {path.name}",
             "task": spec.name,
@@ -279,15 +274,6 @@ class _Resolution:
         self.reporter.info(f"resolved: {name} {value:.4f} on dev, {', '.join(parts)}, {summary['seconds']:.1f} s")
         self.reporter.info(f"model: {path / 'model'}")
         return path
-
-
-def folder_name(budget: dict[str, Any]) -> str:
-    """A name for a budget: `latency_ms-8`, `params-1500000-2000000+flops-300000000`."""
-    parts = []
-    for name, value in budget.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        parts.append("-".join([name, *(f"{v:.12g}" for v in values)]))
-    return "+".join(parts)
 
 
 def _trial(space: SearchSpace, number: int, architecture: Architecture, score: float) -> Trial:

@@ -20,7 +20,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from engine.export.export import export_model
 from engine.files import atomic_directory, write_json_atomic
 from search.config.options import parse
 from search.config.schema import SearchConfig
-from search.console.progress import Reporter
+from search.console.progress import Reporter, silent
 from search.context import Prepared, prepare
 from search.derive import Derived
 from search.inherit.candidates import Budget, best_of_layers, first_layers, nothing_fits
@@ -85,19 +85,18 @@ class _Answer:
     correction: float = 1.0
 
 
-def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter, name: str, began: float) -> Path:
+def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter) -> Path:
     """Answers the finished run in `folder` under the budget of `config`; returns the folder of the answer.
 
     Args:
         folder: the run's directory.
         config: its configuration, with the new budget.
         reporter: shows progress.
-        name: of the answer.
-        began: when the command did (`time.monotonic`).
 
     Raises:
         UserError: the run is not finished, something of it is no longer there, or nothing keeps the budget.
     """
+    began = time.monotonic()
     if config.budget.keep is not None:
         raise UserError("--resolve: budget.keep needs students that are trained: start ffnas search with it")
     summary = _summary(folder)
@@ -107,7 +106,8 @@ def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter, na
             raise _gone(folder, "study.db, which has the block library")
         ledger = open_ledger(rundir.ledger, stack, reporter.info)
         library_trials, round_trials = ledger.trials(LIBRARY), ledger.trials(ROUND)
-        prepared = prepare(config, reporter)
+        # the text of warm-up is not needed; what there is to say about the data, the run has said
+        prepared = prepare(replace(config, data=replace(config.data, max_text=1)), silent())
         check(prepared)
         teacher = known_teacher(prepared)
         if teacher is None:
@@ -116,7 +116,7 @@ def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter, na
         library = known_library(prepared, choices(prepared), library_trials)
         if library is None:
             raise _gone(folder, "the block library in study.db, or was made with other --inherit options")
-        return _Resolution(prepared, folder, library, reporter).write(name, _ranked(summary, round_trials), began)
+        return _Resolution(prepared, folder, library, reporter).write(_ranked(summary, round_trials), began)
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -178,9 +178,11 @@ class _Resolution:
         self.prepared, self.folder, self.library, self.reporter = prepared, folder, library, reporter
         self.tables = Tables(prepared, library.variants)
 
-    def write(self, name: str, ranked: Sequence[tuple[int, ...]], began: float) -> Path:
+    def write(self, ranked: Sequence[tuple[int, ...]], began: float) -> Path:
         """Finds, checks and writes the answer."""
         prepared, spec = self.prepared, self.prepared.spec
+        budget = {k: v for k, v in vars(prepared.config.budget).items() if v is not None}
+        path = RunDir(self.folder).resolved(budget)
         answer = self._answer(ranked)
         table = self.tables.choose(answer.architecture)
         model = self.tables.student(self.library.assemble(answer.architecture), table).requires_grad_(True).eval()
@@ -189,11 +191,11 @@ class _Resolution:
         apart, rows = self._divergence(model, own), sum(len(split) for split in own)
         metric, value = primary(spec, dev)
         told = facts(prepared, Derived(model, answer.architecture, 0, {}, dev))
-        again = command(self.folder, prepared.config, name)
+        again = command(self.folder, prepared.config, path.name)
         params = self.tables.total(answer.architecture, table)
         summary: dict[str, Any] = {
             "run": str(self.folder),
-            "budget": {k: v for k, v in vars(prepared.config.budget).items() if v is not None},
+            "budget": budget,
             "architecture": str(answer.architecture),
             "score": -apart,
             "distilled": False,
@@ -213,11 +215,10 @@ class _Resolution:
                 "correction": answer.correction,
                 "conditions": str(conditions(prepared)),
             }
-        parent = self.folder / "resolved"
-        parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         warning = "inherited weights, fitted by least squares: not distilled, expect much more after distillation"
         card = {
-            "name": f"{self.folder.name} {name}",
+            "name": f"{self.folder.name} {path.name}",
             "task": spec.name,
             "teacher": prepared.config.teacher,
             "license": LICENSE,
@@ -230,13 +231,13 @@ class _Resolution:
         }
         tokenizer = self.tables.tokenizer_of(table) or prepared.teacher.tokenizer
         config = model.config
-        with atomic_directory(parent / name) as temporary:
+        with atomic_directory(path) as temporary:
             save_architecture(config.full_architecture, temporary / "architecture.json", config.shape)
             export_model(model, tokenizer, temporary / "model", None, card)
             summary["seconds"] = round(time.monotonic() - began, 2)
             write_json_atomic(temporary / "summary.json", summary)
-        self._tell(answer, summary, warning, parent / name)
-        return parent / name
+        self._tell(answer, summary, warning, path)
+        return path
 
     def _answer(self, ranked: Sequence[tuple[int, ...]]) -> _Answer:
         """The student, with predictions scaled until a latency limit is met as measured."""
