@@ -156,6 +156,11 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE) -> P
     return Prepared(config, device, teacher, task, data, shape, space, ranks, others)
 
 
+def teacher_cache() -> Path:
+    """The folder that fine-tuned teachers are kept in."""
+    return cache_dir() / "teachers"
+
+
 def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: Reporter) -> str:
     """`"inherit"` or `"paper"`.
 

@@ -18,18 +18,17 @@ from engine.export.export import export_model, rewrite_card
 from engine.files import write_json_atomic
 from engine.objective import layer_map
 from engine.teacher import Teacher
-from engine.teacher.finetune import finetune, finetuned
+from engine.teacher.finetune import finetune
 from engine.training.checkpoint import load_weights, save_weights
 from engine.training.sentinel import check_teacher
-from kernels.cache import cache_dir
 from search.baselines import derive_baseline, hand_designed, random_search
 from search.console.progress import Reporter
-from search.context import Context, Prepared
+from search.context import Context, Prepared, teacher_cache
 from search.derive import Derived, derive
 from search.evidence import Subject, gather_run
 from search.inherit.last_round import STAGE as ROUND
 from search.inherit.library import STAGE as LIBRARY
-from search.inherit.strategy import find
+from search.inherit.strategy import find, how_inherited
 from search.report import build_report
 from search.report.card import architecture_png
 from search.report.tables import write_candidates
@@ -103,22 +102,6 @@ def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """Facts of strategy inherit as summary.json holds them: the latency where that of the other strategy stands."""
     own = {key: value for key, value in facts.items() if key != "latency"}
     return {"inherit": own, **({"latency": facts["latency"]} if "latency" in facts else {})}
-
-
-def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the model card says about the search."""
-    layers = ", ".join(str(layer) for layer in facts["layers"])
-    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
-    if "keep" in facts:
-        told["size"] = facts["keep"]["verdict"]
-    if facts["embedding_rank"] is not None:
-        told["token table"] = f"factorized, rank {facts['embedding_rank']}"
-    if facts["vocabulary"] < facts["teacher_vocabulary"]:
-        told["vocabulary"] = (
-            f"cut to {facts['vocabulary']:,} of the teacher's {facts['teacher_vocabulary']:,} pieces: those of the"
-            " training texts, single characters and some frequent ones; other words are cut into these"
-        )
-    return told
 
 
 def _three_stages(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
@@ -252,26 +235,12 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             config.teacher,
             prepared.data,
             config.finetune,
-            cache_dir=cache_dir() / "teachers",
+            cache_dir=teacher_cache(),
             device=prepared.device,
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
             standard=config.strategy == "inherit",
         )
-
-
-def known_teacher(prepared: Prepared) -> Teacher | None:
-    """What `teach` would give without training; None where the cache does not have it."""
-    config = prepared.config
-    return finetuned(
-        config.teacher,
-        prepared.data,
-        config.finetune,
-        cache_dir() / "teachers",
-        prepared.device,
-        precision=config.teacher_precision,
-        standard=config.strategy == "inherit",
-    )
 
 
 def how_found(ctx: Context) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class RunDir:
         return self.path / "baselines" / name
 
     def resolved(self, budget: Mapping[str, Any]) -> Path:
-        """resolved/NAME/: the answer under a budget; NAME is such as `latency_ms-8` or `params-1500-2000+flops-3000`."""
+        """resolved/NAME/: the answer under a budget, NAME such as `latency_ms-8` or `params-1500-2000+flops-3000`."""
         parts = []
         for name, value in budget.items():
             values = value if isinstance(value, (list, tuple)) else [value]

@@ -144,7 +144,7 @@ def _from_cache(
     try:
         record = check(folder, key)
     except Damaged as problem:
-        _log.warning("cached teacher %s is damaged (%s): fine-tuning again", folder, problem)
+        _log.warning("cached teacher %s is damaged (%s): it has to be fine-tuned again", folder, problem)
         return None
     if record is None:
         return None

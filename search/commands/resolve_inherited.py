@@ -32,28 +32,29 @@ from engine.architecture.file import save_architecture
 from engine.architecture.flops import count_flops
 from engine.distill.inherited import divergence
 from engine.errors import UserError
-from engine.evaluation.evaluation import evaluate_dev, predict_rows
+from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.export.export import export_model
 from engine.files import atomic_directory, write_json_atomic
+from engine.teacher import Teacher
+from engine.teacher.finetune import finetuned
 from search.config.options import parse
 from search.config.schema import SearchConfig
 from search.console.progress import Reporter, silent
-from search.context import Prepared, prepare
+from search.context import Prepared, prepare, teacher_cache
 from search.derive import Derived
+from search.evidence.answers import read_predictions
 from search.inherit.candidates import Budget, best_of_layers, first_layers, nothing_fits
 from search.inherit.last_round import STAGE as ROUND
-from search.inherit.last_round import scoring_rows
 from search.inherit.latency import FILE, conditions, measure, recorded, student_milliseconds
 from search.inherit.library import STAGE as LIBRARY
 from search.inherit.library import Library, known_library
 from search.inherit.limits import budget_of, slower
-from search.inherit.strategy import check, choices, facts
+from search.inherit.strategy import check, choices, facts, how_inherited
 from search.inherit.total import Tables
 from search.inherit.variants import kept
 from search.ledger.copy import open_ledger
 from search.ledger.ledger import Trial
-from search.pipeline import LICENSE, how_inherited, known_teacher
 from search.rundir import RunDir
 from search.space.costs import text
 
@@ -109,7 +110,7 @@ def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter) ->
         # the text of warm-up is not needed; what there is to say about the data, the run has said
         prepared = prepare(replace(config, data=replace(config.data, max_text=1)), silent())
         check(prepared)
-        teacher = known_teacher(prepared)
+        teacher = _known_teacher(prepared)
         if teacher is None:
             raise _gone(folder, "its fine-tuned teacher in the cache (FFNAS_CACHE)")
         prepared.teacher = teacher
@@ -131,6 +132,13 @@ def _summary(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}): resume the run") from error
+
+
+def _known_teacher(prepared: Prepared) -> Teacher | None:
+    """The fine-tuned teacher, None where the cache does not have it."""
+    config = prepared.config
+    options = {"precision": config.teacher_precision, "standard": True}
+    return finetuned(config.teacher, prepared.data, config.finetune, teacher_cache(), prepared.device, **options)
 
 
 def _gone(folder: Path, what: str) -> UserError:
@@ -186,9 +194,9 @@ class _Resolution:
         answer = self._answer(ranked)
         table = self.tables.choose(answer.architecture)
         model = self.tables.student(self.library.assemble(answer.architecture), table).requires_grad_(True).eval()
-        dev = evaluate_dev(model, self.tables.data(table), precision=prepared.precision)
-        own = scoring_rows(prepared, self.tables.data(table))
-        apart, rows = self._divergence(model, own), sum(len(split) for split in own)
+        answers: list[np.ndarray] = []
+        dev = evaluate_dev(model, self.tables.data(table), precision=prepared.precision, keep=answers.append)
+        apart = self._apart(answers[0])
         metric, value = primary(spec, dev)
         told = facts(prepared, Derived(model, answer.architecture, 0, {}, dev))
         again = command(self.folder, prepared.config, path.name)
@@ -199,7 +207,7 @@ class _Resolution:
             "architecture": str(answer.architecture),
             "score": -apart,
             "distilled": False,
-            "divergence": {"value": apart, "rows": rows, "split": "score and select"},
+            "divergence": {"value": apart, "rows": len(answers[0]), "split": "dev"},
             "costs": self._costs(answer, params),
             "encoder": self.library.variants.encoder(answer.architecture),
             "metric": {"name": metric, "value": value, "split": "dev"},
@@ -221,12 +229,11 @@ class _Resolution:
             "name": f"{self.folder.name} {path.name}",
             "task": spec.name,
             "teacher": prepared.config.teacher,
-            "license": LICENSE,
             "metric": summary["metric"],
             "metrics": dev,
             **how_inherited(told),
             "weights": warning,
-            "divergence from the teacher": f"{apart:.4f}, mean over {rows:,} held-out rows",
+            "divergence from the teacher": f"{apart:.4f}, mean over {len(answers[0]):,} rows of dev",
             "to distil it": f"`{again}`",
         }
         tokenizer = self.tables.tokenizer_of(table) or prepared.teacher.tokenizer
@@ -271,15 +278,11 @@ class _Resolution:
     def _budget(self, times: tuple[np.ndarray, float]) -> Budget:
         return budget_of(self.prepared, self.library.variants, self.tables, lambda: times)
 
-    def _divergence(self, model: torch.nn.Module, own: list) -> float:
-        """Mean KL divergence from the teacher's answers on the rows that the last round scores students on."""
-        prepared, found = self.prepared, []
-        for mine, teachers in zip(own, scoring_rows(prepared), strict=True):
-            student = torch.from_numpy(predict_rows(model, mine, precision=prepared.precision))
-            precision = prepared.config.teacher_precision
-            wanted = torch.from_numpy(predict_rows(prepared.teacher.model, teachers, precision=precision))
-            found.append(divergence(student, wanted, regression=prepared.spec.is_regression))
-        return float(torch.cat(found).mean())
+    def _apart(self, own: np.ndarray) -> float:
+        """Mean KL divergence from the teacher's answers to dev, which the run has kept."""
+        wanted, _ = read_predictions(self.folder, "teacher")
+        regression = self.prepared.spec.is_regression
+        return float(divergence(torch.from_numpy(own), torch.from_numpy(wanted), regression=regression).mean())
 
     def _costs(self, answer: _Answer, params: int) -> dict[str, float]:
         shape, chosen = self.library.variants.shape, self.prepared.config
@@ -298,8 +301,8 @@ class _Resolution:
         info(f"resolved: layers {layers} ({answer.reason}), {', '.join(parts)}, {summary['seconds']:.1f} s")
         apart = summary["divergence"]
         info(
-            f"{metric['name']} {metric['value']:.4f} on dev, divergence {apart['value']:.4f} from the teacher on"
-            f" {apart['rows']:,} held-out rows: {warning}"
+            f"{metric['name']} {metric['value']:.4f} and mean divergence {apart['value']:.4f} from the teacher on"
+            f" {apart['rows']:,} rows of dev: {warning}"
         )
         info(f"distil it: {summary['distil']}")
         info(f"model: {path / 'model'}")

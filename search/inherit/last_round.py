@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.architecture.architecture import Architecture
-from engine.data import Batch, EncodedDataset, EncodedTask
+from engine.data import Batch, EncodedDataset
 from engine.distill import Member
 from engine.distill.inherited import InheritedDistiller, divergence
 from engine.distill.population import PopulationStep, generator_state, side_by_side
@@ -25,7 +25,7 @@ from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
-from search.context import Context, Prepared
+from search.context import Context
 from search.inherit.library import Library
 from search.ledger.ledger import Trial
 
@@ -85,14 +85,10 @@ def rungs_of(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * k / (count + 1))) for k in range(1, count + 2)})
 
 
-def scoring_rows(ctx: Prepared, data: EncodedTask | None = None) -> list[EncodedDataset]:
-    """Rows of the score and select splits that students are scored on, `inherit.score_rows` in all, at most.
-
-    Of `data`, where that is the run's own data in other numbers.
-    """
+def scoring_rows(ctx: Context) -> list[EncodedDataset]:
+    """Rows of the score and select splits that students are scored on, `inherit.score_rows` in all, at most."""
     most = ctx.config.inherit.score_rows
-    data = data or ctx.data
-    score, select = data.score, data.select
+    score, select = ctx.data.score, ctx.data.select
     share = min(1.0, most / (len(score) + len(select)))
     parts = (("score", score), ("select", select))
     return [d.subset(max(1, round(share * len(d))), seed=ctx.seed("round", name)) for name, d in parts]

@@ -96,6 +96,22 @@ def facts(ctx: Prepared, derived: Derived) -> dict[str, Any]:
     }
 
 
+def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says about the search."""
+    layers = ", ".join(str(layer) for layer in facts["layers"])
+    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    if "keep" in facts:
+        told["size"] = facts["keep"]["verdict"]
+    if facts["embedding_rank"] is not None:
+        told["token table"] = f"factorized, rank {facts['embedding_rank']}"
+    if facts["vocabulary"] < facts["teacher_vocabulary"]:
+        told["vocabulary"] = (
+            f"cut to {facts['vocabulary']:,} of the teacher's {facts['teacher_vocabulary']:,} pieces: those of the"
+            " training texts, single characters and some frequent ones; other words are cut into these"
+        )
+    return told
+
+
 def check(prepared: Prepared) -> None:
     """Raises `UserError` where no student can be as small as asked, or its table not be as asked; trains nothing."""
     made = choices(prepared)

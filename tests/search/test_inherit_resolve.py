@@ -62,6 +62,7 @@ def test_another_budget_is_answered_without_training_and_says_so(nursery, folder
     told = json.loads((place / "summary.json").read_text())
     assert told["distilled"] is False
     assert told["score"] == -told["divergence"]["value"] < 0
+    assert (told["divergence"]["split"], told["divergence"]["rows"]) == ("dev", 40)
     assert "not distilled" in ended.out
     card = (place / "model" / "README.md").read_text()
     assert "not distilled" in card
