@@ -89,8 +89,8 @@ def show(result: dict[str, Any]) -> str:
     """The numbers, and whether they are as wanted."""
     lines = [json.dumps(result["environment"])]
     lines.append(
-        f"block library: {result['layers']} layers x {result['variants']} variants ({result['scored']} scored, the others"
-        f" sums of two): {result['seconds']} s, {result['processor_seconds']} processor seconds"
+        f"block library: {result['layers']} layers x {result['variants']} variants ({result['scored']} scored, the"
+        f" others sums of two): {result['seconds']} s, {result['processor_seconds']} processor seconds"
         f" ({'within' if result['seconds'] <= SECONDS else 'above'} {SECONDS:g} s)"
     )
     for row in result["latency"]:
