@@ -41,7 +41,7 @@ from engine.training.loop import PhaseLog
 from engine.training.precision import choose_device, choose_precision
 from engine.training.sentinel import Sentinel
 from kernels.cache import cache_dir
-from search.config.checks import check_heads
+from search.config.checks import check_budget, check_heads
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
@@ -104,6 +104,10 @@ class Prepared:
         """`"fp32"` or `"bf16"`."""
         return self.config.precision
 
+    def seed(self, *names: object) -> int:
+        """The seed of a phase or trial, by name."""
+        return derive_seed(self.config.seed, *names)
+
 
 def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task: TaskData | None = None) -> Prepared:
     """Loads teacher and data and builds the space; shows what was understood of the data.
@@ -135,6 +139,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
+    check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
@@ -157,6 +162,11 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     )
     config = replace(config, device=str(device), precision=precision, teacher_precision=teacher_precision)
     return Prepared(config, device, teacher, task, data, shape, space, ranks, others)
+
+
+def teacher_cache() -> Path:
+    """The folder that fine-tuned teachers are kept in."""
+    return cache_dir() / "teachers"
 
 
 def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: Reporter) -> str:
@@ -261,10 +271,6 @@ class Context(Prepared):
     @property
     def _phases(self) -> Path:
         return self.rundir.path / "phases.json"
-
-    def seed(self, *names: object) -> int:
-        """The seed of a phase or trial, by name."""
-        return derive_seed(self.config.seed, *names)
 
     def board(self, stage: str, model: nn.Module) -> Board:
         """Who evaluates which candidates of `stage`; `model` is what their first weights come from."""

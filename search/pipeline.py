@@ -21,15 +21,14 @@ from engine.teacher import Teacher
 from engine.teacher.finetune import finetune
 from engine.training.checkpoint import load_weights, save_weights
 from engine.training.sentinel import check_teacher
-from kernels.cache import cache_dir
 from search.baselines import derive_baseline, hand_designed, random_search
 from search.console.progress import Reporter
-from search.context import Context, Prepared
+from search.context import Context, Prepared, teacher_cache
 from search.derive import Derived, derive
 from search.evidence import Subject, gather_run
 from search.inherit.last_round import STAGE as ROUND
 from search.inherit.library import STAGE as LIBRARY
-from search.inherit.strategy import find
+from search.inherit.strategy import find, how_inherited
 from search.report import build_report
 from search.report.card import architecture_png
 from search.report.tables import write_candidates
@@ -103,20 +102,6 @@ def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """Facts of strategy inherit as summary.json holds them: the latency where that of the other strategy stands."""
     own = {key: value for key, value in facts.items() if key != "latency"}
     return {"inherit": own, **({"latency": facts["latency"]} if "latency" in facts else {})}
-
-
-def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the model card says about the search."""
-    layers = ", ".join(str(layer) for layer in facts["layers"])
-    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
-    if facts["embedding_rank"] is not None:
-        told["token table"] = f"factorized, rank {facts['embedding_rank']}"
-    if facts["vocabulary"] < facts["teacher_vocabulary"]:
-        told["vocabulary"] = (
-            f"cut to {facts['vocabulary']:,} of the teacher's {facts['teacher_vocabulary']:,} pieces: those of the"
-            " training texts, single characters and some frequent ones; other words are cut into these"
-        )
-    return told
 
 
 def _three_stages(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list[np.ndarray]) -> dict[str, Any]:
@@ -210,12 +195,19 @@ _TITLES = {
 }
 
 
+def _title(name: str) -> str:
+    """What sentences call a finished student."""
+    if name.startswith("encoder-"):
+        return f"the student of {name.removeprefix('encoder-')} of the encoder"
+    return _TITLES.get(name, name)
+
+
 def subjects(
     ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
 ) -> list[Subject]:
     """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
     made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
-    made += [Subject(n, _TITLES.get(n, n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made += [Subject(n, _title(n), "baseline", d.rows, d.model) for n, d in baselines.items()]
     made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
     return made
 
@@ -243,7 +235,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             config.teacher,
             prepared.data,
             config.finetune,
-            cache_dir=cache_dir() / "teachers",
+            cache_dir=teacher_cache(),
             device=prepared.device,
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),

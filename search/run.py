@@ -54,12 +54,14 @@ def command(argv: list[str]) -> None:
 
 
 def _resolve(folder: Path, config: SearchConfig) -> None:
-    from search.commands.resolve import require_finished, resolve
     from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     quiet()
-    require_finished(folder)
+    if config.strategy == "inherit":
+        from search.commands.resolve_inherited import resolve_inherited as resolve
+    else:
+        from search.commands.resolve import resolve
     resolve(folder, config, Reporter())
 
 

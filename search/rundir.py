@@ -2,7 +2,7 @@
 
     runs/NAME/  config.yaml   study.db   log.jsonl   summary.json   report.html   checkpoints/   plots/
                 stage1/ stage2/ stage3/ (candidates.csv, best.json)   baselines/NAME/   predictions/NAME.npz
-                best/architecture.json   best/model/
+                best/architecture.json   best/model/   resolved/NAME/
 
 Chosen: an advisory lock (`flock`) on `.lock` inside the directory. The kernel gives it back when the process ends in
 whatever way, so a killed run never has to be unlocked by hand. Rejected: a file that exists while the run is alive; it
@@ -106,6 +106,14 @@ class RunDir:
     def baseline(self, name: str) -> Path:
         """baselines/NAME/: weights and trials of a baseline."""
         return self.path / "baselines" / name
+
+    def resolved(self, budget: Mapping[str, Any]) -> Path:
+        """resolved/NAME/: the answer under a budget, NAME such as `latency_ms-8` or `params-1500-2000+flops-3000`."""
+        parts = []
+        for name, value in budget.items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            parts.append("-".join([name, *(f"{v:.12g}" for v in values)]))
+        return self.path / "resolved" / "+".join(parts)
 
     def open(self, *, resume: bool = False) -> RunDir:
         """Creates the directory (or enters an existing one) and takes its lock; returns itself.

@@ -86,17 +86,7 @@ def finetune(
     cache_dir = Path(cache_dir)
     prepare_cache(cache_dir)
     found = resolve(str(source))
-    details = {
-        "source": found.name,
-        "source_fingerprint": found.fingerprint(),
-        "task": data.spec.to_dict(),
-        "data": {"train": data.train.fingerprint(), "select": data.select.fingerprint()},
-        "settings": _decided(settings, data),
-        "precision": precision,
-    }
-    if standard:
-        details["standard"] = {"pooling": sentence_pooling(found.folder)}
-    key = content_key({name: value for name, value in details.items() if name != "source"})
+    key, details = _identity(found, data, settings, precision, standard)
     folder = cache_dir / key
     teacher = _from_cache(folder, key, found, data, device)
     if teacher is not None:
@@ -125,13 +115,49 @@ def _decided(settings: FinetuneSettings, data: EncodedTask) -> dict[str, Any]:
     return {**given, "steps": _steps(settings, data)}
 
 
+def finetuned(
+    source: str | Path,
+    data: EncodedTask,
+    settings: FinetuneSettings,
+    cache_dir: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    precision: str = "fp32",
+    standard: bool = False,
+) -> Teacher | None:
+    """What `finetune` would return without training: the teacher from the cache, None where it is not there.
+
+    Args: as of `finetune`.
+    """
+    found = resolve(str(source))
+    key, _ = _identity(found, data, settings, precision, standard)
+    return _from_cache(Path(cache_dir) / key, key, found, data, torch.device(device))
+
+
+def _identity(
+    source: TeacherSource, data: EncodedTask, settings: FinetuneSettings, precision: str, standard: bool
+) -> tuple[str, dict[str, Any]]:
+    """Name of the cache entry, and what decides it."""
+    details: dict[str, Any] = {
+        "source": source.name,
+        "source_fingerprint": source.fingerprint(),
+        "task": data.spec.to_dict(),
+        "data": {"train": data.train.fingerprint(), "select": data.select.fingerprint()},
+        "settings": _decided(settings, data),
+        "precision": precision,
+    }
+    if standard:
+        details["standard"] = {"pooling": sentence_pooling(source.folder)}
+    return content_key({name: value for name, value in details.items() if name != "source"}), details
+
+
 def _from_cache(
     folder: Path, key: str, source: TeacherSource, data: EncodedTask, device: torch.device
 ) -> Teacher | None:
     try:
         record = check(folder, key)
     except Damaged as problem:
-        _log.warning("cached teacher %s is damaged (%s): fine-tuning again", folder, problem)
+        _log.warning("cached teacher %s is damaged (%s): it has to be fine-tuned again", folder, problem)
         return None
     if record is None:
         return None

@@ -6,6 +6,8 @@ they are; a Gaussian process that has seen all recorded scores proposes further 
 best is cut out of the supernet and exported with its weights as they are (`derive.start: supernet` without the final
 distillation, which a new search would add).
 
+A run of strategy inherit is answered from its block library (`search.commands.resolve_inherited`).
+
 A latency limit is checked on the exported model. Where it takes longer than the table said (another clock rate, other
 programs), predictions are scaled by what was measured and the choice is made again.
 
@@ -96,11 +98,6 @@ def _with_own_table(folder: Path, config: SearchConfig) -> SearchConfig:
 def require_finished(folder: Path) -> list[Candidate]:
     """The recorded trials of stage 3; raises `UserError` unless the run in `folder` is finished."""
     rundir = RunDir(folder)
-    if (rundir.path / "library").is_dir():
-        raise UserError(
-            f"--resolve {folder}: a run of strategy inherit answers one budget: start ffnas search with the other"
-            " --budget; the fine-tuned teacher is kept"
-        )
     needed = (rundir.summary, rundir.candidates(3), rundir.stage(3) / "supernet.safetensors")
     for path in needed:
         if not path.is_file():
@@ -256,9 +253,8 @@ class _Resolution:
                 "correction": factor,
                 "conditions": str(space.limits.costs.table.conditions),
             }
-        parent = self.folder / "resolved"
-        parent.mkdir(exist_ok=True)
-        path = parent / folder_name(budget)
+        path = RunDir(self.folder).resolved(budget)
+        path.parent.mkdir(exist_ok=True)
         card = {
             "name": f"{self.folder.name} {path.name}",
             "task": spec.name,
@@ -278,15 +274,6 @@ class _Resolution:
         self.reporter.info(f"resolved: {name} {value:.4f} on dev, {', '.join(parts)}, {summary['seconds']:.1f} s")
         self.reporter.info(f"model: {path / 'model'}")
         return path
-
-
-def folder_name(budget: dict[str, Any]) -> str:
-    """A name for a budget: `latency_ms-8`, `params-1500000-2000000+flops-300000000`."""
-    parts = []
-    for name, value in budget.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        parts.append("-".join([name, *(f"{v:.12g}" for v in values)]))
-    return "+".join(parts)
 
 
 def _trial(space: SearchSpace, number: int, architecture: Architecture, score: float) -> Trial:

@@ -82,6 +82,22 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
         raise UserError(f"student.hidden_size: {hidden_size} is not divisible by {num_heads} attention heads: {remedy}")
 
 
+INHERIT_ALONE, PAPER_ALONE = ("encoder", "total", "speedup", "keep"), ("memory_mb",)
+"""Limits that one of the two strategies knows."""
+
+
+def check_budget(config: SearchConfig) -> None:
+    """Raises `UserError` where the strategy, which is decided by now, does not know a limit that is given."""
+    unknown = PAPER_ALONE if config.strategy == "inherit" else INHERIT_ALONE
+    for name in unknown:
+        value = getattr(config.budget, name)
+        if value is not None:
+            raise UserError(
+                f"budget.{name}: {value!r}: strategy {config.strategy} has no such limit: use"
+                f" {'--budget.latency_ms' if config.strategy == 'inherit' else '--budget.params'} or another"
+            )
+
+
 def _student(student: StudentConfig) -> None:
     _positive("student.hidden_size", student.hidden_size)
     _positive("student.num_layers", student.num_layers)
@@ -124,10 +140,18 @@ def _inherit(config: SearchConfig) -> None:
     _choice("inherit.vocabulary", settings.vocabulary, ("full", "seen"))
     if config.budget.speedup is not None and not config.budget.speedup >= 1:
         raise UserError(f"budget.speedup: {config.budget.speedup!r} is out of range: give a number >= 1")
-    for name in ("encoder", "total"):
+    for name in ("encoder", "total", "keep"):
         share = getattr(config.budget, name)
         if share is not None and not 0 < share <= 1:
             raise UserError(f"budget.{name}: {share!r} is out of range: a share in (0, 1]")
+    beside = [name for name, value in vars(config.budget).items() if value is not None and name != "keep"]
+    if config.budget.keep is not None and beside:
+        raise UserError(
+            f"budget.keep: {config.budget.keep!r} asks for the smallest student that holds the score,"
+            f" budget.{beside[0]} for the best one of a size: give one of the two"
+        )
+    if config.strategy != "auto":
+        check_budget(config)
     if config.strategy == "inherit" and config.ledger is not None:
         raise UserError("ledger: strategy inherit is one process: leave --ledger out, or use --strategy paper")
 

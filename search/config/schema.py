@@ -82,6 +82,8 @@ class BudgetConfig:
             a quarter, where nothing else is limited).
         total: strategy inherit: most parameters of the student in all, embeddings, pooler and head included, as a share
             of the teacher's; token tables are made smaller until it fits (inherit.vocabulary, inherit.embedding_rank).
+        keep: strategy inherit: share of the teacher's score on held-out rows that the student has to hold, such as
+            0.98; the smallest of a ladder of students that does is found. No other limit goes with it.
         speedup: strategy inherit: how many times as fast as its teacher the student has to be, under the conditions
             in objectives.
         params: lowest and highest parameter count, fit_dense included as in the paper (null: the middle third
@@ -93,6 +95,7 @@ class BudgetConfig:
 
     encoder: float | None = None
     total: float | None = None
+    keep: float | None = None
     speedup: float | None = None
     params: list[float] | None = None
     flops: float | None = None

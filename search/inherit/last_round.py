@@ -39,7 +39,7 @@ class Entrant:
     """A student in the round.
 
     Attributes:
-        group: "solved", "uniform" or "random".
+        group: whom it is compared with: "solved", "uniform" or "random", or a group of its own.
         architecture: of as many layers as the teacher, skipped ones included.
         rungs: optimizer steps -> score.
         member: while it trains.
@@ -54,11 +54,15 @@ class Entrant:
 
 
 def last_round(
-    ctx: Context, library: Library, entrants: Sequence[Entrant], params: Callable[[Architecture], int]
+    ctx: Context,
+    library: Library,
+    entrants: Sequence[Entrant],
+    params: Callable[[Architecture], int],
+    also: Callable[[torch.nn.Module], dict[str, float]] = lambda _: {},
 ) -> list[Trial]:
     """Trains and scores the entrants; trials in their order, read from the ledger where the round was finished.
 
-    `params` says how many parameters a finished student has.
+    `params` says how many parameters a finished student has, `also` what else of a trained one goes into its trial.
     """
     known = ctx.ledger.trials(STAGE)
     if len(known) == len(entrants):
@@ -71,6 +75,9 @@ def last_round(
             member = entrants[winner.number].member if winner is not None else None
             if member is not None:
                 save_weights(weights_of(ctx, group), member.model)
+        for trial, entrant in zip(trials, entrants, strict=True):
+            if trial.state == "complete" and entrant.member is not None:
+                trial.attrs.update(also(entrant.member.model))
         for trial in trials:
             ctx.ledger.record(trial)
     return trials

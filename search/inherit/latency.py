@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from engine.files import write_json_atomic
 from engine.student.attention import extended_mask
-from search.context import Context
+from search.context import Context, Prepared
 from search.inherit.library import Library
 
 FILE = "latency.json"
@@ -30,9 +31,9 @@ SHORTEST = 2e-3
 def layer_milliseconds(ctx: Context, library: Library) -> tuple[np.ndarray, float]:
     """Milliseconds [V] of a layer in each variant, and of everything else; measured, or read from the run directory."""
     path = ctx.rundir.path / "library" / FILE
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return np.array(known["variants"], dtype=np.float64), float(known["rest"])
+    known = recorded(path, ctx)
+    if known is not None:
+        return known
     with ctx.timed("latency"):
         times, rest = measure(ctx, library)
     path.parent.mkdir(exist_ok=True)
@@ -40,7 +41,17 @@ def layer_milliseconds(ctx: Context, library: Library) -> tuple[np.ndarray, floa
     return times, rest
 
 
-def conditions(ctx: Context) -> dict[str, int | str]:
+def recorded(path: Path, ctx: Prepared) -> tuple[np.ndarray, float] | None:
+    """What `layer_milliseconds` wrote to `path`; None where there is nothing, or of other conditions."""
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if any(known.get(name) != value for name, value in conditions(ctx).items()):
+        return None
+    return np.array(known["variants"], dtype=np.float64), float(known["rest"])
+
+
+def conditions(ctx: Prepared) -> dict[str, int | str]:
     """What is timed: one pass over so many full sequences."""
     chosen = ctx.config.objectives
     length = chosen.sequence_length or ctx.config.data.max_length
@@ -53,7 +64,7 @@ def conditions(ctx: Context) -> dict[str, int | str]:
 
 
 @torch.no_grad()
-def measure(ctx: Context, library: Library) -> tuple[np.ndarray, float]:
+def measure(ctx: Prepared, library: Library) -> tuple[np.ndarray, float]:
     """Milliseconds [V] per variant, and of the rest."""
     at, base = conditions(ctx), library.model.base_model
     ids = torch.randint(0, base.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))
@@ -94,7 +105,7 @@ def _least(runs: list[Callable[[], Tensor]]) -> list[float]:
     return least
 
 
-def student_milliseconds(ctx: Context, model: torch.nn.Module) -> float:
+def student_milliseconds(ctx: Prepared, model: torch.nn.Module) -> float:
     """Least milliseconds of a finished student under the same conditions."""
     at = conditions(ctx)
     ids = torch.randint(0, model.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -29,7 +29,7 @@ from engine.student.calibration import LayerStatistics, calibrate, fit_inner, re
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.training.loop import cycle
-from search.context import Context
+from search.context import Context, Prepared
 from search.inherit.variants import Variants, kept, with_layer
 from search.ledger.ledger import Trial
 
@@ -57,6 +57,13 @@ class Library:
     variants: Variants
     losses: np.ndarray
     answers: list[tuple[Batch, Tensor]] = field(default_factory=list)
+
+    def read(self, trials: Iterable[Trial]) -> None:
+        """Takes over the losses of recorded trials; joint variants are the sum of two."""
+        for trial in trials:
+            self.losses[divmod(trial.number, len(self.variants.specs))] = -(trial.score or 0.0)
+        for choice, (heads, width) in self.variants.joint.items():
+            self.losses[:, choice] = self.losses[:, heads] + self.losses[:, width]
 
     def assemble(self, architecture: Architecture) -> FFNASPreTrainedModel:
         """A student of this architecture: slices of the teacher with refitted products, without dropout."""
@@ -124,38 +131,69 @@ def without_dropout(module: nn.Module) -> nn.Module:
 
 def build_library(ctx: Context, variants: Variants) -> Library:
     """Calibrates, sorts and scores; scores that are in the ledger are read from it."""
-    settings = ctx.config.inherit
-    model = copy.deepcopy(ctx.teacher.model)
-    model.set_attn_implementation("sdpa")
-    model.requires_grad_(False).eval()
     batches = _texts(ctx)
     with ctx.timed("library"):
-        statistics = reorder(model, calibrate(model, _until(batches, settings.calibration_tokens)))
-        library = Library(model, statistics, variants, np.zeros((variants.shape.num_layers, len(variants.specs))))
-        for batch in _until(batches, settings.score_tokens):
-            with torch.no_grad():
-                logits = model(
-                    batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-                ).logits
-            library.answers.append((batch, logits.float()))
+        library = _calibrated(ctx, variants, batches)
         known = {trial.number: trial for trial in ctx.ledger.trials(STAGE)}
-        alone = variants.alone
-        layers = variants.shape.num_layers
-        with ctx.reporter.phase("block library", layers * len(alone)) as bar:
-            states = _passes(library)
-            for done, (index, choice) in enumerate(product(range(layers), alone)):
-                number = index * len(variants.specs) + choice
-                if number not in known:
-                    known[number] = _scored(library, index, choice, states)
-                    ctx.ledger.record(known[number])
-                library.losses[index, choice] = -(known[number].score or 0.0)
-                bar.update(done + 1, "")
-        for choice, (heads, width) in variants.joint.items():
-            library.losses[:, choice] = library.losses[:, heads] + library.losses[:, width]
+        numbers = scored_numbers(variants)
+        if not set(numbers) <= set(known):
+            _score(ctx, library, batches, numbers, known)
+        library.read(known.values())
     return library
 
 
-def _texts(ctx: Context) -> Iterator[Batch]:
+def known_library(ctx: Prepared, variants: Variants, trials: Sequence[Trial]) -> Library | None:
+    """The library of a finished run from its recorded trials: calibrated and sorted again, in seconds, and not scored.
+
+    None where the trials are not those of all these variants. `ctx` has the fine-tuned teacher.
+    """
+    keys = {trial.number: trial.key for trial in trials}
+    for number in scored_numbers(variants):
+        index, choice = divmod(number, len(variants.specs))
+        if keys.get(number) != with_layer(variants.whole, index, variants.specs[choice]).key():
+            return None
+    library = _calibrated(ctx, variants, _texts(ctx))
+    library.read(trials)
+    return library
+
+
+def scored_numbers(variants: Variants) -> list[int]:
+    """Numbers of the trials of a whole library."""
+    return [
+        index * len(variants.specs) + choice
+        for index, choice in product(range(variants.shape.num_layers), variants.alone)
+    ]
+
+
+def _calibrated(ctx: Prepared, variants: Variants, batches: Iterator[Batch]) -> Library:
+    """Statistics of the teacher on the first texts, and its layers sorted by them."""
+    model = copy.deepcopy(ctx.teacher.model)
+    model.set_attn_implementation("sdpa")
+    model.requires_grad_(False).eval()
+    statistics = reorder(model, calibrate(model, _until(batches, ctx.config.inherit.calibration_tokens)))
+    return Library(model, statistics, variants, np.zeros((variants.shape.num_layers, len(variants.specs))))
+
+
+def _score(
+    ctx: Context, library: Library, batches: Iterator[Batch], numbers: Sequence[int], known: dict[int, Trial]
+) -> None:
+    """Adds the trials of `numbers` that are not known to `known` and to the ledger."""
+    for batch in _until(batches, ctx.config.inherit.score_tokens):
+        with torch.no_grad():
+            logits = library.model(
+                batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
+            ).logits
+        library.answers.append((batch, logits.float()))
+    with ctx.reporter.phase("block library", len(numbers)) as bar:
+        passes = _passes(library)
+        for done, number in enumerate(numbers):
+            if number not in known:
+                known[number] = _scored(library, *divmod(number, len(library.variants.specs)), passes)
+                ctx.ledger.record(known[number])
+            bar.update(done + 1, "")
+
+
+def _texts(ctx: Prepared) -> Iterator[Batch]:
     """Endless batches of training rows on the run's device."""
     for batch in cycle(ctx.data.train, BATCH, seed=ctx.seed("inherit", "texts")):
         yield batch.to(ctx.device)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
-
-import numpy as np
 
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
@@ -14,21 +11,19 @@ from kernels.language.expression import parse_expression
 from search.config.checks import parse_shares
 from search.context import Context, Prepared
 from search.derive import Derived
-from search.inherit.candidates import Budget, entrants
+from search.inherit.candidates import entrants
 from search.inherit.finish import Finisher, Winner
+from search.inherit.keep import check_ladder, hold
 from search.inherit.last_round import best_of, last_round
 from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
+from search.inherit.limits import budget_of
 from search.inherit.texts import unused, with_text
 from search.inherit.total import Tables
 from search.inherit.variants import Variants, kept, variants
 
 GROUPS = {"solved": "search", "uniform": "uniform", "random": "random"}
 """Groups of the last round, and the names their finished students have in summary and report."""
-
-SLACK = 0.005
-"""A share of the encoder is kept to within this, so that three of six layers at a quarter of their width, biases and
-norms included, are a quarter of it."""
 
 
 def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
@@ -38,7 +33,11 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     made = choices(ctx)
     tables = Tables(ctx, made)
     library = build_library(ctx, made)
-    budget = budget_of(ctx, library, tables)
+    finisher = Finisher(ctx, library, tables)
+    if ctx.config.budget.keep is not None:
+        best, students, ladder = hold(ctx, library, tables, lambda n, a: finisher.finish_all([Winner(n, n, a)])[0])
+        return best, students, {"chosen": "search", **facts(ctx, best), "keep": ladder}
+    budget = budget_of(ctx, made, tables, lambda: layer_milliseconds(ctx, library))
     settings = ctx.config.inherit
     field = entrants(
         library,
@@ -49,7 +48,6 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
         seed=ctx.seed("inherit", "random"),
     )
     trials = last_round(ctx, library, field, lambda a: tables.total(a, tables.choose(a)))
-    finisher = Finisher(ctx, library, tables)
     found = [(name, group, best_of(trials, group)) for group, name in GROUPS.items()]
     winners = {name: Winner(name, group, trial.architecture) for name, group, trial in found if trial is not None}
     different = {w.architecture: w for w in reversed(winners.values())}  # of equal ones, the first
@@ -76,7 +74,7 @@ def latency_of(ctx: Context, library: Library, derived: Derived) -> dict[str, An
     }
 
 
-def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
+def facts(ctx: Prepared, derived: Derived) -> dict[str, Any]:
     """Layers and token table of a finished student, for summary and model card."""
     own, config = ctx.teacher.model.config, derived.model.config
     return {
@@ -87,12 +85,32 @@ def facts(ctx: Context, derived: Derived) -> dict[str, Any]:
     }
 
 
+def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says about the search."""
+    layers = ", ".join(str(layer) for layer in facts["layers"])
+    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    if "keep" in facts:
+        told["size"] = facts["keep"]["verdict"]
+    if facts["embedding_rank"] is not None:
+        told["token table"] = f"factorized, rank {facts['embedding_rank']}"
+    if facts["vocabulary"] < facts["teacher_vocabulary"]:
+        told["vocabulary"] = (
+            f"cut to {facts['vocabulary']:,} of the teacher's {facts['teacher_vocabulary']:,} pieces: those of the"
+            " training texts, single characters and some frequent ones; other words are cut into these"
+        )
+    return told
+
+
 def check(prepared: Prepared) -> None:
     """Raises `UserError` where no student can be as small as asked, or its table not be as asked; trains nothing."""
     reason = unused(prepared)
     if reason is not None:
         raise UserError(f"{reason}: leave it out")
-    Tables(replace(prepared, data=with_text(prepared)), choices(prepared)).check()
+    prepared = replace(prepared, data=with_text(prepared))
+    made = choices(prepared)
+    Tables(prepared, made).check()
+    if prepared.config.budget.keep is not None:
+        check_ladder(prepared, made)
 
 
 def choices(ctx: Prepared) -> Variants:
@@ -112,37 +130,3 @@ def teacher_shape(ctx: Prepared) -> ModelShape:
     """Sizes of the teacher, which is one of our models."""
     config = ctx.teacher.model.config
     return replace(config.shape, num_heads=config.num_attention_heads, teacher_hidden_size=None)
-
-
-def budget_of(ctx: Context, library: Library, tables: Tables) -> Budget:
-    """The limits of the configuration, as sums over layers; of tables, the smallest counts."""
-    made, budget = library.variants, ctx.config.budget
-    shape = made.shape
-    layers = shape.num_layers
-    sizes = np.array([[made.layer(spec) for spec in made.specs]] * layers, dtype=np.float64)
-    names, costs, limits = [], [], []
-    if budget.params is not None:
-        names.append("params")
-        costs.append(sizes)
-        limits.append(budget.params[1] - tables.fixed)
-    if budget.flops is not None:
-        length = ctx.config.objectives.sequence_length or ctx.config.data.max_length
-        names.append("flops")
-        costs.append(np.array([[made.layer_flops(spec, length) for spec in made.specs]] * layers, dtype=np.float64))
-        limits.append(budget.flops - made.rest_flops(length))
-    if budget.latency_ms is not None or budget.speedup is not None:
-        times, rest = layer_milliseconds(ctx, library)
-        whole = layers * times[0] + rest
-        names.append("latency_ms")
-        costs.append(np.tile(times, (layers, 1)))
-        limits.append(min(budget.latency_ms or whole, whole / (budget.speedup or 1.0)) - rest)
-    if budget.encoder is not None or not names:
-        names.append("encoder")
-        costs.append(sizes)
-        share = Fraction(1, 4) if budget.encoder is None else Fraction(budget.encoder).limit_denominator(10**6)
-        limits.append(float(share * made.encoder(made.whole)) * (1 + SLACK))
-    if tables.most is not None:
-        names.append("total")
-        costs.append(sizes)
-        limits.append(tables.most - tables.fixed)
-    return Budget(tuple(names), np.stack(costs), tuple(limits))
