@@ -52,7 +52,7 @@ def custom_pipelines(model_class: str) -> dict[str, Any]:
 
 
 def is_named(found: Any) -> bool:
-    """Whether an `auto_map` names the files of this package, in the directory or in a repository ("REPO--MODULE.NAME")."""
+    """Whether an `auto_map` names this package's files, in the directory or in a repository ("REPO--MODULE.NAME")."""
     if not isinstance(found, dict):
         return False
     return str(found.get("AutoConfig")).rpartition("--")[2] == auto_map()["AutoConfig"]

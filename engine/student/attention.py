@@ -234,8 +234,8 @@ class FFNASAttention(nn.Module):
     def _plain(self, layer: nn.Module, heads: int) -> nn.Linear:
         if not readable.are_readable(layer, everywhere=False):
             raise UserError(
-                f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers without hooks alone, not in"
-                f" this {type(layer).__name__}; extract the architecture into a model of its own"
+                f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers without hooks alone, not"
+                f" in this {type(layer).__name__}; extract the architecture into a model of its own"
             )
         if not 1 <= heads <= self.num_heads:
             raise UserError(f"heads: the layer stores {self.num_heads}, {heads} were asked for; use 1 to that many")

@@ -59,9 +59,7 @@ class FFN(nn.Module):
         """[..., H] to [..., H] at the stored inner width, in plain PyTorch; `plan` gives the expression."""
         program, expression = plan.program, plan.program.expression
         assert expression is not None  # plans are made of expressions
-        return called_ffn(
-            x, self.dense1, self.dense2, self.layernorm, expression, policy=program.policy, p_drop=p_drop
-        )
+        return called_ffn(x, self.dense1, self.dense2, self.layernorm, expression, policy=program.policy, p_drop=p_drop)
 
 
 def may_read(ffns: Sequence[FFN], inner: int, work: str | None = None) -> bool:
@@ -78,16 +76,16 @@ def may_read(ffns: Sequence[FFN], inner: int, work: str | None = None) -> bool:
     for ffn in ffns:
         parts = (ffn.dense1, ffn.dense2, ffn.layernorm)
         cut = work is not None or getattr(ffn.dense1, "out_features", inner) != inner
-        if readable.is_untouched(ffn) and readable.are_readable(*parts, everywhere=not cut):
-            if readable.are_tensors(*(getattr(part, name) for part in parts for name in ("weight", "bias"))):
-                continue
+        plain = readable.is_untouched(ffn) and readable.are_readable(*parts, everywhere=not cut)
+        if plain and readable.are_tensors(*(getattr(part, name) for part in parts for name in ("weight", "bias"))):
+            continue
         if cut:
             kinds = ", ".join(f"{name} {type(part).__name__}" for name, part in ffn.named_children())
             raise UserError(
                 f"all_ffn: {work or 'a subnet of narrower FFNs'} takes plain linear layers, and those of an FFN have"
                 f" adapters, hooks, or another class ({kinds}); merge or remove them, or extract the architecture first"
             )
-        whole = {} if readable.is_untouched(ffn) else {"it": ffn}
+        whole = {} if readable.is_untouched(ffn) else {"FFN": ffn}
         readable.note("an FFN", **whole, dense1=parts[0], dense2=parts[1], layernorm=parts[2])
         return False
     return True

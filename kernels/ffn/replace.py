@@ -112,8 +112,8 @@ def replace_ffn(
 
 
 class _Origin(NamedTuple):
-    """What a layer was when it was replaced: the classes around its parts, and the activation that the expression stands
-    for; None where it stands for another function."""
+    """What a layer was when it was replaced: the classes around its parts, and its activation, which the expression
+    stands for; None where it stands for another function."""
 
     intermediate: type[nn.Module]
     output: type[nn.Module]

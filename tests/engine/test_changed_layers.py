@@ -24,7 +24,7 @@ from engine.student import FFNASForSequenceClassification
 from kernels import readable
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
-from attached import ATTACHMENTS, LoraLinear, lora, merge, pruning, switch  # noqa: E402
+from attached import ATTACHMENTS, LoraLinear, lora, merge, pruning, switch
 
 # float32 rounding through four small layers, in another order of summation
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -204,7 +204,9 @@ print(json.dumps(result))
 
 def test_models_saved_again_load_without_ffnas_as_exports_do(tmp_path):
     """Loaded with ffnas, trained, saved; loaded and saved once more by the directory's own files; with another head."""
-    export_model(randomize(FFNASForSequenceClassification(small_config(num_labels=3))), None, tmp_path / "found", None, {})
+    export_model(
+        randomize(FFNASForSequenceClassification(small_config(num_labels=3))), None, tmp_path / "found", None, {}
+    )
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "found")
     assert isinstance(model, FFNASForSequenceClassification)
     ids = batch()[0]

@@ -274,6 +274,7 @@ def test_a_traced_model_gives_logits_and_gradients_for_other_lengths():
     real[:, 3] = False
     own, expected = (m(shorter, real)[0] for m in (traced, model))
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
-    for a, b in zip(*(torch.autograd.grad(y.square().sum(), model.classifier.weight) for y in (own, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(y.square().sum(), model.classifier.weight) for y in (own, expected)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-

@@ -236,7 +236,9 @@ def test_compiled_and_exported_modules_call_and_read_too():
     x = torch.randn(3, 21)
     compiled = torch.compile(fused, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), plain(x), **CLOSE)
-    (read,) = torch.export.export(fused, (x,)).graph.find_nodes(op="call_function", target=torch.ops.ffnas.ffn_fwd.default)
+    (read,) = torch.export.export(fused, (x,)).graph.find_nodes(
+        op="call_function", target=torch.ops.ffnas.ffn_fwd.default
+    )
     assert read
     for module in (fused, plain):
         lora(module, linears)

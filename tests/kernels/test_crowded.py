@@ -74,7 +74,9 @@ def test_a_crowded_thread_goes_alone_looks_again_and_waits_longer_each_time():
 
 def test_where_one_thread_is_slower_still_the_work_is_shared():
     def work():
-        return [note(now * MS, 30 * MS, spent * MS) for now, spent in ((30, 24), (60, 9), (90, 24), (200, 24), (400, 24))]
+        return [
+            note(now * MS, 30 * MS, spent * MS) for now, spent in ((30, 24), (60, 9), (90, 24), (200, 24), (600, 24))
+        ]
 
     assert in_a_new_thread(work) == [True, False, False, False, True]
 

@@ -32,8 +32,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture
-def packed():
-    """What the backend keeps, empty before and after."""
+def packed(monkeypatch):
+    """What the backend keeps, empty before and after; weights of any size."""
+    monkeypatch.setattr(CPU.packed, "least_bytes", 0)
     CPU.packed.clear()
     yield CPU.packed
     entries = CPU.packed._entries.values()
@@ -72,6 +73,7 @@ def test_kept_weights_give_the_same_bits(packed, dtype, expression, hidden, toke
 def test_on_every_instruction_set(monkeypatch, isa, dtype):
     monkeypatch.setenv(ISA, ISA_NAMES[isa])
     backend = CpuBackend(library_path())
+    backend.packed.least_bytes = 0
     monkeypatch.setitem(dispatch._loaded, "cpu", backend)
     stack = FusedFFNStack(3, 50, 23, CHAIN).to(dtype).eval()
     x = torch.randn(61, 50).to(dtype)
@@ -136,6 +138,19 @@ def test_parameters_made_in_inference_mode_are_kept_too(packed):
         module.dense1.weight[4, 4] += 1.0
         assert torch.equal(module(x), fresh(module, x))
         assert not torch.equal(module(x), expected)
+
+
+@torch.no_grad()
+def test_small_weights_are_packed_in_every_call(packed, monkeypatch):
+    monkeypatch.setattr(packed, "least_bytes", packed_weights.LEAST_BYTES)
+    wide, narrow, x = ffn(300, 300), ffn(300, 200), torch.randn(20, 300)
+    for _ in range(3):
+        narrow(x)
+    assert packed.kept_bytes == 0
+    for _ in range(3):
+        wide(x)
+    assert len(packed._entries) == 2
+    assert packed.kept_bytes > 0
 
 
 @torch.no_grad()

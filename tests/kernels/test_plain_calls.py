@@ -129,9 +129,7 @@ def test_a_traced_module_is_saved_loaded_and_trained(grad):
     buffer.seek(0)
     loaded = torch.jit.load(buffer)
     other = torch.randn(9, 20, requires_grad=True)
-    own, theirs = (
-        torch.autograd.grad(m(other).square().sum(), [other, *m.parameters()]) for m in (loaded, module)
-    )
+    own, theirs = (torch.autograd.grad(m(other).square().sum(), [other, *m.parameters()]) for m in (loaded, module))
     for a, b in zip(own, theirs, strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import nn
 
 from kernels import FusedFFN
 from kernels.backends.cpu import usable_isas
+from kernels.backends.packed_weights import DTYPE_CODES
 from kernels.dispatch import load_backend
 
 CPU = load_backend("cpu")
@@ -21,8 +22,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture
-def packed():
-    """What the backend keeps, empty before and after."""
+def packed(monkeypatch):
+    """What the backend keeps, empty before and after; weights of any size."""
+    monkeypatch.setattr(CPU.packed, "least_bytes", 0)
     CPU.packed.clear()
     yield CPU.packed
     CPU.packed.clear()
@@ -36,6 +38,11 @@ def ffn(dtype=torch.float32, seed=0) -> FusedFFN:
 def fresh(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What `module` gives when nothing is kept: a copy of it, met for the first time."""
     return copy.deepcopy(module)(x)
+
+
+def key(matrix: torch.Tensor, isa: int) -> tuple[int, ...]:
+    """A matrix in memory, as `PackedWeights` names it."""
+    return (matrix.data_ptr(), isa, *matrix.shape, matrix.stride(0), DTYPE_CODES[matrix.dtype])
 
 
 def in_place(weight):
@@ -122,8 +129,8 @@ def numpy_element(weight):
 
 
 WRITES = (
-    in_place, through_data, through_numpy, other_storage, transposed_storage, optimizer, one_element, one_bit, one_neuron,
-    block, pruned, signs, rows_swapped, rows_turned, columns_swapped, neighbours_exchange_bits, inference_mode, swapped,
+    in_place, through_data, through_numpy, other_storage, transposed_storage, optimizer, one_element, one_bit,
+    one_neuron, block, pruned, signs, rows_swapped, rows_turned, columns_swapped, neighbours_exchange_bits, inference_mode, swapped,
     numpy_element,
 )  # fmt: skip
 
@@ -152,7 +159,7 @@ def test_any_one_write_is_noticed(packed, dtype):
     seen = {}
 
     def check(what):
-        (sums,) = packed._sums([weight], CPU._isa[torch.float32])
+        (sums,) = packed.sums([key(weight, CPU._isa[torch.float32])])
         assert seen.setdefault(sums, what) == what, f"{what} looks like {seen[sums]}"
 
     check("as it was")
@@ -191,7 +198,7 @@ def test_the_sums_are_those_of_their_definition(packed, isa, shape, dtype):
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                assert packed._sums([matrix, given, matrix], isa)[1] == expected
+                assert packed.sums([key(m, isa) for m in (matrix, given, matrix)])[1] == expected
             finally:
                 torch.set_num_threads(before)
 
