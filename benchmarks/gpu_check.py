@@ -94,10 +94,10 @@ def run(step: Step, out: Path) -> bool:
 
 
 def _process(step: Step, copy: int, end: float, out: Path) -> str:
-    """ "ok", or how copy number `copy` of a step ended; output is appended to the step's log when a process ends."""
+    """How copy number `copy` of a step ended, "ok" if well; output is appended to the step's log when a process ends."""
     environment = {**os.environ, **step.environment, "FFNAS_SHARE": f"{copy}/{step.copies}"}
     state = "never ran"
-    for _ in range(_MOST_STARTS):
+    for deaths in range(_MOST_STARTS):
         left = end - time.monotonic()
         if left <= 0:
             break
@@ -118,7 +118,7 @@ def _process(step: Step, copy: int, end: float, out: Path) -> str:
             return f"took more than {step.limit:.0f} s"
         state = "ok" if code == 0 else f"exit code {code}"
         if code >= 0 and code != records.BROKEN:  # it has ended by itself
-            break
+            return f"{state}, after it died {deaths} times" if deaths else state
     return state
 
 

@@ -139,7 +139,8 @@ def test_a_family_goes_on_behind_the_case_it_died_in(tmp_path, capfd):
     """A sticky error and two signals: each costs its case, or the side it was in, and nothing else."""
     path = tmp_path / records.NAME
     step = gpu_check.Step("toy", (sys.executable, "-c", FAMILY.format(path=str(path))), 250)
-    assert gpu_check.run(step, tmp_path)
+    assert not gpu_check.run(step, tmp_path)
+    assert "ok, after it died 3 times" in capfd.readouterr().out
     ends = {line["case"]: line for line in records.ended(records.read(path), "toy")}
     assert {case: line["state"] for case, line in ends.items()} == {
         "good": "done", "bad": "failed", "sticky": "failed", "sides": "done", "killed": "crashed", "last": "done",
@@ -201,6 +202,7 @@ def test_tests_are_recorded_each_with_a_limit_and_shared(tmp_path, capfd):
     environment = {**gpu_check.PLAIN, "FFNAS_RECORDS": str(path), "FFNAS_TEST_LIMIT": "1"}
     command = (sys.executable, "-m", "pytest", "-v", "--tb=line", *gpu_check.RECORDED, "-c", os.devnull, str(file))
     assert not gpu_check.run(gpu_check.Step("tests", command, 250, 2, environment, "tests.log"), tmp_path)
+    assert "after it died 1 times" in capfd.readouterr().out
     lines = [line for line in records.read(path) if str(line["family"]).startswith("tests ")]
     ends = {line["case"].rpartition("::")[2]: line for line in lines if line["state"] != "began" and "case" in line}
     assert {name: line["state"] for name, line in ends.items()} == {

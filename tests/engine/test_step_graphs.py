@@ -341,3 +341,13 @@ def test_device_programs_tell_families_apart(monkeypatch):
     assert len({DevicePrograms.family(p) for p in plans}) == 3
     monkeypatch.setattr(graphs_module.dispatch, "preferred_backend", lambda _: "triton")
     assert len({DevicePrograms.family(p) for p in plans}) == 2
+
+
+def test_programs_of_other_backends_need_no_buffers(monkeypatch):
+    """Their kernels do not read any; all their programs' words are the family, so that a graph serves no others."""
+    monkeypatch.setattr(graphs_module.dispatch, "preferred_backend", lambda _: "cuda")
+    plans = member(GELU, TANH).model.base_model.planner.full
+    programs = DevicePrograms(plans, CPU)
+    assert programs.plans == tuple(plans)
+    programs.load(plans)
+    assert programs.plans == tuple(plans)
