@@ -106,8 +106,9 @@ def fused_ffn_stack(
     dropout = p_drop != 0.0
     drawn = _seed_tensor(x, seed) if dropout else None
     parameters = (list(w1), list(b1), list(w2), list(b2), list(ln_weight), list(ln_bias))
-    wanted = torch.is_grad_enabled() and not torch._C._is_tracing()  # a trace is run with gradients and without
-    save = wanted and (x.requires_grad or any(t.requires_grad for group in parameters for t in group))
+    traced = not torch.compiler.is_compiling() and torch._C._is_tracing()  # run with gradients and without
+    save = not traced and torch.is_grad_enabled()
+    save = save and (x.requires_grad or any(t.requires_grad for group in parameters for t in group))
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
     out = call_forward(rows, *parameters, code, flags, float(p_drop), drawn, float(eps), save)
     return out.view(x.shape) if x.dim() != 2 else out

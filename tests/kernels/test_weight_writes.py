@@ -130,8 +130,8 @@ def numpy_element(weight):
 
 WRITES = (
     in_place, through_data, through_numpy, other_storage, transposed_storage, optimizer, one_element, one_bit,
-    one_neuron, block, pruned, signs, rows_swapped, rows_turned, columns_swapped, neighbours_exchange_bits, inference_mode, swapped,
-    numpy_element,
+    one_neuron, block, pruned, signs, rows_swapped, rows_turned, columns_swapped, neighbours_exchange_bits,
+    inference_mode, swapped, numpy_element,
 )  # fmt: skip
 
 
