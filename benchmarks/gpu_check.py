@@ -94,7 +94,7 @@ def run(step: Step, out: Path) -> bool:
 
 
 def _process(step: Step, copy: int, end: float, out: Path) -> str:
-    """How copy number `copy` of a step ended, "ok" if well; output is appended to the step's log when a process ends."""
+    """How copy number `copy` of a step ended, "ok" if well; its output is appended to the step's log."""
     environment = {**os.environ, **step.environment, "FFNAS_SHARE": f"{copy}/{step.copies}"}
     state = "never ran"
     for deaths in range(_MOST_STARTS):
@@ -138,8 +138,8 @@ def steps(out: Path) -> list[Step]:
     """The steps on a machine with a GPU; their limits add up to eight minutes."""
     where = ("--out", str(out))
     found = [
-        Step("build", (sys.executable, "-c", BUILD), 40), family("machine", 20, *where), family("compile", 55, *where),
-        family("accuracy", 60, *where), family("kernels", 45, *where), family("ffn", 80, *where),
+        Step("build", (sys.executable, "-c", BUILD), 40), family("machine", 20, *where), family("compile", 70, *where),
+        family("accuracy", 55, *where), family("kernels", 40, *where), family("ffn", 75, *where),
         family("tiles", 60, *where), tests(out, 50, copies=min(8, os.cpu_count() or 1)),
     ]  # fmt: skip
     sanitizer = shutil.which("compute-sanitizer")

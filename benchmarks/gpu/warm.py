@@ -104,7 +104,7 @@ def tasks(scale: Scale) -> dict[str, list[Task]]:
     )
     names = [name for name in COMPILE_MODES if scale.full or name == "compile"]
     compiled: list[Task] = [(name, case) for case in scale.ffn() for name in names]
-    return {"kernels": first, "torch.compile": compiled, "tile candidates": sweep, "never-seen expressions": unseen}
+    return {"kernels": first, "never-seen expressions": unseen, "torch.compile": compiled, "tile candidates": sweep}
 
 
 def _calls(scale: Scale) -> list[Iterable[Call]]:
