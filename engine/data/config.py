@@ -7,7 +7,6 @@ Chosen: a plain dataclass with one field per question and a docstring under each
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -19,15 +18,20 @@ MIN_LENGTH = 8
 """Shortest `max_length`: room for the special tokens of a pair and at least one token of each side."""
 
 _BRACKETS = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
+_WORD = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?:,|\Z)""")
 
 
 def words(given: str) -> list[str]:
-    """The words of a list written as text: `a,b`, `[a, b]` or `["a, b", c]`; never numbers or booleans."""
+    """The words of a list written as text: `a,b`, `[a, b]` or `["a, b", 'c']`; never numbers or booleans."""
     inside = _BRACKETS.fullmatch(given)
-    text = " ".join((given if inside is None else inside[1]).split())
-    quote = "'" if text[:1] == text[-1:] == "'" else '"'
-    cut = next(csv.reader([text], quotechar=quote, skipinitialspace=True), [])
-    return [word.strip() for word in cut if word.strip() or inside is None]
+    text = given if inside is None else inside[1]
+    found, position = [], 0
+    while position < len(text):
+        match = _WORD.match(text, position)
+        assert match is not None  # its last alternative takes anything up to a comma
+        found.append(next(part for part in match.groups() if part is not None))
+        position = match.end()
+    return [word for word in found if word or inside is None]
 
 
 @dataclass
