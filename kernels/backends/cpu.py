@@ -179,7 +179,12 @@ class CpuBackend:
 
 
 class CrowdedWarning(UserWarning):
-    """Other processes keep the threads of a call waiting for one another; it runs on one while they do."""
+    """Other processes keep the threads of a call waiting for one another; it runs on one while they do.
+
+    Forward and backward of an FFN (H = d = 540, 1024 tokens, float32) with two threads on the two cores of an EPYC with
+    AVX2 that six other processes used: 515 ms before, 240 to 350 ms since (processor time 130 and 85 ms); 235 ms with
+    one thread; eager PyTorch with two 585 to 740 ms. csrc/cpu/runtime.cpp decides.
+    """
 
 
 _CROWDED_TEXT = (
