@@ -9,7 +9,8 @@ one recipe: solved students, uniform students as one would make them by hand, ra
 teacher, a bag of words and a constant answer. Reported is the dev split, which nothing is chosen on.
 
 FOLDER holds sst2, cola, mrpc, stsb (train.csv, dev.csv) and streams/agnews, streams/dbpedia likewise; the task `demo`
-needs no files. An interrupted benchmark goes on where it stopped.
+needs no files. An interrupted benchmark goes on where it stopped; rows of other tasks, budgets and seeds stay in the
+result, so that it can be measured in parts.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ TASKS: dict[str, tuple[str, ...]] = {
     "dbpedia": ("streams/dbpedia",),
 }
 """Folder and further options of every task."""
+
+FEW = 6
+"""Runs below which resampling them says nothing about the mean."""
 
 RIVALS = ("uniform", "random", "bag_of_words", "teacher")
 
@@ -78,6 +82,7 @@ def row(task: str, budget: float, summary: dict[str, Any]) -> dict[str, Any]:
         "seed": summary["seed"],
         "metric": evidence["metric"],
         "rows": evidence["rows"],
+        "threads": (evidence["speed"] or {}).get("threads"),
         "minutes": round(sum(summary["seconds"].values()) / 60, 2),
         "chosen": summary["inherit"]["chosen"],
         "divergence": summary["inherit"]["divergence"],
@@ -87,6 +92,13 @@ def row(task: str, budget: float, summary: dict[str, Any]) -> dict[str, Any]:
         "milliseconds": {name: _one_sequence(m["speed"]) for name, m in models.items() if m["speed"]},
         "architecture": summary["best"]["architecture"],
     }
+
+
+def with_row(rows: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with a new one, in place of one of the same task, budget and seed; by task, budget and seed."""
+    order = list(TASKS)
+    by = {(r["task"], r["budget"], r["seed"]): r for r in (*rows, new)}
+    return [by[key] for key in sorted(by, key=lambda k: (order.index(k[0]), -k[1], k[2]))]
 
 
 def _one_sequence(timings: list[dict[str, Any]]) -> float | None:
@@ -122,8 +134,10 @@ def show(result: dict[str, Any]) -> str:
             values = [100 * r["differences"][rival]["value"] for r in own if rival in r["differences"]]
             if values:
                 low, mean, high = interval(values)
-                shown = f"({low:+.2f} to {high:+.2f}), {len(values)} runs" if len(values) > 1 else "in one run"
-                lines.append(f"budget {budget:g}: found - {rival}: {mean:+.2f} {shown}")
+                shown = f"{len(values)} runs"
+                if len(values) >= FEW:
+                    shown += f", 95 % interval {low:+.2f} to {high:+.2f}"
+                lines.append(f"budget {budget:g}: found - {rival}: {mean:+.2f} on average of {shown}")
     return "\n".join(lines)
 
 
@@ -155,12 +169,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(show(json.loads(args.out.read_text())))
         return 0
     runs = args.runs or cache_dir() / "benchmarks" / "found"
-    rows = []
+    rows = json.loads(args.out.read_text())["rows"] if args.out.is_file() else []
     for task in args.tasks:
         given = [*options(task, args.data), *args.options]
         for budget in args.budgets:
             for seed in args.seeds:
-                rows.append(row(task, budget, search(task, budget, seed, given, runs)))
+                rows = with_row(rows, row(task, budget, search(task, budget, seed, given, runs)))
                 write_json_atomic(args.out, {"environment": describe(), "options": args.options, "rows": rows})
     print(show({"environment": describe(), "rows": rows}))
     return 0
