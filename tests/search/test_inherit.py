@@ -110,12 +110,6 @@ def test_library_and_round_are_trials_of_the_ledger(calm):
     assert any(t.state == "complete" for t in last)
 
 
-def test_another_budget_needs_another_run(nursery, calm, tmp_path):
-    ended = nursery.run(["--resolve", str(calm["path"]), "--budget.flops", "1e9"], tmp_path)
-    assert ended.code == 2
-    assert "strategy inherit answers one budget" in ended.err
-
-
 def _shares():
     return (Fraction(1), Fraction(1, 2), Fraction(1, 4)), (Fraction(1), Fraction(1, 2))
 
