@@ -42,8 +42,9 @@ def test_library_and_latencies_are_measured_and_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("measured", "word"), [(2.19, "met"), (2.21, "missed")])
 def test_ten_percent_above_is_the_most(measured, word):
     row = {"speedup": 4.0, "layers": [0], "allowed_ms": 2.0, "predicted_ms": 1.9, "measured_ms": measured}
-    result = {"environment": {}, "layers": 6, "variants": 26, "scored": 13, "latency": [row]}
+    result = {"environment": {}, "layers": 6, "variants": 26, "scored": 13, "latency": [row], "speedups": [4.0, 9.0]}
     said = show({**result, "seconds": 61.0, "processor_seconds": 60.0})
     assert f"({word})" in said
     assert "above 60 s" in said
+    assert "speed-up 9: no student" in said
     assert "within 60 s" in show({**result, "seconds": 60.0, "processor_seconds": 60.0})

