@@ -130,15 +130,15 @@ class _Features:
 
 
 def _models(spec: TaskSpec, features: sparse.csr_matrix, labels: np.ndarray) -> Iterator[tuple[float, object]]:
-    """A fitted model per strength, each as it is asked for; logistic ones start from the one before."""
-    logistic = LogisticRegression(max_iter=200, warm_start=True)
+    """A fitted model per strength, each as it is asked for and from nothing: started from the one before, the solver
+    takes its small gradients for the end (CoLA: MCC 11.7 instead of 17.2)."""
     for strength in STRENGTHS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             if spec.is_regression:
                 model = Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, labels.astype(np.float64))
             else:
-                model = logistic.set_params(C=strength).fit(features, labels)
+                model = LogisticRegression(C=strength, max_iter=200).fit(features, labels)
         yield strength, model
 
 
