@@ -12,7 +12,7 @@ from newcomer import REPO, labelled, started, write_table
 from engine.data.config import words
 from engine.errors import UserError
 from engine.teacher.loading import require_language, require_one_label
-from search.config.options import parse
+from search.config.options import parse, parse_resolve
 from search.console.environment import give_home
 
 sys.path.insert(0, str(REPO / "tests" / "faults"))
@@ -245,3 +245,5 @@ def test_a_run_shows_its_data_and_goes_on_from_another_folder(inputs, tmp_path, 
     assert main(["search", "--resume", str(tmp_path / "runs" / "run")]) == 0
     again = capsys.readouterr().out
     assert f"train {inputs / 'train.csv'}: 240 rows" in again
+    _, config = parse_resolve(["--resolve", str(tmp_path / "runs" / "run"), "--budget.params", "0", "1e6"])
+    assert (config.data.train, config.teacher) == (str(inputs / "train.csv"), str(inputs / "teacher"))
