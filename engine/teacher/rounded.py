@@ -49,13 +49,16 @@ def rounded_copy(model: nn.Module) -> nn.Module:
     linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(False)}
     shared = {id(p): p for p in model.parameters() if id(p) not in linear}
     made = copy.deepcopy(model, shared)
-    inputs = _OneCopy()
+    inputs, read = _OneCopy(), set()
+    if next(made.parameters()).device.type == "cpu":
+        with contextlib.suppress(ValueError):  # no layer like BERT's: it runs its own code
+            for name in replace_ffn(made).names:
+                layer = made.get_submodule(name)
+                read |= {layer.intermediate.dense, layer.output.dense}
     for module in made.modules():
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
-            module.register_forward_pre_hook(inputs.before)
+            if module not in read:  # a layer with hooks is called, not read
+                module.register_forward_pre_hook(inputs.before)
     made.base_model.register_forward_hook(inputs.clear, always_call=True)
-    if next(made.parameters()).device.type == "cpu":
-        with contextlib.suppress(ValueError):  # no layer like BERT's: it runs its own code
-            replace_ffn(made)
     return made.requires_grad_(False)
