@@ -65,8 +65,8 @@ def measure(folder: Path, speedups: Sequence[float], options: Sequence[str]) -> 
 def students(ctx: Context, library: Library, speedup: float) -> list[dict[str, Any]]:
     """Allowed, predicted and measured milliseconds of the best students of some sets of layers."""
     made = library.variants
-    took, rest = layer_milliseconds(ctx, library)
-    budget = budget_of(ctx, made, Tables(ctx, made), lambda: (took, rest), BudgetConfig(speedup=speedup))
+    took = layer_milliseconds(ctx, library)
+    budget = budget_of(ctx, made, Tables(ctx, made), lambda: took, BudgetConfig(speedup=speedup))
     count = made.shape.num_layers
     sets = [range(count), range(0, count, 2), (0, count - 1)]
     found = [first_layers(library, budget), *(best_of_layers(library, budget, layers) for layers in sets)]
@@ -78,8 +78,8 @@ def students(ctx: Context, library: Library, speedup: float) -> list[dict[str, A
             {
                 "speedup": speedup,
                 "layers": list(kept(architecture)),
-                "allowed_ms": budget.limits[0] + rest,
-                "predicted_ms": rest + sum(float(took[number[layer]]) for layer in architecture.layers),
+                "allowed_ms": budget.limits[0] + took.rest,
+                "predicted_ms": took.rest + sum(float(took.variants[number[layer]]) for layer in architecture.layers),
                 "measured_ms": measured,
             }
         )

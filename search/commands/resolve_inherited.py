@@ -46,7 +46,7 @@ from search.derive import Derived
 from search.evidence.answers import read_predictions
 from search.inherit.candidates import Budget, best_of_layers, first_layers, nothing_fits
 from search.inherit.last_round import STAGE as ROUND
-from search.inherit.latency import FILE, conditions, measure, recorded, student_milliseconds
+from search.inherit.latency import FILE, Milliseconds, conditions, measure, recorded, student_milliseconds
 from search.inherit.library import STAGE as LIBRARY
 from search.inherit.library import Library, known_library
 from search.inherit.limits import budget_of, slower
@@ -251,15 +251,15 @@ class _Resolution:
         prepared, made = self.prepared, self.library.variants
         limits = prepared.config.budget
         if limits.latency_ms is None and limits.speedup is None:
-            return _Answer(*pick(self.library, self._budget((np.zeros(0), 0.0)), ranked))
-        took, rest = recorded(self.folder / "library" / FILE, prepared) or measure(prepared, self.library)
-        budget = self._budget((took, rest))
+            return _Answer(*pick(self.library, self._budget(Milliseconds(np.zeros(0), 0.0, 0.0)), ranked))
+        took = recorded(self.folder / "library" / FILE, prepared) or measure(prepared, self.library)
+        budget, rest = self._budget(took), took.rest
         limit = budget.limits[budget.names.index("latency_ms")] + rest
         number = {spec: k for k, spec in enumerate(made.specs)}
         factor = 1.0
         for turn in range(CORRECTIONS + 1):
             architecture, reason = pick(self.library, slower(budget, factor, rest), ranked)
-            predicted = rest + sum(float(took[number[layer]]) for layer in architecture.layers)
+            predicted = rest + sum(float(took.variants[number[layer]]) for layer in architecture.layers)
             student = self.tables.student(self.library.assemble(architecture), self.tables.choose(architecture))
             measured = student_milliseconds(prepared, student.eval())
             if measured <= OVER * limit or turn == CORRECTIONS:
@@ -275,7 +275,7 @@ class _Resolution:
             )
         return _Answer(architecture, reason, factor * predicted, measured, limit, factor)
 
-    def _budget(self, times: tuple[np.ndarray, float]) -> Budget:
+    def _budget(self, times: Milliseconds) -> Budget:
         return budget_of(self.prepared, self.library.variants, self.tables, lambda: times)
 
     def _apart(self, own: np.ndarray) -> float:

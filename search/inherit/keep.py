@@ -34,6 +34,7 @@ from search.derive import Derived
 from search.evidence.resample import metric, resampled
 from search.inherit.candidates import first_layers
 from search.inherit.last_round import Entrant, last_round, scoring_rows
+from search.inherit.latency import Milliseconds
 from search.inherit.library import Library
 from search.inherit.limits import budget_of
 from search.inherit.total import Tables
@@ -185,7 +186,7 @@ class _Held:
         return share
 
 
-def _no_times() -> tuple[np.ndarray, float]:
+def _no_times() -> Milliseconds:
     raise ValueError("the ladder has no limit on latency")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from search.config.schema import BudgetConfig
 from search.context import Prepared
 from search.inherit.candidates import Budget
+from search.inherit.latency import Milliseconds
 from search.inherit.total import Tables
 from search.inherit.variants import Variants
 
@@ -17,8 +18,8 @@ SLACK = 0.005
 """A share of the encoder is kept to within this, so that three of six layers at a quarter of their width, biases and
 norms included, are a quarter of it."""
 
-Times = Callable[[], tuple[np.ndarray, float]]
-"""Milliseconds [V] of a layer in each variant and of the rest, asked for where a limit needs them."""
+Times = Callable[[], Milliseconds]
+"""Asked for where a limit needs them."""
 
 
 def budget_of(
@@ -39,11 +40,10 @@ def budget_of(
         costs.append(np.array([[made.layer_flops(spec, length) for spec in made.specs]] * layers, dtype=np.float64))
         most.append(budget.flops - made.rest_flops(length))
     if budget.latency_ms is not None or budget.speedup is not None:
-        took, rest = times()
-        whole = layers * took[0] + rest
+        took = times()
         names.append("latency_ms")
-        costs.append(np.tile(took, (layers, 1)))
-        most.append(min(budget.latency_ms or whole, whole / (budget.speedup or 1.0)) - rest)
+        costs.append(np.tile(took.variants, (layers, 1)))
+        most.append(min(budget.latency_ms or took.whole, took.whole / (budget.speedup or 1.0)) - took.rest)
     if budget.encoder is not None or not names:
         names.append("encoder")
         costs.append(sizes)

@@ -62,9 +62,9 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
 
 def latency_of(ctx: Context, library: Library, derived: Derived) -> dict[str, Any]:
     """What the budget counted for a finished student, and what it takes when measured, as summary.json holds it."""
-    times, rest = layer_milliseconds(ctx, library)
+    took = layer_milliseconds(ctx, library)
     number = {spec: k for k, spec in enumerate(library.variants.specs)}
-    predicted = rest + sum(times[number[layer]] for layer in derived.architecture.layers)
+    predicted = took.rest + sum(took.variants[number[layer]] for layer in derived.architecture.layers)
     at = conditions(ctx)
     told = f"{at['batch_size']} x {at['sequence_length']} tokens, {at['threads']} threads, {at['device']}"
     return {
