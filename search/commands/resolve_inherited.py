@@ -51,6 +51,7 @@ from search.inherit.library import STAGE as LIBRARY
 from search.inherit.library import Library, known_library
 from search.inherit.limits import budget_of, slower
 from search.inherit.strategy import check, choices, facts, how_inherited
+from search.inherit.texts import with_text
 from search.inherit.total import Tables
 from search.inherit.variants import kept
 from search.ledger.copy import open_ledger
@@ -107,13 +108,15 @@ def resolve_inherited(folder: Path, config: SearchConfig, reporter: Reporter) ->
             raise _gone(folder, "study.db, which has the block library")
         ledger = open_ledger(rundir.ledger, stack, reporter.info)
         library_trials, round_trials = ledger.trials(LIBRARY), ledger.trials(ROUND)
-        # the text of warm-up is not needed; what there is to say about the data, the run has said
-        prepared = prepare(replace(config, data=replace(config.data, max_text=1)), silent())
+        # what there is to say about the data, the run has said; text is needed where students learned from it
+        data = config.data if config.data.text else replace(config.data, max_text=1)
+        prepared = prepare(replace(config, data=data), silent())
         check(prepared)
         teacher = _known_teacher(prepared)
         if teacher is None:
             raise _gone(folder, "its fine-tuned teacher in the cache (FFNAS_CACHE)")
         prepared.teacher = teacher
+        prepared.data = with_text(prepared)
         library = known_library(prepared, choices(prepared), library_trials)
         if library is None:
             raise _gone(folder, "the block library in study.db, or was made with other --inherit options")

@@ -100,7 +100,7 @@ class Finisher:
         How many threads a student has does not depend on who else is still at work: same settings, same result.
         """
         ctx = self.ctx
-        ctx.distiller()  # made once, before several ask for it
+        _ = ctx.distiller(), ctx.sentinel  # made once, before several ask for them
         threads = torch.get_num_threads()
         steps = steps_of(ctx, ctx.data.train) * len(winners)
         with ctx.timed("full distillation"), ctx.reporter.phase("full distillation", steps) as bar:
@@ -109,14 +109,15 @@ class Finisher:
             if ctx.device.type != "cpu" or threads == 1:
                 return [self._finish(view, winner) for view, winner in zip(views, winners, strict=True)]
             share = max(1, threads // len(winners))
-            with ThreadPoolExecutor(len(winners), "ffnas-finish", torch.set_num_threads, (share,)) as pool:
-                futures = [
-                    pool.submit(contextvars.copy_context().run, self._finish, view, winner)
-                    for view, winner in zip(views, winners, strict=True)
-                ]
-                made = self._results(futures)
-            torch.set_num_threads(threads)  # a worker's call also reached libraries' global settings
-            return made
+            try:
+                with ThreadPoolExecutor(len(winners), "ffnas-finish", torch.set_num_threads, (share,)) as pool:
+                    futures = [
+                        pool.submit(contextvars.copy_context().run, self._finish, view, winner)
+                        for view, winner in zip(views, winners, strict=True)
+                    ]
+                    return self._results(futures)
+            finally:
+                torch.set_num_threads(threads)  # a worker's call also reached libraries' global settings
 
     def _results(self, futures: Sequence[Future[Derived]]) -> list[Derived]:
         """Waits for all; where one fails, or the user interrupts, the others end at their next step."""

@@ -12,6 +12,7 @@ every file. That is days of work for two cores and finds weak tests of everythin
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import shutil
@@ -248,7 +249,9 @@ def noticed(mutation: Mutation, copy: Path) -> bool:
 
 
 def main() -> int:
-    chosen = [int(n) for n in sys.argv[1:]] or range(len(MUTATIONS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", type=int, nargs="*", choices=range(len(MUTATIONS)), metavar="N", help="all if none")
+    chosen = parser.parse_args().numbers or range(len(MUTATIONS))
     missed = 0
     with tempfile.TemporaryDirectory(prefix="ffnas-mutations-") as folder:
         copy = Path(folder) / "ffnas"

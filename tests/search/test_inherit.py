@@ -13,7 +13,7 @@ import torch
 from transformers import pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
-from fault_runs import Nursery, make_inputs, options, outcome, unfinished_files
+from fault_runs import options, outcome, unfinished_files
 
 import engine  # noqa: F401  registers the model type
 from engine.architecture.architecture import SKIP, Architecture, LayerSpec
@@ -43,19 +43,6 @@ SMALL = {
     "inherit.heads": "[1,1/2]",
     "budget.encoder": 0.4,
 }
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("inherit")
-    make_inputs(made)
-    return made
 
 
 def small(folder: Path, runs: Path, name: str, **more: object) -> list[str]:

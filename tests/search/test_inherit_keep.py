@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
-from fault_runs import Nursery, make_inputs, outcome, unfinished_files
+from fault_runs import outcome, unfinished_files
 from test_inherit import small
 
 from engine.data import TaskSpec
@@ -82,19 +82,6 @@ def test_a_share_of_a_log_likelihood_is_refused():
     ctx = SimpleNamespace(spec=spec, config=SimpleNamespace(budget=SimpleNamespace(keep=0.9)))
     with pytest.raises(UserError, match=r"budget.keep: 0.9: no share of neg_log_loss"):
         check_ladder(ctx, None)
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("keep")
-    make_inputs(made)
-    return made
 
 
 def argv(folder: Path, name: str, keep: float) -> list[str]:

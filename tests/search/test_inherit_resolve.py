@@ -7,17 +7,13 @@ import dataclasses
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
-from fault_runs import Nursery, make_inputs
 from test_inherit import small
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import engine  # noqa: F401  registers the model type
 from engine.architecture.architecture import Architecture
@@ -27,19 +23,6 @@ from search.evidence import read_predictions
 from search.inherit.candidates import Budget
 from search.inherit.limits import slower
 from search.inherit.variants import kept
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("resolve")
-    make_inputs(made)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,8 @@ def test_students_see_texts_without_labels(folder):
         lines = [json.loads(line) for line in (folder / "runs" / "with" / "log.jsonl").read_text().splitlines()]
         steps = max(line["step"] for line in lines if line["phase"] == "search task")
         assert steps == 900  # of 3 * 430, capped; 180 rows alone would give 540
+        again = nursery.run(["--resolve", str(folder / "runs" / "with"), "--budget.encoder", "0.4"], folder / "cache")
+        assert again.code == 0, again.err
         pairs = [
             "--data.train",
             str(folder / "pairs.csv"),
