@@ -65,8 +65,8 @@ class Gemm(NamedTuple):
         own = {"BM": self.rows, "BN": self.columns, "BK": self.depth, "warps": self.warps, "stages": self.stages}
         if slots is None:
             return own
-        # the interpreting machine needs many registers: say so, or ptxas spills a few to reach the next occupancy step
-        limit = {"maxnreg": _MOST_REGISTERS} if slots > 0 else {}
+        # left alone, ptxas may spill a few registers to reach the next occupancy step
+        limit = {"maxnreg": _MOST_REGISTERS}
         return {**own, "SPLIT": self.split, **limit}
 
 
