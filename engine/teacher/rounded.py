@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.student.ffn import FFN
 from kernels.ffn.replace import replace_ffn
 
 
@@ -49,7 +50,8 @@ def rounded_copy(model: nn.Module) -> nn.Module:
     linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(False)}
     shared = {id(p): p for p in model.parameters() if id(p) not in linear}
     made = copy.deepcopy(model, shared)
-    inputs, read = _OneCopy(), set()
+    inputs = _OneCopy()
+    read = {dense for ffn in made.modules() if isinstance(ffn, FFN) for dense in (ffn.dense1, ffn.dense2)}
     if next(made.parameters()).device.type == "cpu":
         with contextlib.suppress(ValueError):  # no layer like BERT's: it runs its own code
             for name in replace_ffn(made).names:
