@@ -58,6 +58,7 @@ class Unit(NamedTuple):
 _UNITS = (
     Unit("kernels_generic.cpp"),
     Unit("runtime.cpp"),
+    Unit("pool.cpp"),
     Unit("cpuid.cpp"),
 )
 _X86_UNITS = (
@@ -149,7 +150,16 @@ def build_library(target: Path, sources: Path, compiler: str) -> None:
         api = _compile(compiler, sources / "cpu" / "api.cpp", work / "api.o", defines)
         if api is not None:
             raise BuildError(api)
-        link = [compiler, "-shared", "-o", str(work / "library.so"), str(work / "api.o"), *objects, *_extra_flags()]
+        link = [
+            compiler,
+            "-shared",
+            "-o",
+            str(work / "library.so"),
+            str(work / "api.o"),
+            *objects,
+            "-pthread",
+            *_extra_flags(),
+        ]
         error = run_compiler(link)
         if error is not None:
             raise BuildError(error)

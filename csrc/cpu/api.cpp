@@ -25,7 +25,7 @@ namespace amx_fp32 { extern const Kernels kernels; }
 namespace {
 
 // Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
-constexpr int64_t kAbiVersion = 6;
+constexpr int64_t kAbiVersion = 7;
 enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3, kCrowded = 4 };  // crowded: done, told once
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
 
@@ -144,6 +144,8 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
 #include "losses_api.h"
 
 #define FFNAS_EXPORT extern "C" __attribute__((visibility("default")))
+
+#include "encoder_api.h"
 
 // Both may be null: then everything runs on the calling thread.
 FFNAS_EXPORT void ffnas_set_threads(void* parallel_for, void* get_num_threads) {

@@ -63,6 +63,7 @@ struct AttentionHead {
       : call(c), real(tokens), b(task / c.heads), h(task % c.heads), n(real.count[b]), prefix(real.is_prefix(b)) {}
 
   int64_t length() const { return call.mask.length; }
+  int64_t queries() const { return call.queries != 0 ? call.queries : length(); }
   bool with_loss() const { return call.q_t.data != nullptr; }
   float* lse() const { return call.lse + (b * call.heads + h) * length(); }
 
@@ -139,7 +140,7 @@ struct AttentionForward : AttentionHead {
     pack_as_columns(real_rows(call.k, b, h, real, call.d, s.room[0]), n, call.d, s.keys);
     pack_as_rows(real_rows(call.v, b, h, real, call.d, s.room[1]), n, call.d, s.values);
     if (with_loss()) pack_as_columns(real_rows(call.k_t, b, h, real, call.d_t, s.room[2]), n, call.d_t, s.keys_t);
-    for_row_groups(length(), [&](int64_t row, int rows) {
+    for_row_groups(queries(), [&](int64_t row, int rows) {
       copy_operand(rows_of(q, row), rows, call.d, s.q, s.stride);
       if (with_loss()) copy_operand(rows_of(q_t, row), rows, call.d_t, s.q_t, s.stride_t);
       for (int64_t key = 0; key < n; key += kKeyBlock) {
@@ -238,7 +239,7 @@ struct AttentionForward : AttentionHead {
   void finish(int64_t row, int rows) {
     for (int r = 0; r < rows; ++r) {
       put_row(context, row + r, s.sum + r * s.width, call.d, 1.0f / denominator[r]);
-      lse()[row + r] = maximum[r] + __builtin_logf(denominator[r]);
+      if (call.lse != nullptr) lse()[row + r] = maximum[r] + __builtin_logf(denominator[r]);
       if (!with_loss()) continue;
       squares += static_cast<double>(sum(row_squares[r]));
       row_squares[r] = zero();
@@ -266,5 +267,49 @@ inline int attention_forward(AttentionCall& call) {
   double total = 0.0;
   for (int64_t t = 0; t < tasks && !call.failed; ++t) total += shared.sums[t];
   *call.loss = static_cast<float>(total * shared.share(call));
+  return call.failed;
+}
+
+struct RaggedShared {
+  int32_t* index;  // 0, 1, ...: every sample's rows are all real
+  int64_t longest;
+  void carve(Carver& c, const RaggedAttention& call) {
+    longest = 0;
+    for (int64_t b = 0; b < call.samples; ++b) longest = most(longest, call.start[b + 1] - call.start[b]);
+    index = c.take<int32_t>(longest);
+  }
+};
+
+// The rows of one sample, all heads of them.
+inline Heads sample_rows(const View& v, int64_t row, int64_t d) {
+  return {static_cast<char*>(v.data) + row * v.stride * element_size(v.dtype), 0, d, v.stride, v.dtype};
+}
+
+inline int attention_ragged(RaggedAttention& call) {
+  RaggedShared shared;
+  if (!carve(kShared, shared, call)) return 1;
+  for (int64_t i = 0; i < shared.longest; ++i) shared.index[i] = static_cast<int32_t>(i);
+  auto task = [&](int64_t t) {
+    const int64_t b = t / call.heads, row = call.start[b], at = call.first ? b : row;
+    int64_t n = call.start[b + 1] - row;
+    AttentionCall one = {};
+    one.heads = call.heads;
+    one.d = call.d;
+    one.scale = call.scale;
+    one.mask = {nullptr, 1, n};
+    one.queries = call.first ? 1 : n;
+    one.q = sample_rows(call.q, at, call.d);
+    one.k = sample_rows(call.k, row, call.d);
+    one.v = sample_rows(call.v, row, call.d);
+    one.context = sample_rows(call.context, at, call.d);
+    AttentionScratch room;
+    if (!carve(kPrivate, room, one, false)) {
+      call.failed = 1;
+      return;
+    }
+    const ProductScope scope;
+    AttentionForward(one, RealTokens{shared.index, &n, n}, t % call.heads, room).run();
+  };
+  parallel_tasks(call.samples * call.heads, task);
   return call.failed;
 }

@@ -60,8 +60,9 @@ void run_tasks(int64_t tasks, TaskFn fn, void* ctx);
 int num_threads();
 
 // Scratch memory, page-aligned, kept by the calling thread for its next call; nullptr when out of memory. Arenas are
-// independent: kShared for what the threads of one call share, kPrivate for one thread's tiles.
-enum Arena : int { kPrivate = 0, kShared = 1, kDecoded = 2, kLayers = 3, kArenas = 4 };
+// independent: kShared for what the threads of one call share, kPrivate for one thread's tiles, kEncoder for the
+// activations of a whole encoder (encoder.cpp), whose kernels use the others.
+enum Arena : int { kPrivate = 0, kShared = 1, kDecoded = 2, kLayers = 3, kEncoder = 4, kArenas = 5 };
 void* scratch(Arena arena, size_t bytes);
 
 // Whether this machine and its operating system run instruction set `isa` (numbers in api.cpp).

@@ -64,10 +64,11 @@ struct AttentionCall {
   float scale, scale_t;
   Mask mask;
   Call dropout;              // its drop_* and seed
+  int64_t queries;           // leading rows of q and context that there are; 0: as many as keys (inference)
   Heads q, k, v, q_t, k_t;   // q_t, k_t absent without the score loss
   Heads context;             // written by forward, read by backward
   Heads grad_context, grad_q, grad_k, grad_v;
-  float* lse;                // [B, heads, S] log of the softmax's denominator, natural logarithm
+  float* lse;                // [B, heads, S] log of the softmax's denominator, natural logarithm; nullptr: not kept
   float* loss;               // forward's result
   const float* grad_loss;    // nullptr: 0
   int failed;
@@ -88,6 +89,26 @@ struct LinearCall {
   int failed;
 };
 
+// Attention of an inference pass over samples of any lengths whose rows lie one after the other, without padding.
+struct RaggedAttention {
+  int64_t samples, heads, d;
+  float scale;
+  const int64_t* start;       // [samples + 1]: the samples' first rows in k and v, and their number; no sample is empty
+  View q, k, v, context;      // [rows, heads * d]
+  bool first;                 // q and context have one row a sample, that of its first token
+  int failed;
+};
+
+// Sums of rows of three tables, through LayerNorm if there is one: out[r] = LN(token[ids[r]] + position[..] + type[..]).
+struct EmbedCall {
+  int64_t rows, hidden;
+  const int32_t *ids, *positions, *types;  // ids unused without a token table
+  View token, position, type;              // token absent: the other two alone
+  View ln_weight, ln_bias, out;            // both absent: no LayerNorm
+  float eps;
+  int failed;
+};
+
 // What one instruction set offers; all return 0, or 1 when out of memory.
 struct LossKernels {
   int (*score_mse)(ScoreCall&);
@@ -96,6 +117,8 @@ struct LossKernels {
   int (*attention_forward)(AttentionCall&);
   int (*attention_backward)(AttentionCall&);
   int (*linear)(LinearCall&);
+  int (*attention_ragged)(RaggedAttention&);
+  int (*embed)(EmbedCall&);
 };
 
 }  // namespace ffnas

@@ -1,4 +1,4 @@
-// Scratch memory of each thread, and work shared among PyTorch's threads.
+// Scratch memory of each thread, and work shared among PyTorch's threads or those of a pool.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "ffn.h"
+#include "pool.h"
 #include "runtime.h"
 
 namespace ffnas {
@@ -97,6 +98,7 @@ struct Crowd {
   }
 };
 thread_local Crowd crowd;
+thread_local Pool* own_pool = nullptr;
 bool seen = false, told = false;
 
 }  // namespace
@@ -121,13 +123,21 @@ void* scratch(Arena arena, size_t bytes) {
   return s.base[arena];
 }
 
+Pool* use_pool(Pool* pool) {
+  Pool* before = own_pool;
+  own_pool = pool;
+  return before;
+}
+
 int num_threads() {
+  if (own_pool != nullptr) return own_pool->threads();
   uint32_t n = 1;
   if (parallel_for == nullptr || get_num_threads == nullptr || get_num_threads(&n) != 0) return 1;
   return n < 1 ? 1 : static_cast<int>(n);
 }
 
 void run_tasks(int64_t tasks, TaskFn fn, void* ctx) {
+  if (own_pool != nullptr) return own_pool->run(tasks, fn, ctx);
   Work w{fn, ctx, tasks, 0, -1};
   const int64_t threads = num_threads() < tasks ? num_threads() : tasks;
   if (threads <= 1) return work(0, 1, &w);

@@ -11,6 +11,11 @@ constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 // PyTorch's `torch_parallel_for` and `torch_get_num_threads`. Both may be null: then everything runs on the caller.
 void set_threads(void* parallel_for, void* get_num_threads);
 
+// The threads that work shared out by the calling thread runs on from now on: a pool's, or PyTorch's (nullptr). Returns
+// what it was before.
+class Pool;
+Pool* use_pool(Pool* pool);
+
 // Whether a thread of this process has begun, for the first time, to do alone what it shared out before, because the
 // machine is crowded; true once.
 bool newly_crowded();

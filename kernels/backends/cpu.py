@@ -22,7 +22,6 @@ C++; its boxed call with six tensor lists costs more and ties the library to one
 from __future__ import annotations
 
 import ctypes
-import os
 import warnings
 from array import array
 from collections.abc import Sequence
@@ -33,18 +32,13 @@ import torch
 from torch import Tensor
 
 from kernels.backends.cpu_losses import CpuLosses
+from kernels.backends.instruction_sets import ABI_VERSION, ISAS, best_isas
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable, FFNCall
 from kernels.language.program import Flag
 from kernels.reference.philox import drop_threshold
 
-ENVIRONMENT = "FFNAS_CPU_ISA"
-ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
-"""Instruction sets in rising order; the position is the number the library knows."""
-
-_FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")
-_ABI_VERSION = 6
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _CROWDED = 4
 _NO_VIEW = (0, 0, 0)
@@ -69,13 +63,9 @@ class CpuBackend:
 
     def __init__(self, path: Path) -> None:
         self._library = _open(path)
-        best = usable_isas(self._library)
-        self._isa = {
-            torch.float32: max(i for i in best if ISAS[i] in _FLOAT32),
-            torch.bfloat16: max(i for i in best if ISAS[i] != "amx_fp32"),
-        }
+        self._isa = dict(zip((torch.float32, torch.bfloat16), best_isas(self._library), strict=True))
         self.packed = PackedWeights(self._library, limit_bytes())
-        self.losses = CpuLosses(self._library, _ABI_VERSION, self._isa, self.packed)
+        self.losses = CpuLosses(self._library, ABI_VERSION, self._isa, self.packed)
 
     def isa(self, dtype: torch.dtype) -> str:
         """The instruction set that serves products in `dtype`."""
@@ -163,7 +153,7 @@ class CpuBackend:
         return array(
             "q",
             (
-                _ABI_VERSION, self._isa[call.compute_dtype], call.tokens, call.hidden, call.inner, call.layers,
+                ABI_VERSION, self._isa[call.compute_dtype], call.tokens, call.hidden, call.inner, call.layers,
                 call.has_ln, seed, threshold, program.data_ptr(), program.numel(), *_view(first), *_view(second),
             ),
         )  # fmt: skip
@@ -198,8 +188,8 @@ def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.ffnas_abi_version.restype = ctypes.c_int64
     found = library.ffnas_abi_version()
-    if found != _ABI_VERSION:
-        raise BackendUnavailable(f"{path} has interface {found}, expected {_ABI_VERSION}: reinstall ffnas")
+    if found != ABI_VERSION:
+        raise BackendUnavailable(f"{path} has interface {found}, expected {ABI_VERSION}: reinstall ffnas")
     for function in (library.ffnas_forward, library.ffnas_backward):
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_double]
         function.restype = ctypes.c_int
@@ -215,19 +205,6 @@ def _torch_threads() -> tuple[int | None, int | None]:
     torch_cpu = ctypes.CDLL(str(path))
     functions = (torch_cpu.torch_parallel_for, torch_cpu.torch_get_num_threads)
     return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)  # type: ignore[return-value]
-
-
-def usable_isas(library: ctypes.CDLL) -> list[int]:
-    """Instruction sets this build has, this machine runs and `FFNAS_CPU_ISA` allows; generic always.
-
-    Raises:
-        BackendUnavailable: `FFNAS_CPU_ISA` names no instruction set.
-    """
-    limit = os.environ.get(ENVIRONMENT, ISAS[-1])
-    if limit not in ISAS:
-        raise BackendUnavailable(f"{ENVIRONMENT}={limit!r} is none of {', '.join(ISAS)}")
-    allowed = range(ISAS.index(limit) + 1)
-    return [i for i in allowed if library.ffnas_built(i) and library.ffnas_runs(i)]
 
 
 class _Saves(NamedTuple):

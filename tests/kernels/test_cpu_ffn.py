@@ -8,7 +8,8 @@ from ffn_accuracy import Accuracy
 from ffn_cases import RELEASED, Case, error, random_case, tensors, with_gradients
 from torch.nn import functional as F
 
-from kernels.backends.cpu import ISAS, CpuBackend, usable_isas
+from kernels.backends.cpu import CpuBackend
+from kernels.backends.instruction_sets import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend, use_backend
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import parse_expression

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.backends.cpu import ISAS, usable_isas
+from kernels.backends.instruction_sets import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend
 from kernels.language.operators import OPERATORS, UNARY
 

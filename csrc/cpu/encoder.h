@@ -1,0 +1,359 @@
+// A whole encoder as one call: token ids in, scores or hidden states out. Part of api.cpp.
+//
+// Rows of padding are dropped at the start: all that follows works on the real tokens of all samples, one after the other.
+// Weights are packed at the first call of an instruction set and stay so; activations lie in scratch memory of the calling
+// thread, which grows to the largest batch it has seen.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "pool.h"
+
+namespace ffnas {
+
+enum Embedding : int64_t { kFullTable = 0, kFactorized = 1, kTrigram = 2 };
+enum Pooling : int64_t { kNoPooling = 0, kFirstToken = 1, kMeanOfTokens = 2 };
+enum PoolerActivation : int64_t { kPoolTanh = 0, kPoolRelu = 1, kPoolGelu = 2, kPoolGeluErf = 3 };
+enum Head : int64_t { kNoHead = 0, kSequenceHead = 1, kTokenHead = 2 };
+enum Wanted : int64_t { kWantHead = 0, kWantHidden = 1, kWantPooled = 2 };
+
+struct Dense {
+  View w, b;
+  int64_t outputs = 0, inputs = 0;
+};
+struct Norm {
+  View weight, bias;
+};
+struct EncoderLayer {
+  int64_t heads = 0, stack = 0, inner = 0;
+  Dense query, key, value, output;
+  Norm norm;
+  Program program = {};
+  std::vector<Instruction> code;
+  std::vector<Dense> first, second;
+  std::vector<Norm> norms;
+};
+
+struct EncoderModel {
+  int64_t hidden, head_size, vocabulary, positions, types, embedding, width;  // width: of the token table
+  float eps;
+  View token_table, position_table, type_table;
+  Dense embedding_dense;
+  Norm embedding_norm;
+  std::vector<EncoderLayer> layers;
+  int64_t pooling, activation, head;
+  Dense pooler, classifier;
+};
+
+// Memory from malloc, freed with its owner.
+struct Freed {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<void, Freed>;
+
+// The weights as one instruction set wants them.
+struct PackedEncoder {
+  struct Layer {
+    Buffer query, key, value, output;
+    std::vector<Buffer> first, second;
+  };
+  bool ready = false;
+  Buffer embedding, pooler, classifier;
+  std::vector<Layer> layers;
+};
+
+struct EncoderInput {
+  const int64_t* ids;     // [batch, length]
+  const uint8_t* mask;    // [batch, length], not 0 at real tokens; nullptr: all real
+  const int64_t* types;   // [batch, length]; nullptr: all 0
+  int64_t batch, length;
+};
+
+// One pass. All buffers hold float32 rows.
+class EncoderPass {
+ public:
+  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Kernels& kernels, const LossKernels& others,
+              const EncoderInput& in)
+      : m_(model), packed_(packed), kernels_(kernels), others_(others), in_(in) {}
+
+  int run(Wanted wanted, float padding, float* out) {
+    if (!gather()) return kBadCall;
+    if (!room()) return kOutOfMemory;
+    if (const int failed = embeddings()) return failed;
+    const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
+    int64_t last = -1;
+    for (size_t l = 0; l < m_.layers.size(); ++l)
+      if (m_.layers[l].heads != 0 || m_.layers[l].stack != 0) last = static_cast<int64_t>(l);
+    for (int64_t l = 0; l <= last; ++l)
+      if (const int failed = layer(l, short_last && l == last)) return failed;
+    if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
+    if (m_.head == kTokenHead && wanted == kWantHead) {
+      if (const int failed = dense(m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), wide_)) return failed;
+      return scatter(wide_, m_.classifier.outputs, padding, out);
+    }
+    if (const int failed = pool(short_last)) return failed;
+    if (wanted == kWantPooled) return copy(y_, in_.batch * m_.hidden, out);
+    return dense(m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, out);
+  }
+
+ private:
+  int64_t tokens() const { return static_cast<int64_t>(ids_.size()); }
+  static View rows(float* data, int64_t, int64_t width) { return {data, width, kFloat32}; }
+
+  // The real tokens; false where an id, a type or a position is outside its table, or a sample has no token.
+  bool gather() {
+    start_.push_back(0);
+    for (int64_t b = 0; b < in_.batch; ++b) {
+      for (int64_t i = 0; i < in_.length; ++i) {
+        const int64_t at = b * in_.length + i;
+        if (in_.mask != nullptr && in_.mask[at] == 0) continue;
+        const int64_t type = in_.types == nullptr ? 0 : in_.types[at];
+        if (in_.ids[at] < 0 || in_.ids[at] >= m_.vocabulary || type < 0 || type >= m_.types || i >= m_.positions) return false;
+        ids_.push_back(static_cast<int32_t>(in_.ids[at]));
+        types_.push_back(static_cast<int32_t>(type));
+        positions_.push_back(static_cast<int32_t>(i));
+      }
+      if (tokens() == start_.back()) return false;
+      start_.push_back(tokens());
+    }
+    return true;
+  }
+
+  bool room() {
+    int64_t heads = 0, wide = m_.head == kTokenHead ? m_.classifier.outputs : 0;
+    for (const EncoderLayer& l : m_.layers) heads = heads < l.heads ? l.heads : heads;
+    const int64_t inputs = m_.embedding == kFullTable ? 0 : m_.embedding_dense.inputs;
+    if (wide < inputs) wide = inputs;
+    if (wide < 3 * heads * m_.head_size) wide = 3 * heads * m_.head_size;
+    const int64_t n = tokens() < in_.batch ? in_.batch : tokens();
+    const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
+    const int64_t context = aligned(n * heads * m_.head_size), row = aligned(n * m_.hidden);
+    auto* base = static_cast<float*>(scratch(kEncoder, static_cast<size_t>(aligned(n * wide) + context + 2 * row) * sizeof(float)));
+    if (base == nullptr) return false;
+    x_ = base;
+    y_ = x_ + row;
+    context_ = y_ + row;
+    wide_ = context_ + context;
+    return true;
+  }
+
+  int embeddings() {
+    EmbedCall call = {};
+    call.rows = tokens();
+    call.hidden = m_.hidden;
+    call.ids = ids_.data();
+    call.positions = positions_.data();
+    call.types = types_.data();
+    call.position = m_.position_table;
+    call.type = m_.type_table;
+    call.eps = m_.eps;
+    if (m_.embedding == kFullTable) {
+      call.token = m_.token_table;
+      call.ln_weight = m_.embedding_norm.weight;
+      call.ln_bias = m_.embedding_norm.bias;
+      call.out = rows(x_, tokens(), m_.hidden);
+      return others_.embed(call) ? kOutOfMemory : kOk;
+    }
+    call.out = rows(y_, tokens(), m_.hidden);  // what the dense layer's result is added to
+    if (others_.embed(call)) return kOutOfMemory;
+    table_rows();
+    return norm_dense(m_.embedding_dense, packed_.embedding, rows(wide_, tokens(), m_.embedding_dense.inputs), tokens(), y_,
+                      m_.embedding_norm, x_);
+  }
+
+  // Rows of the token table; of three neighbours (next, current, previous) where embeddings are trigrams.
+  void table_rows() {
+    const auto* table = static_cast<const float*>(m_.token_table.data);
+    const size_t bytes = static_cast<size_t>(m_.width) * sizeof(float);
+    float* to = wide_;
+    for (int64_t b = 0; b < in_.batch; ++b)
+      for (int64_t t = start_[static_cast<size_t>(b)]; t < start_[static_cast<size_t>(b) + 1]; ++t) {
+        const int64_t i = positions_[static_cast<size_t>(t)];
+        const bool three = m_.embedding == kTrigram;
+        for (int64_t step = three ? 1 : 0; step >= (three ? -1 : 0); --step, to += m_.width) {
+          const int64_t from = i + step;
+          const int64_t id = from < 0 || from >= in_.length ? -1 : in_.ids[b * in_.length + from];
+          if (id < 0 || id >= m_.vocabulary)  // past the ends; ids of padding are read, but not checked before
+            __builtin_memset(to, 0, bytes);
+          else
+            __builtin_memcpy(to, table + id * m_.width, bytes);
+        }
+      }
+  }
+
+  int dense(const Dense& d, const Buffer& packed, const View& x, int64_t count, float* out) {
+    LinearCall call = {};
+    call.tokens = count;
+    call.inputs = d.inputs;
+    call.layers = 1;
+    call.x = x;
+    call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
+    return others_.linear(call) ? kOutOfMemory : kOk;
+  }
+
+  // LayerNorm(residual + x @ w.T + b)
+  int norm_dense(const Dense& d, const Buffer& packed, const View& x, int64_t count, float* residual, const Norm& norm, float* out) {
+    LinearCall call = {};
+    call.tokens = count;
+    call.inputs = d.inputs;
+    call.layers = 1;
+    call.x = x;
+    call.residual = rows(residual, count, d.outputs);
+    call.ln_weight = norm.weight;
+    call.ln_bias = norm.bias;
+    call.eps = m_.eps;
+    call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
+    return others_.linear(call) ? kOutOfMemory : kOk;
+  }
+
+  // Layer l, of the first tokens alone where `first`; its result is in x_.
+  int layer(int64_t l, bool first) {
+    const EncoderLayer& layer = m_.layers[static_cast<size_t>(l)];
+    const PackedEncoder::Layer& packed = packed_.layers[static_cast<size_t>(l)];
+    int64_t count = tokens();
+    if (layer.heads != 0) {
+      if (const int failed = attend(layer, packed, first)) return failed;
+      if (first) count = in_.batch;
+    } else if (first) {
+      first_rows(y_);
+      swap();
+      count = in_.batch;
+    }
+    return layer.stack == 0 ? kOk : feed_forward(layer, packed, count);
+  }
+
+  int attend(const EncoderLayer& layer, const PackedEncoder::Layer& packed, bool first) {
+    const int64_t width = layer.heads * m_.head_size, n = tokens(), count = first ? in_.batch : n;
+    float *q = wide_, *k = wide_ + n * width, *v = k + n * width;
+    LinearCall call = {};
+    call.tokens = n;
+    call.inputs = m_.hidden;
+    call.x = rows(x_, n, m_.hidden);
+    call.layers = first ? 2 : 3;
+    call.layer[0] = {layer.key.w, layer.key.b, rows(k, n, width), width, packed.key.get()};
+    call.layer[1] = {layer.value.w, layer.value.b, rows(v, n, width), width, packed.value.get()};
+    call.layer[2] = {layer.query.w, layer.query.b, rows(q, n, width), width, packed.query.get()};
+    if (others_.linear(call)) return kOutOfMemory;
+    if (first) {
+      first_rows(y_);
+      swap();
+      if (const int failed = dense(layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
+    }
+    RaggedAttention attention = {};
+    attention.samples = in_.batch;
+    attention.heads = layer.heads;
+    attention.d = m_.head_size;
+    attention.scale = 1.0f / std::sqrt(static_cast<float>(m_.head_size));
+    attention.start = start_.data();
+    attention.first = first;
+    attention.q = rows(q, count, width);
+    attention.k = rows(k, n, width);
+    attention.v = rows(v, n, width);
+    attention.context = rows(context_, count, width);
+    if (others_.attention_ragged(attention)) return kOutOfMemory;
+    const int failed = norm_dense(layer.output, packed.output, rows(context_, count, width), count, x_, layer.norm, y_);
+    swap();
+    return failed;
+  }
+
+  int feed_forward(const EncoderLayer& layer, const PackedEncoder::Layer& packed, int64_t count) {
+    ffns_.assign(static_cast<size_t>(layer.stack), Layer{});
+    for (size_t i = 0; i < ffns_.size(); ++i) {
+      Layer& to = ffns_[i];
+      to.w1 = layer.first[i].w;
+      to.b1 = layer.first[i].b;
+      to.w2 = layer.second[i].w;
+      to.b2 = layer.second[i].b;
+      to.ln_weight = layer.norms[i].weight;
+      to.ln_bias = layer.norms[i].bias;
+      to.packed1 = packed.first[i].get();
+      to.packed2 = packed.second[i].get();
+    }
+    Call call = {};
+    call.tokens = count;
+    call.hidden = m_.hidden;
+    call.inner = layer.inner;
+    call.layers = layer.stack;
+    call.has_ln = true;
+    call.eps = m_.eps;
+    call.program = layer.program;
+    call.x = rows(x_, count, m_.hidden);
+    call.out = rows(y_, count, m_.hidden);
+    call.layer = ffns_.data();
+    const int failed = kernels_.forward(call) ? kOutOfMemory : kOk;
+    swap();
+    return failed;
+  }
+
+  // The samples' vectors, to y_.
+  int pool(bool short_last) {
+    if (m_.pooling == kMeanOfTokens) {
+      for (int64_t b = 0; b < in_.batch; ++b) mean(b);
+      return kOk;
+    }
+    if (!short_last) {
+      first_rows(y_);
+      swap();
+    }
+    if (const int failed = dense(m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, y_)) return failed;
+    for (int64_t i = 0; i < in_.batch * m_.hidden; ++i) y_[i] = activated(y_[i]);
+    return kOk;
+  }
+
+  void mean(int64_t b) {
+    const int64_t from = start_[static_cast<size_t>(b)], to = start_[static_cast<size_t>(b) + 1];
+    float* sum = y_ + b * m_.hidden;
+    for (int64_t j = 0; j < m_.hidden; ++j) sum[j] = 0.0f;
+    for (int64_t t = from; t < to; ++t)
+      for (int64_t j = 0; j < m_.hidden; ++j) sum[j] += x_[t * m_.hidden + j];
+    for (int64_t j = 0; j < m_.hidden; ++j) sum[j] /= static_cast<float>(to - from);
+  }
+
+  float activated(float v) const {
+    switch (m_.activation) {
+      case kPoolRelu: return v > 0.0f ? v : 0.0f;
+      case kPoolGelu: return 0.5f * v * (1.0f + std::tanh(0.7978845608028654f * (v + 0.044715f * v * v * v)));
+      case kPoolGeluErf: return 0.5f * v * (1.0f + std::erf(v * 0.7071067811865476f));
+      default: return std::tanh(v);
+    }
+  }
+
+  void first_rows(float* to) const {
+    for (int64_t b = 0; b < in_.batch; ++b)
+      __builtin_memcpy(to + b * m_.hidden, x_ + start_[static_cast<size_t>(b)] * m_.hidden, static_cast<size_t>(m_.hidden) * sizeof(float));
+  }
+
+  // Rows to their places in [batch, length, width], `padding` elsewhere.
+  int scatter(const float* from, int64_t width, float padding, float* out) const {
+    for (int64_t i = 0; i < in_.batch * in_.length * width; ++i) out[i] = padding;
+    for (int64_t b = 0; b < in_.batch; ++b)
+      for (int64_t t = start_[static_cast<size_t>(b)]; t < start_[static_cast<size_t>(b) + 1]; ++t)
+        copy(from + t * width, width, out + (b * in_.length + positions_[static_cast<size_t>(t)]) * width);
+    return kOk;
+  }
+
+  static int copy(const float* from, int64_t count, float* to) {
+    __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+    return kOk;
+  }
+  void swap() {
+    float* t = x_;
+    x_ = y_;
+    y_ = t;
+  }
+
+  const EncoderModel& m_;
+  const PackedEncoder& packed_;
+  const Kernels& kernels_;
+  const LossKernels& others_;
+  const EncoderInput& in_;
+  std::vector<int32_t> ids_, positions_, types_;
+  std::vector<int64_t> start_;
+  std::vector<Layer> ffns_;
+  float *x_ = nullptr, *y_ = nullptr, *context_ = nullptr, *wide_ = nullptr;
+};
+
+}  // namespace ffnas

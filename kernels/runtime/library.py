@@ -1,0 +1,157 @@
+"""The C++ encoder (csrc/cpu/encoder.h) through ctypes, without PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from kernels.backends.instruction_sets import ABI_VERSION, best_isas
+from kernels.build import BuildError, library_path
+from kernels.call import BackendUnavailable
+from kernels.runtime.description import ACTIVATIONS, EMBEDDINGS, HEADS, POOLINGS, Arrays, Description, NativeError
+
+WANTED = ("head", "hidden", "pooled")
+PRECISIONS = ("fp32", "bf16")
+
+_ERRORS = {
+    1: "out of memory",
+    2: "a layer's program is not valid",
+    3: "ids outside the vocabulary, token types or positions the model does not have, or a sequence without tokens",
+}
+_NOTHING = (0, 0, 0)
+_NO_DENSE = (*_NOTHING, *_NOTHING, 0, 0)
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(library_path()))
+    except BuildError as error:
+        raise NativeError(str(error)) from error
+    library.ffnas_abi_version.restype = ctypes.c_int64
+    if library.ffnas_abi_version() != ABI_VERSION:
+        raise NativeError(
+            f"the C++ library has interface {library.ffnas_abi_version()}, not {ABI_VERSION}: reinstall ffnas"
+        )
+    pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    library.ffnas_encoder_new.restype = pointer
+    library.ffnas_encoder_new.argtypes = [pointer, whole, ctypes.c_double, whole, whole, pointer]
+    library.ffnas_encoder_run.argtypes = [pointer] * 4 + [whole] * 3 + [ctypes.c_double, pointer]
+    library.ffnas_encoder_free.argtypes = [pointer]
+    library.ffnas_encoder_free.restype = None
+    return library
+
+
+class Encoder:
+    """A model in the library.
+
+    Args:
+        description, arrays: the model; arrays as `check_arrays` gives them. They are kept, not copied.
+        threads: of its own, the caller's included.
+        precision: of the matrix products; everything else is float32.
+
+    Raises:
+        NativeError: the library cannot be had, or refuses the model.
+    """
+
+    def __init__(self, description: Description, arrays: Arrays, threads: int, precision: str) -> None:
+        self.description = description
+        self._arrays = arrays
+        self._programs = [np.array(layer.program, np.int32) for layer in description.layers]
+        self._handle = None
+        self._library = _library()
+        try:
+            isas = best_isas(self._library)
+        except BackendUnavailable as error:
+            raise NativeError(str(error)) from error
+        words = array("q", self._words())
+        status = ctypes.c_int(0)
+        address, count = words.buffer_info()
+        self._handle = self._library.ffnas_encoder_new(
+            address, count, description.eps, isas[PRECISIONS.index(precision)], threads, ctypes.addressof(status)
+        )
+        if not self._handle:
+            raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, f'status {status.value}')}")
+
+    def run(
+        self, ids: Any, mask: Any, types: Any, wanted: str, padding: float
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One pass.
+
+        Args:
+            ids: int64 [B, S].
+            mask: uint8 [B, S], not 0 at real tokens, or None.
+            types: int64 [B, S], or None.
+            wanted: `head`: scores [B, labels] or [B, S, labels]; `hidden`: the last layer's output [B, S, H], 0 at
+                padding; `pooled`: [B, H].
+            padding: what scores per token are at padding.
+
+        Raises:
+            NativeError: an id is outside the vocabulary, a sequence has no token or too many, or memory is out.
+        """
+        batch, length = ids.shape
+        d = self.description
+        last = len(d.labels) if wanted == "head" else d.hidden_size
+        rows = wanted == "hidden" or (wanted == "head" and d.head == "tokens")
+        out = np.empty((batch, length, last) if rows else (batch, last), np.float32)
+        status = self._library.ffnas_encoder_run(
+            self._handle, *(None if a is None else a.ctypes.data for a in (ids, mask, types)), batch, length,
+            WANTED.index(wanted), padding, out.ctypes.data,
+        )  # fmt: skip
+        if status:
+            raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
+        return out
+
+    def close(self) -> None:
+        """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._library.ffnas_encoder_free(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+    def _words(self) -> Sequence[int]:
+        d = self.description
+        width = d.hidden_size if d.embedding == "full" else d.token_width
+        inputs = width * (3 if d.embedding == "trigram" else 1)
+        words = [
+            ABI_VERSION, d.hidden_size, d.head_size, d.vocab_size, d.positions, d.types, EMBEDDINGS.index(d.embedding), width,
+            *self._matrix("embeddings.token"), *self._matrix("embeddings.position"), *self._matrix("embeddings.type"),
+            *(self._dense("embeddings.dense", d.hidden_size, inputs) if d.embedding != "full" else _NO_DENSE),
+            *self._norm("embeddings.norm"),
+            POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEADS.index(d.head),
+            *(self._dense("pooler", d.hidden_size, d.hidden_size) if d.pooling == "cls" else _NO_DENSE),
+            *(self._dense("classifier", len(d.labels), d.hidden_size) if d.head != "none" else _NO_DENSE),
+            len(d.layers),
+        ]  # fmt: skip
+        for index, (layer, program) in enumerate(zip(d.layers, self._programs, strict=True)):
+            name, heads = f"layers.{index}", layer.heads * d.head_size
+            words += [layer.heads, layer.stack, layer.inner]
+            if heads:
+                for part in ("query", "key", "value"):
+                    words += self._dense(f"{name}.{part}", heads, d.hidden_size)
+                words += [*self._dense(f"{name}.output", d.hidden_size, heads), *self._norm(f"{name}.norm")]
+            if layer.stack:
+                words += [program.ctypes.data, program.size]
+            for ffn in (f"{name}.ffn.{i}" for i in range(layer.stack)):
+                words += self._dense(f"{ffn}.first", layer.inner, d.hidden_size)
+                words += self._dense(f"{ffn}.second", d.hidden_size, layer.inner)
+                words += self._norm(f"{ffn}.norm")
+        return words
+
+    def _matrix(self, name: str) -> tuple[int, int, int]:
+        found = self._arrays[name]
+        return found.ctypes.data, found.shape[-1], 0
+
+    def _dense(self, name: str, outputs: int, inputs: int) -> tuple[int, ...]:
+        return (*self._matrix(f"{name}.weight"), *self._matrix(f"{name}.bias"), outputs, inputs)
+
+    def _norm(self, name: str) -> tuple[int, ...]:
+        return (*self._matrix(f"{name}.weight"), *self._matrix(f"{name}.bias"))
