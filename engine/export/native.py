@@ -117,8 +117,8 @@ def _head(model: FFNASPreTrainedModel) -> tuple[str, nn.Linear | None]:
     if isinstance(model, FFNASModel):
         return "none", None
     raise UserError(
-        f"--native: {type(model).__name__} is not supported; models with a head for classes, numbers or answer spans and"
-        " bare encoders are. Use --onnx"
+        f"--native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers or"
+        " answer spans. Use --onnx"
     )
 
 

@@ -1,4 +1,4 @@
-"""Time of whole models, in turns: PyTorch eager, torch.compile, ffnas' kernels and onnxruntime.
+"""Time of whole models, in turns: PyTorch eager, torch.compile, ffnas' kernels and runtime, onnxruntime and OpenVINO.
 
 A case is a dtype, a number of threads, a batch size and a sequence length. All sides of all models run a case in turns,
 in an order that alternates, and medians are reported, so that drift and other processes hit all alike. Sequences are
@@ -26,14 +26,16 @@ from transformers import AutoModelForSequenceClassification
 
 from engine.errors import UserError
 from engine.export.export import export_model
-from engine.export.onnx import ONNX, OnnxModel, write_onnx
+from engine.export.onnx import ONNX, write_onnx
 from engine.export.saved import load_saved
 from engine.handover import FILES, load_plain
+from engine.latency.others import OTHERS, RUNTIME_CLASSES, other_pass, runtime_pass
 from engine.published.build import build_preset
 from engine.published.presets import PRESETS
+from engine.student.from_encoder import reason_against, standard_model
 from engine.student.modeling import FFNASPreTrainedModel
 
-SIDES = ("eager", "compile", "ffnas", "onnx")
+SIDES = ("eager", "compile", "ffnas", "runtime", "onnx", "int8", "openvino")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SLICE = 0.02
 """Shortest timed stretch, in seconds."""
@@ -115,27 +117,32 @@ class Subject:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides this model has: `ffnas` for ours only, `onnx` on a CPU only."""
-        return tuple(
-            side
-            for side in SIDES
-            if (side != "ffnas" or self.student is not None) and (side != "onnx" or self.device.type == "cpu")
-        )
+        """The sides this model has: `ffnas` for ours only, `runtime` for those it takes, on a GPU those of PyTorch."""
+        has = {
+            "ffnas": self.student is not None,
+            "runtime": self.device.type == "cpu" and self._as_ours() is not None,
+            **dict.fromkeys(OTHERS, self.device.type == "cpu"),
+        }
+        return tuple(side for side in SIDES if has.get(side, True))
 
     def runner(self, side: str, case: Case) -> Callable[[], object] | None:
         """A function that runs one forward pass; None where the side does not have the case."""
         ids = torch.randint(1, 1000, (case.batch, case.length), generator=torch.Generator().manual_seed(0))
         limit = getattr(self.plain.config, "max_position_embeddings", case.length)
-        if case.length > limit or (side == "onnx" and case.dtype != "fp32"):
+        if case.length > limit:
             return None
-        if side == "onnx":
-            session = OnnxModel(self._onnx_file(), threads=case.threads)
-            arrays = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
-            return lambda: session(arrays)
+        if side == "runtime":
+            model = self._as_ours()
+            assert model is not None
+            return runtime_pass(model, case.dtype, case.threads, ids)
+        if side in OTHERS:
+            return other_pass(side, self._onnx_file, case.dtype, case.threads, ids)
+        return self._torch_pass(side, case, ids.to(self.device))
+
+    def _torch_pass(self, side: str, case: Case, ids: torch.Tensor) -> Callable[[], object]:
         model = self.student if side == "ffnas" else self.plain
         assert model is not None
         model = model.to(self.device, DTYPES[case.dtype]).eval()
-        ids = ids.to(self.device)
         if side == "compile":
             torch._dynamo.reset()
             model = torch.compile(model, dynamic=False)
@@ -148,6 +155,15 @@ class Subject:
             return out
 
         return run
+
+    def _as_ours(self) -> FFNASPreTrainedModel | None:
+        """The model as one the runtime takes, if it is one."""
+        if self.student is not None:
+            return self.student if isinstance(self.student, RUNTIME_CLASSES) else None
+        if reason_against(self.plain) is not None:
+            return None
+        made = standard_model(self.plain)
+        return made if isinstance(made, RUNTIME_CLASSES) else None
 
     def _onnx_file(self) -> Path:
         path = self.folder / ONNX

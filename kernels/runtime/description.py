@@ -41,7 +41,7 @@ class NativeError(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """heads: of attention, 0 for no attention block; stack: FFNs, 0 for none; inner: their width; program: its words."""
+    """heads: of attention, 0 for no attention block; stack: FFNs, 0 for none; inner: their width; program: words."""
 
     heads: int
     stack: int = 0
@@ -168,7 +168,7 @@ def parse(values: Any, place: str) -> Description:
         raise NativeError(f"{place}: version {values.get('version')!r:.20}, this ffnas reads {VERSION}; export again")
     given = {k: v for k, v in values.items() if k not in ("format", "version", "sha256")}
     unknown = sorted(set(given) - {f.name for f in fields(Description)})
-    missing = sorted(set(_SIZES + ("eps", "layers")) - set(given))
+    missing = sorted({*_SIZES, "eps", "layers"} - set(given))
     if unknown or missing:
         raise NativeError(f"{place}: unknown or missing fields {', '.join([*unknown, *missing])!r:.200}; export again")
     for name in (*_SIZES, *(n for n in ("max_length", "token_width") if n in given)):

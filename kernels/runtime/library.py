@@ -122,7 +122,8 @@ class Encoder:
         width = d.hidden_size if d.embedding == "full" else d.token_width
         inputs = width * (3 if d.embedding == "trigram" else 1)
         words = [
-            ABI_VERSION, d.hidden_size, d.head_size, d.vocab_size, d.positions, d.types, EMBEDDINGS.index(d.embedding), width,
+            ABI_VERSION, d.hidden_size, d.head_size, d.vocab_size, d.positions, d.types, EMBEDDINGS.index(d.embedding),
+            width,
             *self._matrix("embeddings.token"), *self._matrix("embeddings.position"), *self._matrix("embeddings.type"),
             *(self._dense("embeddings.dense", d.hidden_size, inputs) if d.embedding != "full" else _NO_DENSE),
             *self._norm("embeddings.norm"),

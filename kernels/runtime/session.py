@@ -99,8 +99,8 @@ class Session:
             input_ids: whole numbers [B, S].
             attention_mask: [B, S], true or 1 at real tokens; None where all are.
             token_type_ids: [B, S]; None for all 0.
-            wanted: `head`, `hidden` or `pooled`: logits [B, labels] (or [B, S, labels], -1e4 at padding), the last layer's
-                output [B, S, H] (0 at padding), or a vector per sequence [B, H].
+            wanted: `head`, `hidden` or `pooled`: logits [B, labels] (or [B, S, labels], -1e4 at padding), the last
+                layer's output [B, S, H] (0 at padding), or a vector per sequence [B, H].
 
         Raises:
             NativeError: shapes differ, ids are outside the vocabulary, a sequence is empty or too long.

@@ -1,7 +1,7 @@
 """`ffnas latency MODEL...`: how fast models are on this machine, beside BERT-base.
 
     ffnas latency efficientbert
-    ffnas latency runs/NAME/best/model --batches 1 32 --lengths 128 --threads 1 all --sides eager ffnas
+    ffnas latency runs/NAME/best/model --batches 1 32 --lengths 128 --threads 1 all --sides eager ffnas runtime
 
 Writes latency.json, latency.md and latency.png into --out, and prints the table.
 """
@@ -23,10 +23,13 @@ SIDE_NAMES = {
     "eager": "PyTorch eager",
     "compile": "torch.compile",
     "ffnas": "ffnas kernels",
+    "runtime": "ffnas runtime",
     "onnx": "onnxruntime",
+    "int8": "onnxruntime int8",
+    "openvino": "OpenVINO",
 }
 
-_LINES = {"eager": ":", "compile": "-.", "ffnas": "-", "onnx": "--"}
+_LINES = {"eager": ":", "compile": "-.", "ffnas": "-", "runtime": "-", "onnx": "--", "int8": "--", "openvino": "--"}
 
 
 def command(argv: list[str]) -> None:
@@ -41,18 +44,19 @@ def command(argv: list[str]) -> None:
     quiet()
     import torch
 
-    from engine.export.onnx import missing_onnx, require_onnx
     from engine.latency.models import Case, measure, subjects_of
+    from engine.latency.others import missing
     from engine.training.precision import choose_device
     from search.console.progress import Reporter
 
     reporter = Reporter()
     sides = list(SIDE_NAMES) if options.sides is None else options.sides
-    if options.sides is not None and "onnx" in sides:
-        require_onnx()
-    elif "onnx" in sides and missing_onnx():
-        sides.remove("onnx")
-        reporter.info(f"without onnxruntime: {', '.join(missing_onnx())} not installed (pip install 'ffnas[onnx]')")
+    for side in [s for s in sides if missing(s)]:
+        lacks = f"{SIDE_NAMES[side]}: {', '.join(missing(side))} not installed (pip install 'ffnas[onnx]' openvino)"
+        if options.sides is not None:
+            raise UserError(f"--sides: {lacks}")
+        sides.remove(side)
+        reporter.info(f"without {lacks}")
     device = choose_device(options.device)
     threads = _threads(options.threads) if device.type == "cpu" else [torch.get_num_threads()]
     cases = [
@@ -153,7 +157,7 @@ def _conditions(device: Any, rounds: int) -> dict[str, Any]:
     from kernels.dispatch import preferred_backend
 
     versions = {}
-    for name in ("ffnas", "torch", "transformers", "onnxruntime"):
+    for name in ("ffnas", "torch", "transformers", "onnxruntime", "openvino"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Models of every kind that the runtime takes, with weights wide enough for differences to show; and what they answer."""
+"""Models of every kind that the runtime takes, with weights wide enough for differences to show; and their answers."""
 
 from __future__ import annotations
 

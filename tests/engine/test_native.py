@@ -1,4 +1,4 @@
-"""`kernels.runtime` beside PyTorch in float64: every kind of model, odd sizes, padding, precisions, threads; and its files."""
+"""`kernels.runtime` beside PyTorch in float64: models of all kinds, odd sizes, padding, precisions, threads; files."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_damaged_folders_are_refused_in_one_line(exported, tmp_path):
             Session(folder, threads=1)
         assert "\n" not in str(error.value)
 
-    with pytest.raises(NativeError, match="no ffnas.json"):
+    with pytest.raises(NativeError, match=r"no ffnas\.json"):
         Session(folder)
     refused("{", "no JSON")
     refused("[" * 100_000, "no JSON")
