@@ -4,9 +4,9 @@
     python -m benchmarks.runtime --models DIR --threads 1 --batches 1 --lengths 16 32
     python -m benchmarks.runtime --show                prints the last result
 
-All sides run in turns in one process, medians count; where openvino is not installed, it is left out. Ratios are time of
-theirs divided by time of ours. Two comparisons: float32 against the faster of their float32 sides, and the best of ours
-(fp32, bf16) against the best of theirs (fp32, bf16, int8). Nothing here says how accurate bf16 or int8 are.
+All sides run in turns in one process, medians count; where openvino is not installed, it is left out. Ratios are their
+time divided by ours. Two comparisons: float32 against the faster of their float32 sides, and the best of ours (fp32,
+bf16) against the best of theirs (fp32, bf16, int8). Nothing here says how accurate bf16 or int8 are.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.batches or options.lengths:
         shapes = [(b, n) for b in options.batches or [1] for n in options.lengths or [128]]
     sides = [side for side in SIDES if not missing(side)]
-    names = [str(resolve(n).path) if n.startswith("package:") else n for n in options.models]
+    names = [str(resolve(n).folder) if n.startswith("package:") else n for n in options.models]
     cases = [
         Case(dtype, threads, *shape) for threads in options.threads for shape in shapes for dtype in ("fp32", "bf16")
     ]

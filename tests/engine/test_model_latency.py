@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from engine.export.export import export_model
 from engine.latency.models import Case, Timing, interleaved, subjects_of
+from engine.latency.others import missing
 from engine.student import FFNASForSequenceClassification
 from search.cli import guarded
 from search.commands.model_latency import command, table
@@ -97,7 +98,7 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
 
 
 def test_without_onnxruntime_the_others_are_timed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("engine.export.onnx.missing_onnx", lambda: ["onnx"])
+    monkeypatch.setattr("engine.latency.others.missing_onnx", lambda: ["onnx"])
     small = ["--batches", "1", "--lengths", "4", "--threads", "1", "--rounds", "1", "--out", str(tmp_path / "out")]
     assert guarded(command, ["tinybert4", "--baseline", "none", "--sides", "onnx", *small]) == 2
     assert "ffnas[onnx]" in capsys.readouterr().err
@@ -119,3 +120,8 @@ def test_compiled_and_onnx_sides_run(models):
             torch.testing.assert_close(subject.runner("compile", case)().logits, expected, rtol=1e-4, atol=1e-5)
             onnx = torch.as_tensor(subject.runner("onnx", case)()["logits"])
             torch.testing.assert_close(onnx, expected, rtol=1e-4, atol=1e-5)
+            rough = torch.as_tensor(subject.runner("int8", case)()["logits"])
+            assert (rough - expected).abs().max() < 0.05 * max(1.0, expected.abs().max())
+            if not missing("openvino"):
+                found = next(iter(subject.runner("openvino", case)().values()))
+                torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-4)
