@@ -67,12 +67,14 @@ class Encoder {
   }
 
   int run(const EncoderInput& in, Wanted wanted, float padding, float* out) {
-    const std::lock_guard<std::mutex> hold(pool_.lock());
+    // Who finds the pool at work for somebody else goes on alone, instead of waiting: no bit depends on it.
+    std::unique_lock<std::mutex> hold(pool_.lock(), std::defer_lock);
+    Pool alone(1);
     struct Using {
       Pool* before;
       explicit Using(Pool* pool) : before(use_pool(pool)) {}
       ~Using() { use_pool(before); }
-    } own(&pool_);
+    } own(pool_.threads() > 1 && hold.try_lock() ? &pool_ : &alone);
     int64_t tokens = in.batch * in.length;
     if (in.mask != nullptr) {
       tokens = 0;
@@ -83,7 +85,10 @@ class Encoder {
     const LossKernels* others = loss_kernels_of(isa);
     if (kernels == nullptr || others == nullptr) return kBadCall;
     PackedEncoder& packed = packed_[isa];
-    if (!packed.ready && !pack(*kernels, packed)) return kOutOfMemory;
+    {
+      const std::lock_guard<std::mutex> packing(packing_);
+      if (!packed.ready && !pack(*kernels, packed)) return kOutOfMemory;
+    }
     return EncoderPass(model_, packed, *kernels, *others, in).run(wanted, padding, out);
   }
 
@@ -155,6 +160,7 @@ class Encoder {
   const int64_t isa_;
   EncoderModel model_ = {};
   PackedEncoder packed_[kIsaCount];
+  std::mutex packing_;
   Pool pool_;
 };
 

@@ -29,11 +29,12 @@ from engine.export.export import export_model
 from engine.export.onnx import ONNX, write_onnx
 from engine.export.saved import load_saved
 from engine.handover import FILES, load_plain
-from engine.latency.others import OTHERS, RUNTIME_CLASSES, other_pass, runtime_pass
+from engine.latency.others import OTHERS, other_pass, runtime_pass
 from engine.published.build import build_preset
 from engine.published.presets import PRESETS
 from engine.student.from_encoder import reason_against, standard_model
 from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.native import is_described
 
 SIDES = ("eager", "compile", "ffnas", "runtime", "onnx", "int8", "openvino")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -159,11 +160,11 @@ class Subject:
     def _as_ours(self) -> FFNASPreTrainedModel | None:
         """The model as one the runtime takes, if it is one."""
         if self.student is not None:
-            return self.student if isinstance(self.student, RUNTIME_CLASSES) else None
+            return self.student if is_described(self.student) else None
         if reason_against(self.plain) is not None:
             return None
         made = standard_model(self.plain)
-        return made if isinstance(made, RUNTIME_CLASSES) else None
+        return made if is_described(made) else None
 
     def _onnx_file(self) -> Path:
         path = self.folder / ONNX

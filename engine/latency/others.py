@@ -11,16 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.export.native import describe
 from engine.export.onnx import INT8, OnnxModel, missing_onnx, quantize_onnx
-from engine.student import FFNASForQuestionAnswering, FFNASForSequenceClassification, FFNASModel
 from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.native import describe
 from kernels.runtime import Session
 
 OTHERS = ("onnx", "int8", "openvino")
 """Sides that read an ONNX file. int8 is onnxruntime's dynamic quantization."""
-
-RUNTIME_CLASSES = (FFNASForSequenceClassification, FFNASForQuestionAnswering, FFNASModel)
 
 
 def missing(side: str) -> list[str]:

@@ -6,6 +6,7 @@ Every forward takes the encoder's `architecture` and `states_layers` (see `FFNAS
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +36,25 @@ class _Headed(FFNASPreTrainedModel):
         """The encoder's distillation projection."""
         return self.ffnas.fit_dense
 
+    def _fast(
+        self, input_ids: Any, attention_mask: Any, token_type_ids: Any, position_ids: Any, inputs_embeds: Any,
+        others: Mapping[str, Any],
+    ) -> Tensor | None:  # fmt: skip
+        """The head's scores where one call of the runtime gives them (`engine.student.fast_pass`), else None."""
+        asked = (
+            position_ids is not None
+            or inputs_embeds is not None
+            or any(v is not None and v is not False for v in others.values())
+        )
+        if asked or self.config.output_hidden_states or self.config.output_attentions:
+            return None
+        return self.fast_pass(self, input_ids, attention_mask, token_type_ids, "head")
+
 
 class FFNASForSequenceClassification(_Headed):
     """Pooled sequence, dropout, linear: classes, or a value when `num_labels` is 1 or `problem_type` is regression."""
+
+    native_head = "sequence"
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -58,6 +75,10 @@ class FFNASForSequenceClassification(_Headed):
         **kwargs: Any,
     ) -> FFNASClassifierOutput:
         """logits [B, num_labels]; `labels` [B] class ids, [B] values, or [B, num_labels] floats (multi-label)."""
+        logits = self._fast(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs)
+        if logits is not None:
+            loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+            return FFNASClassifierOutput(loss=loss, logits=logits)
         out = self.ffnas(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
             first_token_only=True, **kwargs,
@@ -81,6 +102,8 @@ class FFNASForSequenceClassification(_Headed):
 
 class FFNASForQuestionAnswering(_Headed):
     """Start and end scores per token."""
+
+    native_head = "tokens"
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)

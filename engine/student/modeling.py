@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
@@ -25,6 +25,7 @@ from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.configuration import FFNASConfig
 from engine.student.embeddings import FFNASEmbeddings
 from engine.student.encoder import FFNASLayer, Planner
+from engine.student.fast_pass import FastPass, known
 from engine.student.ffn import FFNPlan
 from engine.student.first_token import reads_first
 from engine.student.outputs import FFNASModelOutput
@@ -45,6 +46,13 @@ class FFNASPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FFNASLayer", "FFNASEmbeddings"]  # noqa: RUF012  transformers reads a list
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    native_head: ClassVar[str | None] = None
+    """The head's kind for `engine.student.native`, which does not know every one."""
+
+    def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.fast_pass = FastPass()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, KronLinear):
@@ -84,6 +92,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
         return out.states
 
 
+@known
 class FFNASModel(FFNASPreTrainedModel):
     """Embeddings and encoder; `fit_dense` (H to H_t, used only by the distillation losses) where the config has one.
 
@@ -94,6 +103,8 @@ class FFNASModel(FFNASPreTrainedModel):
     Raises:
         UserError: the config's values do not fit together.
     """
+
+    native_head = "none"
 
     def __init__(self, config: FFNASConfig, add_pooling_layer: bool = True) -> None:
         config.check()

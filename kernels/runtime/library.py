@@ -43,6 +43,7 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_new.argtypes = [pointer, whole, ctypes.c_double, whole, whole, pointer]
     library.ffnas_encoder_run.argtypes = [pointer] * 4 + [whole] * 3 + [ctypes.c_double, pointer]
     library.ffnas_encoder_free.argtypes = [pointer]
+    library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
     library.ffnas_encoder_free.restype = None
     return library
 
@@ -54,12 +55,15 @@ class Encoder:
         description, arrays: the model; arrays as `check_arrays` gives them. They are kept, not copied.
         threads: of its own, the caller's included.
         precision: of the matrix products; everything else is float32.
+        watched: whether `unchanged` will be asked.
 
     Raises:
         NativeError: the library cannot be had, or refuses the model.
     """
 
-    def __init__(self, description: Description, arrays: Arrays, threads: int, precision: str) -> None:
+    def __init__(
+        self, description: Description, arrays: Arrays, threads: int, precision: str, *, watched: bool = False
+    ) -> None:
         self.description = description
         self._arrays = arrays
         self._programs = [np.array(layer.program, np.int32) for layer in description.layers]
@@ -69,11 +73,14 @@ class Encoder:
             isas = best_isas(self._library)
         except BackendUnavailable as error:
             raise NativeError(str(error)) from error
+        self._isa = isas[PRECISIONS.index(precision)]
+        self._matrices = self._packed() if watched else array("q")
+        self._sums = self._fingerprints()
         words = array("q", self._words())
         status = ctypes.c_int(0)
         address, count = words.buffer_info()
         self._handle = self._library.ffnas_encoder_new(
-            address, count, description.eps, isas[PRECISIONS.index(precision)], threads, ctypes.addressof(status)
+            address, count, description.eps, self._isa, threads, ctypes.addressof(status)
         )
         if not self._handle:
             raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, f'status {status.value}')}")
@@ -106,6 +113,26 @@ class Encoder:
         if status:
             raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
         return out
+
+    def unchanged(self) -> bool:
+        """Whether every byte of the matrices is what it was at first; reads all of them."""
+        return self._fingerprints() == self._sums
+
+    def _fingerprints(self) -> array[int]:
+        count = len(self._matrices) // 4
+        sums = array("Q", bytes(16 * count))
+        if count:
+            address = self._matrices.buffer_info()[0]
+            self._library.ffnas_fingerprints(self._isa, address, count, sums.buffer_info()[0])
+        return sums
+
+    def _packed(self) -> array[int]:
+        """Address, row stride, rows and row width in bytes of every matrix that is packed, as one row each."""
+        words = array("q")
+        for name, value in self._arrays.items():
+            if value.ndim == 2 and name not in ("embeddings.token", "embeddings.position", "embeddings.type"):
+                words.extend((value.ctypes.data, value.nbytes, 1, value.nbytes))
+        return words
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""

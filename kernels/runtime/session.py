@@ -20,7 +20,7 @@ PADDING = -1e4
 
 
 class Session:
-    """A model that answers texts; use it from one thread at a time, as many of them as you like side by side.
+    """A model that answers texts, from any number of threads at once.
 
     Args:
         model: a folder written by `ffnas export RUN --native FOLDER`; or a description and its arrays, for ids alone.

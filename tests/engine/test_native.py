@@ -14,9 +14,10 @@ from native_models import KINDS, answers, build, inputs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast, pipeline
 
 from engine.errors import UserError
-from engine.export.native import describe, write_native
+from engine.export.native import write_native
 from engine.student import FFNASForMaskedLM
 from engine.student.configuration import FFNASConfig
+from engine.student.native import describe
 from kernels.runtime import NativeError, Session
 
 pytestmark = pytest.mark.filterwarnings("ignore::kernels.BackendFallbackWarning")  # float64 is for the reference

@@ -1,0 +1,295 @@
+"""The runtime inside a model: equal answers, only where nothing else was asked for, and never an old weight."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from native_models import KINDS, build, inputs
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from engine.student import FFNASForSequenceClassification, fast_pass
+from engine.student.heads import FFNASForQuestionAnswering
+
+CLASSIFIERS = [name for name, (kind, _) in KINDS.items() if kind is FFNASForSequenceClassification]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """One entry per pass of the runtime."""
+    made = []
+    run = fast_pass.Encoder.run
+
+    def counted(self, *args):
+        made.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(fast_pass.Encoder, "run", counted)
+    return made
+
+
+def given(batch=3, length=9):
+    return dict(
+        zip(
+            ("input_ids", "attention_mask", "token_type_ids"), map(torch.from_numpy, inputs(batch, length)), strict=True
+        )
+    )
+
+
+def slowly(model, monkeypatch, **more):
+    """The layers' own answer."""
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setenv("FFNAS_RUNTIME", "0")
+        return model(**{**given(), **more})
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_scores_are_those_of_the_layers(kind, calls, monkeypatch):
+    model = build(kind)
+    wanted = slowly(model, monkeypatch)
+    assert not calls
+    with torch.no_grad():
+        found = model(**given())
+    assert len(calls) == 1
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-5, atol=1e-5)
+    assert type(found) is type(wanted)
+
+
+def test_a_loss_is_that_of_the_same_scores(calls, monkeypatch):
+    model, labels = build("mean"), torch.tensor([0, 2, 1])
+    wanted = slowly(model, monkeypatch, labels=labels)
+    with torch.inference_mode():
+        found = model(**given(), labels=labels)
+        pair = model(**given(), labels=labels, return_dict=False)
+    assert len(calls) == 2
+    torch.testing.assert_close(found.loss, wanted.loss)
+    torch.testing.assert_close(pair[1], wanted.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_autocast_gives_bfloat16(calls, monkeypatch):
+    model = build("cls")
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = model(**given()).logits
+    assert len(calls) == 1
+    assert found.dtype == torch.bfloat16
+    exact = slowly(model, monkeypatch).logits
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"output_hidden_states": True},
+        {"states_layers": (0,)},
+        {"position_ids": torch.arange(9)[None]},
+        {"architecture": "own"},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_whoever_asks_for_more_gets_the_layers(asked, calls, monkeypatch):
+    model = build("cls")
+    if "architecture" in asked:
+        asked = {"architecture": model.config.full_architecture}
+    wanted = slowly(model, monkeypatch, **asked)
+    with torch.no_grad():
+        found = model(**given(), **asked)
+    assert not calls
+    assert torch.equal(found.logits, wanted.logits)
+
+
+def test_gradients_training_and_the_switch(calls, monkeypatch):
+    model = build("cls")
+    assert model(**given()).logits.requires_grad
+    model.train()
+    with torch.no_grad():
+        model(**given())
+        model.eval()
+        model.ffnas.encoder[0].attention.dropout.train()  # Monte Carlo dropout of one layer
+        model(**given())
+        model.eval()
+        monkeypatch.setenv("FFNAS_RUNTIME", "0")
+        model(**given())
+        monkeypatch.setenv("FFNAS_RUNTIME", "1")
+        assert not calls
+        model(**given())
+    assert len(calls) == 1
+
+
+class Louder(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hook(model):
+    model.ffnas.encoder[0].attention.register_forward_hook(lambda *_: None)
+
+
+def another_class(model):
+    old = model.classifier
+    model.classifier = Louder(old.in_features, old.out_features)
+
+
+def own_forward(model):
+    layer = model.ffnas.encoder[1].all_ffn
+    layer.forward = lambda x, plan: x
+
+
+def weight_norm(model):
+    parametrizations.weight_norm(model.ffnas.encoder[0].all_ffn[0].dense1)
+
+
+def pruned(model):
+    prune.l1_unstructured(model.ffnas.encoder[0].attention.query, "weight", 0.5)
+
+
+def float64(model):
+    model.double()
+
+
+def eager(model):
+    model.set_attn_implementation("eager")
+
+
+@pytest.mark.parametrize("change", [hook, another_class, own_forward, weight_norm, pruned, float64, eager])
+@pytest.mark.filterwarnings("ignore::kernels.readable.CalledLayersWarning", "ignore::kernels.BackendFallbackWarning")
+def test_a_model_with_more_than_its_layers_runs_them(change, calls, monkeypatch):
+    model = build("cls")
+    with torch.no_grad():
+        model(**given())
+        assert len(calls) == 1
+        change(model)
+        found = model(**given()).logits
+    assert len(calls) == 1
+    assert torch.equal(found, slowly(model, monkeypatch).logits)
+
+
+def one_element(model):
+    model.ffnas.encoder[1].all_ffn[0].dense2.weight.data[3, 5] += 1.0
+
+
+def by_numpy(model):
+    model.ffnas.encoder[0].attention.value.weight.detach().numpy()[0] *= 3.0
+
+
+def bias(model):
+    model.ffnas.encoder[0].all_ffn[0].dense1.bias.data.add_(1.0)
+
+
+def norm(model):
+    model.ffnas.encoder[0].all_ffn[0].layernorm.weight.data.mul_(1.5)
+
+
+def table(model):
+    model.ffnas.embeddings.token_embeddings.weight.data.mul_(0.5)
+
+
+def new_data(model):
+    dense = model.ffnas.encoder[0].attention.dense
+    dense.weight.data = dense.weight.data * 2.0
+
+
+def new_parameter(model):
+    model.classifier.weight = nn.Parameter(model.classifier.weight.detach() * 2.0)
+
+
+def load_state(model):
+    model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()})
+
+
+def optimizer_step(model):
+    with torch.enable_grad():
+        model(**given(), labels=torch.tensor([0, 1, 2])).loss.backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def swapped_layers(model):
+    layers = model.ffnas.encoder
+    layers[0].all_ffn[0].dense1, layers[1].all_ffn[0].dense1 = layers[1].all_ffn[0].dense1, layers[0].all_ffn[0].dense1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [one_element, by_numpy, bias, norm, table, new_data, new_parameter, load_state, optimizer_step, swapped_layers],
+)
+def test_every_write_is_seen(write, calls, monkeypatch):
+    model = build("cls")
+    with torch.no_grad():
+        before = model(**given()).logits
+        write(model)
+        after = model(**given()).logits
+    assert len(calls) == 2
+    assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after, slowly(model, monkeypatch).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_copies_and_pickles_answer_for_themselves(calls):
+    model = build("cls")
+    with torch.no_grad():
+        before = model(**given()).logits
+        twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        model.classifier.weight.zero_()
+        for other in (twin, again):
+            assert torch.equal(other(**given()).logits, before)
+    assert len(set(map(id, calls))) == 3
+
+
+def test_threads_of_torch_are_the_runtimes(calls):
+    model, before = build("mean"), torch.get_num_threads()
+    try:
+        answers = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                answers.append(model(**given(8, 40)).logits)
+    finally:
+        torch.set_num_threads(before)
+    assert calls[0] is not calls[1]
+    assert torch.equal(*answers)
+
+
+def test_bad_ids_raise_as_the_layers_do():
+    model = build("cls")
+    bad = given()
+    bad["input_ids"][1, 0] = 97
+    with torch.no_grad(), pytest.raises(IndexError):
+        model(**bad)
+
+
+def test_a_text_of_padding_alone_is_left_to_the_layers(calls, monkeypatch):
+    model, nothing = build("mean"), given()
+    nothing["attention_mask"][1] = 0
+    with torch.no_grad():
+        found = model(**nothing).logits
+    assert torch.equal(found, slowly(model, monkeypatch, **nothing).logits)
+
+
+def test_other_heads_run_their_layers(calls):
+    model = build("spans")
+    assert isinstance(model, FFNASForQuestionAnswering)
+    with torch.no_grad():
+        model(**given())
+    assert not calls
+
+
+def test_no_compiler_no_runtime(monkeypatch, calls):
+    def refuse(*_, **__):
+        raise fast_pass.NativeError("no compiler")
+
+    model = build("cls")
+    wanted = slowly(model, monkeypatch).logits
+    monkeypatch.setattr(fast_pass, "Encoder", refuse)
+    with torch.no_grad():
+        for _ in range(2):
+            np.testing.assert_array_equal(model(**given()).logits, wanted)
+    assert not calls
+
+
+def test_weights_above_the_limit_are_not_kept(monkeypatch, calls):
+    monkeypatch.setenv("FFNAS_PACKED_MIB", "0")
+    with torch.no_grad():
+        build("cls")(**given())
+    assert not calls
