@@ -87,8 +87,8 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
 def _head(model: PreTrainedModel) -> tuple[str, nn.Linear | None]:
     if not is_described(model):
         raise UserError(
-            f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers or"
-            " answer spans. Use --onnx"
+            f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers"
+            " or answer spans. Use --onnx"
         )
     name = {"sequence": "classifier", "tokens": "qa_outputs"}.get(model.native_head)
     return model.native_head, None if name is None else getattr(model, name)
