@@ -1,12 +1,13 @@
 """Milliseconds of every variant of a layer on this machine, and what the rest of the model takes.
 
-Variants are timed one layer each, in turns over many rounds, least times counted (whatever else runs on a machine only
-adds to them). So are embeddings and head together, and the whole teacher. A student is expected to take the sum of its
-layers and the rest. Measured once per run, and kept in the run directory: a resumed run solves the same problem.
+Models of two layers of a variant are timed, in turns over many rounds, least times counted (whatever else runs on a
+machine only adds to them); the cheapest one also with one layer, which tells what embeddings and head take. So is the
+whole teacher. A student is expected to take the sum of its layers and the rest. Measured once per run, and kept in the
+run directory: a resumed run solves the same problem.
 
-Rejected: the rest as the teacher's time without its layers' times. A teacher's layers take longer than one layer again
-and again, whose weights stay in the cache, and so do those of a small student: students at a quarter of the teacher's
-time were predicted to take 1.0 to 1.5 ms of 4.8 more than they do.
+Rejected: layers by themselves. A model's answer may be one call into C++ (`engine.student.fast_pass`), which takes less
+than its layers called one by one; and one layer again and again finds its weights in the cache. Nor the rest as the
+teacher's time without its layers' times: small students' weights stay in the cache, a teacher's do not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.architecture.architecture import Architecture, LayerSpec
 from engine.files import write_json_atomic
-from engine.student.attention import extended_mask
+from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.supernet import extract
 from search.context import Context, Prepared
 from search.inherit.library import Library
 
@@ -85,24 +88,32 @@ def conditions(ctx: Prepared) -> dict[str, int | str]:
 @torch.no_grad()
 def measure(ctx: Prepared, library: Library) -> Milliseconds:
     """Times everything, now."""
-    at, base = conditions(ctx), library.model.base_model
-    ids = torch.randint(0, base.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))
+    at, model = conditions(ctx), library.model
+    ids = torch.randint(0, model.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))
     ids = ids.to(ctx.device)
-    x = base.embeddings(ids)
-    real = torch.ones_like(ids, dtype=torch.bool)
-    mask = extended_mask(base.config, x, real)
-    blocks = [library.block(0, spec) for spec in library.variants.specs]
-    runs: list[Callable[[], Tensor]] = [lambda block=block: block(x, mask) for block in blocks]  # type: ignore[misc]
-    runs += [lambda: library.model.classify(base.embeddings(ids), real), lambda: library.model(ids).logits]
+    specs = [spec for spec in library.variants.specs if not spec.skipped]
+    pairs = [_repeated(model, spec, 2) for spec in specs]
+    cheapest = min(range(len(specs)), key=lambda k: sum(p.numel() for p in pairs[k].parameters()))
+    single = _repeated(model, specs[cheapest], 1)
     before = torch.get_num_threads()
     torch.set_num_threads(int(at["threads"]))
     try:
-        least = _least(runs, _clock(at))
+        timed = [*pairs, single, model]
+        least = _least([lambda m=m: m(ids).logits for m in timed], _clock(at))  # type: ignore[misc]
     finally:
         torch.set_num_threads(before)
-    *layers, rest, whole = least
-    layers[-1] = 0.0  # the skipped layer
-    return Milliseconds(np.array(layers), rest, whole)
+    *two, one, whole = least
+    count = len(pairs[cheapest].base_model.encoder)  # 1 of a teacher that has no second layer
+    rest = max(0.0, 2 * one - two[cheapest]) if count == 2 else 0.0
+    layers = iter(max(0.0, t - rest) / count for t in two)
+    return Milliseconds(np.array([0.0 if s.skipped else next(layers) for s in library.variants.specs]), rest, whole)
+
+
+def _repeated(model: FFNASPreTrainedModel, spec: LayerSpec, count: int) -> FFNASPreTrainedModel:
+    """The leading layers of `model`, `count` of them at most, in one variant."""
+    skipped = LayerSpec(spec.expression, 0, spec.ratio, 0)
+    layers = tuple(spec if k < count else skipped for k in range(len(model.base_model.encoder)))
+    return extract(model, Architecture(layers)).eval()
 
 
 def _clock(at: dict[str, int | str]) -> Callable[[], float]:
