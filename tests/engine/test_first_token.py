@@ -14,6 +14,12 @@ from engine.student import first_token as module
 from engine.student.first_token import attend_first
 
 
+@pytest.fixture(autouse=True)
+def _layers(monkeypatch):
+    """What is tested here are the layers, whose place the runtime would take."""
+    monkeypatch.setenv("FFNAS_RUNTIME", "0")
+
+
 def classifier(kind=FFNASForSequenceClassification, **changes):
     stored = architecture([(TRUNCATE[0], 2, 1)] * changes.get("num_hidden_layers", 3))
     return randomize(kind(small_config(layers=stored, num_labels=3, **changes)), 0).eval()

@@ -23,6 +23,12 @@ from engine.student.supernet import build_student, extract, inherit
 from kernels.language.expression import GELU_FFN
 
 
+@pytest.fixture(autouse=True)
+def _layers(monkeypatch):
+    """What is tested here are the layers, whose place the runtime would take."""
+    monkeypatch.setenv("FFNAS_RUNTIME", "0")
+
+
 def encode(p, config, architecture, ids, mask, types):
     """The outputs of all layers by the book; a layer that is left out hands on its input."""
     x, outputs = embed(p, config, ids, types), []
