@@ -253,3 +253,7 @@ def _locked(file: object) -> Iterator[None]:
     with file:  # type: ignore[attr-defined]
         fcntl.flock(file, fcntl.LOCK_EX)  # type: ignore[arg-type]
         yield
+
+
+if __name__ == "__main__":
+    print(library_path())

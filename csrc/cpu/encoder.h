@@ -44,7 +44,7 @@ struct EncoderModel {
   Dense embedding_dense;
   Norm embedding_norm;
   std::vector<EncoderLayer> layers;
-  int64_t pooling, activation, head;
+  int64_t pooling, activation, head, labels;
   Dense pooler, classifier;
 };
 

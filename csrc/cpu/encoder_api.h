@@ -12,59 +12,128 @@
 namespace ffnas {
 namespace {
 
-struct BoundedReader {
+// The best instruction set of this machine for float32 or bfloat16 products.
+int64_t best_isa(bool bf16_products) {
+  int64_t best = kGeneric;
+  for (int64_t isa = 0; isa < kIsaCount; ++isa) {
+    const bool serves = bf16_products ? isa != kAmxFloat32 : isa != kAvx512Bf16 && isa != kAmx;
+    if (serves && kernels_of(isa) != nullptr && cpu_runs(static_cast<int>(isa))) best = isa;
+  }
+  return best;
+}
+
+// Reads the words of a model in order, and knows where its matrices may lie: anywhere (addresses, from a caller that has
+// checked them), or inside the bytes of a weights file (offsets, from a file that anybody may have written).
+struct ModelReader {
   const int64_t* at;
   const int64_t* end;
-  bool short_of = false;
+  char* weights = nullptr;
+  int64_t weights_size = 0;
+  const int32_t* programs = nullptr;
+  int64_t program_words = 0;
+  bool wrong = false;
+
   int64_t next() {
     if (at < end) return *at++;
-    short_of = true;
+    wrong = true;
     return 0;
   }
-  View view() {
+  // A matrix of float32 or, by address, of bfloat16 rows; absent where its first word is 0.
+  View view(int64_t rows, int64_t width) {
     View v;
-    v.data = reinterpret_cast<void*>(static_cast<intptr_t>(next()));
+    const int64_t where = next();
+    v.data = reinterpret_cast<void*>(static_cast<intptr_t>(where));
     v.stride = next();
     v.dtype = static_cast<int32_t>(next());
+    if (where == 0) return v;
+    if (rows < 1 || width < 1 || v.stride < (rows > 1 ? width : 0)) wrong = true;
+    if (weights == nullptr || wrong) return v;
+    const int64_t room = (weights_size - where) / 4;  // floats
+    if (v.dtype != kFloat32 || where < 8 || where % 4 != 0 || where > weights_size || width > room ||
+        (rows > 1 && rows - 1 > (room - width) / v.stride)) {
+      wrong = true;
+      v.data = nullptr;
+    } else {
+      v.data = weights + where;
+    }
     return v;
   }
-  Dense dense() {
+  View required(int64_t rows, int64_t width) {
+    const View v = view(rows, width);
+    wrong = wrong || v.data == nullptr;
+    return v;
+  }
+  // A dense layer of these sizes; all of it absent where it is not `wanted`.
+  Dense dense(bool wanted, int64_t outputs, int64_t inputs) {
     Dense d;
-    d.w = view();
-    d.b = view();
+    d.w = view(outputs, inputs);
+    d.b = view(1, outputs);
     d.outputs = next();
     d.inputs = next();
+    const bool there = d.w.data != nullptr && d.b.data != nullptr && d.outputs == outputs && d.inputs == inputs;
+    if (wanted ? !there : d.w.data != nullptr) wrong = true;
     return d;
   }
-  Norm norm() {
+  Norm norm(int64_t width) {
     Norm n;
-    n.weight = view();
-    n.bias = view();
+    n.weight = required(1, width);
+    n.bias = required(1, width);
     return n;
   }
+  // A program's words and their number; nullptr where there is none.
+  const int32_t* program(int64_t& count) {
+    const int64_t where = next();
+    count = next();
+    if (wrong || count < 1) return nullptr;
+    if (weights == nullptr) return reinterpret_cast<const int32_t*>(static_cast<intptr_t>(where));
+    return where < 0 || where > program_words || count > program_words - where ? nullptr : programs + where;
+  }
 };
+
+}  // namespace
+}  // namespace ffnas
+
+#include "encoder_file.h"
+
+namespace ffnas {
+namespace {
 
 class Encoder {
  public:
   Encoder(int64_t isa, int threads) : isa_(isa), pool_(threads) {}
 
-  Status read(BoundedReader& in, double eps) {
+  Status read(ModelReader& in, double eps) {
     EncoderModel& m = model_;
     for (int64_t* v : {&m.hidden, &m.head_size, &m.vocabulary, &m.positions, &m.types, &m.embedding, &m.width}) *v = in.next();
     m.eps = static_cast<float>(eps);
-    for (View* v : {&m.token_table, &m.position_table, &m.type_table}) *v = in.view();
-    m.embedding_dense = in.dense();
-    m.embedding_norm = in.norm();
-    for (int64_t* v : {&m.pooling, &m.activation, &m.head}) *v = in.next();
-    m.pooler = in.dense();
-    m.classifier = in.dense();
+    for (int64_t v : {m.hidden, m.head_size, m.vocabulary, m.positions, m.types, m.width})
+      if (v < 1 || v > kMost) return kBadCall;
+    if (m.embedding < kFullTable || m.embedding > kTrigram) return kBadCall;
+    const bool full = m.embedding == kFullTable;
+    if (full && m.width != m.hidden) return kBadCall;
+    m.token_table = in.required(m.vocabulary, m.width);
+    m.position_table = in.required(m.positions, m.hidden);
+    m.type_table = in.required(m.types, m.hidden);
+    m.embedding_dense = in.dense(!full, m.hidden, m.embedding == kTrigram ? 3 * m.width : m.width);
+    m.embedding_norm = in.norm(m.hidden);
+    for (int64_t* v : {&m.pooling, &m.activation, &m.head, &m.labels}) *v = in.next();
+    if (in.wrong || m.pooling < kNoPooling || m.pooling > kMeanOfTokens || m.activation < kPoolTanh || m.activation > kPoolGeluErf ||
+        m.head < kNoHead || m.head > kTokenHead || (m.head == kSequenceHead && m.pooling == kNoPooling) ||
+        (m.head != kNoHead && (m.labels < 1 || m.labels > kMost)))
+      return kBadCall;
+    m.pooler = in.dense(m.pooling == kFirstToken, m.hidden, m.hidden);
+    m.classifier = in.dense(m.head != kNoHead, m.labels, m.hidden);
     const int64_t layers = in.next();
-    if (in.short_of || m.hidden < 1 || m.head_size < 1 || layers < 1 || layers > kMostLayers) return kBadCall;
+    if (in.wrong || layers < 1 || layers > kMostLayers) return kBadCall;
     m.layers.resize(static_cast<size_t>(layers));
     for (EncoderLayer& layer : m.layers)
       if (const Status status = read_layer(in, layer)) return status;
-    return in.short_of || in.at != in.end ? kBadCall : kOk;
+    return in.wrong || in.at != in.end ? kBadCall : kOk;
   }
+
+  const EncoderModel& model() const { return model_; }
+  // The memory that a model's matrices lie in, where it is not the caller's.
+  void own(Buffer&& weights) { weights_ = std::move(weights); }
 
   int run(const EncoderInput& in, Wanted wanted, float padding, float* out) {
     // Who finds the pool at work for somebody else goes on alone, instead of waiting: no bit depends on it.
@@ -83,7 +152,9 @@ class Encoder {
     const int64_t isa = isa_for(isa_, tokens);
     const Kernels* kernels = kernels_of(isa);
     const LossKernels* others = loss_kernels_of(isa);
-    if (kernels == nullptr || others == nullptr) return kBadCall;
+    if (kernels == nullptr || others == nullptr || (wanted == kWantHead && model_.head == kNoHead) ||
+        (wanted == kWantPooled && model_.pooling == kNoPooling))
+      return kBadCall;
     PackedEncoder& packed = packed_[isa];
     {
       const std::lock_guard<std::mutex> packing(packing_);
@@ -93,28 +164,31 @@ class Encoder {
   }
 
  private:
-  static constexpr int64_t kMostLayers = 1024, kMostStack = 64;
+  static constexpr int64_t kMostLayers = 1024, kMostStack = 64, kMost = int64_t{1} << 28;
 
-  Status read_layer(BoundedReader& in, EncoderLayer& layer) {
+  Status read_layer(ModelReader& in, EncoderLayer& layer) {
     for (int64_t* v : {&layer.heads, &layer.stack, &layer.inner}) *v = in.next();
-    if (in.short_of || layer.heads < 0 || layer.stack < 0 || layer.stack > kMostStack) return kBadCall;
+    if (in.wrong || layer.heads < 0 || layer.heads > kMost || layer.stack < 0 || layer.stack > kMostStack) return kBadCall;
+    const int64_t hidden = model_.hidden, width = layer.heads * model_.head_size;
     if (layer.heads != 0) {
-      for (Dense* d : {&layer.query, &layer.key, &layer.value, &layer.output}) *d = in.dense();
-      layer.norm = in.norm();
+      if (width > kMost) return kBadCall;
+      for (Dense* d : {&layer.query, &layer.key, &layer.value}) *d = in.dense(true, width, hidden);
+      layer.output = in.dense(true, hidden, width);
+      layer.norm = in.norm(hidden);
     }
-    if (layer.stack == 0) return kOk;
-    if (layer.inner < 1) return kBadCall;
-    const auto* words = reinterpret_cast<const int32_t*>(static_cast<intptr_t>(in.next()));
-    const int64_t count = in.next();
-    if (in.short_of || words == nullptr || !decode(words, count, layer.program)) return kBadProgram;
-    if (layer.program.parallel && model_.hidden != layer.inner) return kBadProgram;
+    if (layer.stack == 0) return in.wrong ? kBadCall : kOk;
+    if (layer.inner < 1 || layer.inner > kMost) return kBadCall;
+    int64_t count = 0;
+    const int32_t* words = in.program(count);
+    if (words == nullptr || !decode(words, count, layer.program)) return kBadProgram;
+    if (layer.program.parallel && hidden != layer.inner) return kBadProgram;
     own_code(layer);
     for (int64_t i = 0; i < layer.stack; ++i) {
-      layer.first.push_back(in.dense());
-      layer.second.push_back(in.dense());
-      layer.norms.push_back(in.norm());
+      layer.first.push_back(in.dense(true, layer.inner, hidden));
+      layer.second.push_back(in.dense(true, hidden, layer.inner));
+      layer.norms.push_back(in.norm(hidden));
     }
-    return kOk;
+    return in.wrong ? kBadCall : kOk;
   }
 
   // Instructions that `decode` left in scratch memory, in the layer's own.
@@ -159,6 +233,7 @@ class Encoder {
 
   const int64_t isa_;
   EncoderModel model_ = {};
+  Buffer weights_;
   PackedEncoder packed_[kIsaCount];
   std::mutex packing_;
   Pool pool_;
@@ -171,7 +246,7 @@ class Encoder {
 FFNAS_EXPORT void* ffnas_encoder_new(const int64_t* words, int64_t count, double eps, int64_t isa, int64_t threads, int* status) {
   using namespace ffnas;
   *status = kBadCall;
-  BoundedReader in{words, words + count};
+  ModelReader in{words, words + count};
   if (in.next() != kAbiVersion || kernels_of(isa) == nullptr || threads < 1 || threads > 4096) return nullptr;
   try {
     auto encoder = std::make_unique<Encoder>(isa, static_cast<int>(threads));
@@ -181,6 +256,30 @@ FFNAS_EXPORT void* ffnas_encoder_new(const int64_t* words, int64_t count, double
     *status = kOutOfMemory;
     return nullptr;
   }
+}
+// A model from a folder written by `ffnas export RUN --native FOLDER`; see csrc/ffnas_encoder.h.
+FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status) {
+  using namespace ffnas;
+  *status = kBadCall;
+  if (folder == nullptr || precision < 0 || precision > 1 || threads < 1 || threads > 4096) return nullptr;
+  try {
+    EncoderFile file;
+    if ((*status = file.read(folder)) != kOk) return nullptr;
+    auto encoder = std::make_unique<Encoder>(best_isa(precision == 1), threads);
+    ModelReader in = file.reader();
+    *status = encoder->read(in, file.eps());
+    if (*status != kOk) return nullptr;
+    encoder->own(file.release_weights());
+    return encoder.release();
+  } catch (const std::exception&) {
+    *status = kOutOfMemory;
+    return nullptr;
+  }
+}
+// Sizes by which results are allocated: scores a sequence (or token), whether they are per token, and hidden width.
+FFNAS_EXPORT int64_t ffnas_encoder_size(void* encoder, int which) {
+  const ffnas::EncoderModel& m = static_cast<ffnas::Encoder*>(encoder)->model();
+  return which == 0 ? m.classifier.outputs : which == 1 ? m.head == ffnas::kTokenHead : which == 2 ? m.hidden : -1;
 }
 // ids, types [batch, length] of int64, mask of bytes; types and mask may be null. `wanted`: see Wanted; `padding` stands at
 // padded tokens of scores per token. kBadCall also where an id is outside the vocabulary or a sample has no token.

@@ -16,6 +16,8 @@ from engine.files import atomic_directory
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import describe
 from kernels.runtime.description import FILE, TOKENIZER, WEIGHTS
+from kernels.runtime.encoder_file import FILE as ENCODER
+from kernels.runtime.encoder_file import encoder_file
 
 
 def write_native(
@@ -36,6 +38,7 @@ def write_native(
     values = {**description.to_json(), "sha256": hashlib.sha256(weights).hexdigest()}
     with atomic_directory(folder) as made:
         Path(made, WEIGHTS).write_bytes(weights)
+        Path(made, ENCODER).write_bytes(encoder_file(description, weights))
         Path(made, FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         if backend is not None:
             Path(made, TOKENIZER).write_text(backend.to_str(pretty=False), encoding="utf-8")

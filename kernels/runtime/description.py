@@ -2,6 +2,7 @@
 
     ffnas.json            a `Description`, and the weights' checksum
     weights.safetensors   float32 arrays, named as `Description.arrays` says
+    encoder.bin           the same for programs in C (`kernels.runtime.encoder_file`); not read here
     tokenizer.json        of the tokenizers library; absent where a model takes ids alone
 
 Everything in the folder may come from a stranger: sizes and shapes are checked here, programs in C++, so that no file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 from kernels.backends.instruction_sets import ABI_VERSION, best_isas
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable
-from kernels.runtime.description import ACTIVATIONS, EMBEDDINGS, HEADS, POOLINGS, Arrays, Description, NativeError
+from kernels.runtime.description import Arrays, Description, NativeError
+from kernels.runtime.words import model_words
 
 WANTED = ("head", "hidden", "pooled")
 PRECISIONS = ("fp32", "bf16")
@@ -23,8 +23,6 @@ _ERRORS = {
     2: "a layer's program is not valid",
     3: "ids outside the vocabulary, token types or positions the model does not have, or a sequence without tokens",
 }
-_NOTHING = (0, 0, 0)
-_NO_DENSE = (*_NOTHING, *_NOTHING, 0, 0)
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +74,7 @@ class Encoder:
         self._isa = isas[PRECISIONS.index(precision)]
         self._matrices = self._packed() if watched else array("q")
         self._sums = self._fingerprints()
-        words = array("q", self._words())
+        words = array("q", [ABI_VERSION, *model_words(description, self._matrix, self._program)])
         status = ctypes.c_int(0)
         address, count = words.buffer_info()
         self._handle = self._library.ffnas_encoder_new(
@@ -144,42 +142,9 @@ class Encoder:
         if getattr(self, "_handle", None):
             self.close()
 
-    def _words(self) -> Sequence[int]:
-        d = self.description
-        width = d.hidden_size if d.embedding == "full" else d.token_width
-        inputs = width * (3 if d.embedding == "trigram" else 1)
-        words = [
-            ABI_VERSION, d.hidden_size, d.head_size, d.vocab_size, d.positions, d.types, EMBEDDINGS.index(d.embedding),
-            width,
-            *self._matrix("embeddings.token"), *self._matrix("embeddings.position"), *self._matrix("embeddings.type"),
-            *(self._dense("embeddings.dense", d.hidden_size, inputs) if d.embedding != "full" else _NO_DENSE),
-            *self._norm("embeddings.norm"),
-            POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEADS.index(d.head),
-            *(self._dense("pooler", d.hidden_size, d.hidden_size) if d.pooling == "cls" else _NO_DENSE),
-            *(self._dense("classifier", len(d.labels), d.hidden_size) if d.head != "none" else _NO_DENSE),
-            len(d.layers),
-        ]  # fmt: skip
-        for index, (layer, program) in enumerate(zip(d.layers, self._programs, strict=True)):
-            name, heads = f"layers.{index}", layer.heads * d.head_size
-            words += [layer.heads, layer.stack, layer.inner]
-            if heads:
-                for part in ("query", "key", "value"):
-                    words += self._dense(f"{name}.{part}", heads, d.hidden_size)
-                words += [*self._dense(f"{name}.output", d.hidden_size, heads), *self._norm(f"{name}.norm")]
-            if layer.stack:
-                words += [program.ctypes.data, program.size]
-            for ffn in (f"{name}.ffn.{i}" for i in range(layer.stack)):
-                words += self._dense(f"{ffn}.first", layer.inner, d.hidden_size)
-                words += self._dense(f"{ffn}.second", d.hidden_size, layer.inner)
-                words += self._norm(f"{ffn}.norm")
-        return words
-
-    def _matrix(self, name: str) -> tuple[int, int, int]:
+    def _matrix(self, name: str) -> tuple[int, int]:
         found = self._arrays[name]
-        return found.ctypes.data, found.shape[-1], 0
+        return found.ctypes.data, found.shape[-1]
 
-    def _dense(self, name: str, outputs: int, inputs: int) -> tuple[int, ...]:
-        return (*self._matrix(f"{name}.weight"), *self._matrix(f"{name}.bias"), outputs, inputs)
-
-    def _norm(self, name: str) -> tuple[int, ...]:
-        return (*self._matrix(f"{name}.weight"), *self._matrix(f"{name}.bias"))
+    def _program(self, index: int) -> tuple[int, int]:
+        return self._programs[index].ctypes.data, self._programs[index].size

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from engine.export.native import write_native
 from engine.student import FFNASForMaskedLM
 from engine.student.configuration import FFNASConfig
 from engine.student.native import describe
+from kernels.build import library_path
 from kernels.runtime import NativeError, Session
+from kernels.runtime.encoder_file import _hash
 
 pytestmark = pytest.mark.filterwarnings("ignore::kernels.BackendFallbackWarning")  # float64 is for the reference
 
@@ -301,7 +304,9 @@ def test_hostile_programs_and_headers_do_not_crash(exported, tmp_path):
 import hashlib, json, random, shutil, sys
 from pathlib import Path
 import numpy as np
+from kernels.build import library_path
 from kernels.runtime import NativeError, Session
+from kernels.runtime.encoder_file import _hash
 source, folder = Path({str(exported / "native")!r}), Path({str(tmp_path / "hostile")!r})
 shutil.copytree(source, folder)
 good, weights = json.loads((source / "ffnas.json").read_text()), (source / "weights.safetensors").read_bytes()
@@ -332,3 +337,75 @@ print(refused, answered)
     refused, answered = map(int, done.stdout.split())
     assert refused > 500  # a changed constant or an unread word answers something else, harmlessly
     assert refused + answered == 1500
+
+
+# --- C -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """csrc/examples/classify.c, compiled."""
+    made = tmp_path_factory.mktemp("c") / "classify"
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    library = library_path()
+    command = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", str(csrc / "examples" / "classify.c"), f"-I{csrc}"]
+    done = subprocess.run(
+        [*command, str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def run_c(program, folder, *ids):
+    return subprocess.run([program, folder, *map(str, ids)], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_c_gives_the_same_scores(exported, program):
+    ids = [2, 5, 9, 30, 3]
+    done = run_c(program, exported / "native", *ids)
+    assert done.returncode == 0, done.stderr
+    wanted = Session(exported / "native", threads=1).run(np.array([ids]))[0]
+    np.testing.assert_allclose([float(line) for line in done.stdout.split()], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["trigram", "stacks", "spans", "fewer heads"])
+def test_c_reads_every_kind(kind, program, tmp_path):
+    write_native(build(kind), None, tmp_path / "native")
+    ids = [4, 8, 15, 16, 23]
+    done = run_c(program, tmp_path / "native", *ids)
+    wanted = Session(tmp_path / "native", threads=1).run(np.array([ids]))[0].ravel()
+    np.testing.assert_allclose([float(line) for line in done.stdout.split()], wanted, atol=2e-6)
+
+
+def test_c_refuses(exported, program, tmp_path):
+    assert run_c(program, tmp_path, 1).returncode == 1
+    assert "status 5" in run_c(program, tmp_path, 1).stderr
+    assert "status 3" in run_c(program, exported / "native", 97).stderr
+    assert run_c(program, exported / "native").returncode == 2
+
+
+def test_hostile_encoder_files_do_not_crash(exported, program, tmp_path):
+    """Words changed at random, with hashes that fit: refused with a status, or answered from inside the file."""
+    folder, source = tmp_path / "native", exported / "native"
+    folder.mkdir()
+    (folder / "weights.safetensors").write_bytes((source / "weights.safetensors").read_bytes())
+    good, rng, codes = (source / "encoder.bin").read_bytes(), np.random.default_rng(0), []
+    words = int.from_bytes(good[16:24], "little")
+    for turn in range(300):
+        data = bytearray(good)
+        for _ in range(rng.integers(1, 4)):
+            at = 64 + 8 * int(rng.integers(words))
+            value = int(rng.choice([-1, 0, 1, 8, 2**31, 2**62, int(rng.integers(2**20))]))
+            data[at : at + 8] = value.to_bytes(8, "little", signed=True)
+        if turn % 10 == 0:
+            data = data[: int(rng.integers(len(data)))]
+        else:
+            data[48:56] = _hash(bytes(data[56:])).to_bytes(8, "little")
+        (folder / "encoder.bin").write_bytes(data)
+        done = run_c(program, folder, 2, 5, 3)
+        assert done.returncode in (0, 1), (turn, done.returncode, done.stderr)
+        codes.append(done.returncode)
+    assert codes.count(1) > 200
