@@ -26,6 +26,12 @@ ACTIVATIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _layers(monkeypatch):
+    """What is tested here are the layers, whose place the runtime would take."""
+    monkeypatch.setenv("FFNAS_RUNTIME", "0")
+
+
 def make(cls=FFNASForSequenceClassification, **changes):
     return randomize(cls(small_config(num_labels=3, **changes)).double()).eval()
 
