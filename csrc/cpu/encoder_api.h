@@ -257,15 +257,15 @@ FFNAS_EXPORT void* ffnas_encoder_new(const int64_t* words, int64_t count, double
     return nullptr;
   }
 }
-// A model from a folder written by `ffnas export RUN --native FOLDER`; see csrc/ffnas_encoder.h.
-FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status) {
+// A model from a folder written by `ffnas export RUN --native FOLDER`, for an instruction set.
+FFNAS_EXPORT void* ffnas_encoder_read(const char* folder, int64_t isa, int64_t threads, int* status) {
   using namespace ffnas;
   *status = kBadCall;
-  if (folder == nullptr || precision < 0 || precision > 1 || threads < 1 || threads > 4096) return nullptr;
+  if (folder == nullptr || kernels_of(isa) == nullptr || threads < 1 || threads > 4096) return nullptr;
   try {
     EncoderFile file;
     if ((*status = file.read(folder)) != kOk) return nullptr;
-    auto encoder = std::make_unique<Encoder>(best_isa(precision == 1), threads);
+    auto encoder = std::make_unique<Encoder>(isa, static_cast<int>(threads));
     ModelReader in = file.reader();
     *status = encoder->read(in, file.eps());
     if (*status != kOk) return nullptr;
@@ -276,10 +276,24 @@ FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int thr
     return nullptr;
   }
 }
-// Sizes by which results are allocated: scores a sequence (or token), whether they are per token, and hidden width.
+// See csrc/ffnas_encoder.h.
+FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status) {
+  *status = ffnas::kBadCall;
+  if (precision < 0 || precision > 1) return nullptr;
+  return ffnas_encoder_read(folder, ffnas::best_isa(precision == 1), threads, status);
+}
+// Sizes by which results are allocated: scores a sequence (or token), whether they are per token, hidden width, positions,
+// and whether there are vectors per sequence.
 FFNAS_EXPORT int64_t ffnas_encoder_size(void* encoder, int which) {
   const ffnas::EncoderModel& m = static_cast<ffnas::Encoder*>(encoder)->model();
-  return which == 0 ? m.classifier.outputs : which == 1 ? m.head == ffnas::kTokenHead : which == 2 ? m.hidden : -1;
+  switch (which) {
+    case 0: return m.head == ffnas::kNoHead ? 0 : m.labels;
+    case 1: return m.head == ffnas::kTokenHead;
+    case 2: return m.hidden;
+    case 3: return m.positions;
+    case 4: return m.pooling != ffnas::kNoPooling;
+    default: return -1;
+  }
 }
 // ids, types [batch, length] of int64, mask of bytes; types and mask may be null. `wanted`: see Wanted; `padding` stands at
 // padded tokens of scores per token. kBadCall also where an id is outside the vocabulary or a sample has no token.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -15,9 +13,7 @@ from engine.errors import UserError
 from engine.files import atomic_directory
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import describe
-from kernels.runtime.description import FILE, TOKENIZER, WEIGHTS
-from kernels.runtime.encoder_file import FILE as ENCODER
-from kernels.runtime.encoder_file import encoder_file
+from kernels.runtime.folder import TOKENIZER, WEIGHTS, files
 
 
 def write_native(
@@ -35,10 +31,10 @@ def write_native(
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    values = {**description.to_json(), "sha256": hashlib.sha256(weights).hexdigest()}
+    extra = {"model_type": model.config.model_type, "class": type(model).__name__}
     with atomic_directory(folder) as made:
         Path(made, WEIGHTS).write_bytes(weights)
-        Path(made, ENCODER).write_bytes(encoder_file(description, weights))
-        Path(made, FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        for name, content in files(description, weights, extra).items():
+            Path(made, name).write_bytes(content)
         if backend is not None:
             Path(made, TOKENIZER).write_text(backend.to_str(pretty=False), encoding="utf-8")

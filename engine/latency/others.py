@@ -34,7 +34,7 @@ def runtime_pass(model: FFNASPreTrainedModel, dtype: str, threads: int, ids: Ten
     """A pass of `kernels.runtime` over ids [B, S], its threads its own."""
     description, arrays = describe(model)
     session = Session((description, arrays), threads=threads, precision=dtype)
-    given, wanted = ids.numpy(), "hidden" if description.head == "none" else "head"
+    given, wanted = ids.numpy(), "hidden" if description.answers.head == "none" else "head"
     return lambda: session.run(given, wanted=wanted)
 
 

@@ -108,7 +108,9 @@ class FastPass:
                 description, arrays = describe(model, copy=False)
                 if sum(a.nbytes for a in arrays.values()) > limit_bytes():
                     raise NativeError(f"weights: more than {LIMIT} allows to be kept packed")
-                ready = _Ready(Encoder(description, arrays, torch.get_num_threads(), key[0], watched=True), key)
+                ready = _Ready(
+                    Encoder.from_arrays(description, arrays, torch.get_num_threads(), key[0], watched=True), key
+                )
             except (NativeError, UserError):  # no compiler, an expression of a kind it does not have: the layers run
                 self._refused = key
                 return None

@@ -14,7 +14,7 @@ from engine.student.configuration import FFNASConfig
 from engine.student.ffn import may_read
 from kernels import readable
 from kernels.ffn.modules import KronLinear
-from kernels.runtime.description import Description, Layer
+from kernels.runtime.description import Answers, Description, Layer
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -64,22 +64,24 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
         arrays |= _dense("classifier", classifier)
     positions = config.max_position_embeddings
     description = Description(
-        hidden_size=config.hidden_size,
+        answers=Answers(
+            hidden_size=config.hidden_size,
+            positions=positions,
+            head=head,
+            pools=pooling != "none",
+            labels=_labels(model, head),
+            regression=config.problem_type == "regression" or (head == "sequence" and config.num_labels == 1),
+            max_length=min(positions, max_length or positions),
+        ),
         head_size=config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
-        positions=positions,
         types=config.type_vocab_size,
         eps=float(config.layer_norm_eps),
         layers=tuple(layers),
         embedding=config.embedding_type,
         token_width=config.token_width,
         pooling=pooling,
-        activation=getattr(config, "pooler_activation", "tanh"),
-        head=head,
-        labels=_labels(model, head),
-        regression=config.problem_type == "regression" or (head == "sequence" and config.num_labels == 1),
-        max_length=min(positions, max_length or positions),
-        extra={"model_type": config.model_type, "class": type(model).__name__},
+        activation=config.pooler_activation,
     )
     return description, {name: _array(tensor, copy) for name, tensor in arrays.items()}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from array import array
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from kernels.backends.instruction_sets import ABI_VERSION, best_isas
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable
-from kernels.runtime.description import Arrays, Description, NativeError
+from kernels.runtime.description import HEADS, Answers, Arrays, Description, NativeError
 from kernels.runtime.words import model_words
 
 WANTED = ("head", "hidden", "pooled")
@@ -21,6 +23,7 @@ PRECISIONS = ("fp32", "bf16")
 _ERRORS = {
     1: "out of memory",
     2: "a layer's program is not valid",
+    5: "encoder.bin or weights.safetensors is missing, cut, or was changed",
     3: "ids outside the vocabulary, token types or positions the model does not have, or a sequence without tokens",
 }
 
@@ -39,6 +42,10 @@ def _library() -> ctypes.CDLL:
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     library.ffnas_encoder_new.restype = pointer
     library.ffnas_encoder_new.argtypes = [pointer, whole, ctypes.c_double, whole, whole, pointer]
+    library.ffnas_encoder_read.restype = pointer
+    library.ffnas_encoder_read.argtypes = [ctypes.c_char_p, whole, whole, pointer]
+    library.ffnas_encoder_size.restype = whole
+    library.ffnas_encoder_size.argtypes = [pointer, ctypes.c_int]
     library.ffnas_encoder_run.argtypes = [pointer] * 4 + [whole] * 3 + [ctypes.c_double, pointer]
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
@@ -47,41 +54,70 @@ def _library() -> ctypes.CDLL:
 
 
 class Encoder:
-    """A model in the library.
+    """A model in the library; `from_arrays` and `from_folder` make one.
 
-    Args:
-        description, arrays: the model; arrays as `check_arrays` gives them. They are kept, not copied.
-        threads: of its own, the caller's included.
-        precision: of the matrix products; everything else is float32.
-        watched: whether `unchanged` will be asked.
-
-    Raises:
-        NativeError: the library cannot be had, or refuses the model.
+    Attributes:
+        answers: what the model answers.
     """
 
-    def __init__(
-        self, description: Description, arrays: Arrays, threads: int, precision: str, *, watched: bool = False
-    ) -> None:
-        self.description = description
-        self._arrays = arrays
-        self._programs = [np.array(layer.program, np.int32) for layer in description.layers]
-        self._handle = None
-        self._library = _library()
-        try:
-            isas = best_isas(self._library)
-        except BackendUnavailable as error:
-            raise NativeError(str(error)) from error
-        self._isa = isas[PRECISIONS.index(precision)]
-        self._matrices = self._packed() if watched else array("q")
-        self._sums = self._fingerprints()
-        words = array("q", [ABI_VERSION, *model_words(description, self._matrix, self._program)])
-        status = ctypes.c_int(0)
-        address, count = words.buffer_info()
-        self._handle = self._library.ffnas_encoder_new(
-            address, count, description.eps, self._isa, threads, ctypes.addressof(status)
+    def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, kept: Any = None) -> None:
+        self._library, self._handle, self.answers, self._kept = library, handle, answers, kept
+        self._isa, self._matrices, self._sums = 0, array("q"), array("Q")
+
+    @classmethod
+    def from_folder(cls, folder: Path, answers: Answers, threads: int, precision: str) -> Encoder:
+        """Of a native folder, which C++ reads.
+
+        Raises:
+            NativeError: the library cannot be had, or the folder's files are not what they should be.
+        """
+        library, status = _library(), ctypes.c_int(0)
+        isa = _isa(library, precision)
+        handle = library.ffnas_encoder_read(os.fsencode(folder), isa, threads, ctypes.addressof(status))
+        if not handle:
+            raise NativeError(f"{folder}: {_ERRORS.get(status.value, status.value)}; export the model again")
+        made = cls(library, handle, answers)
+        sizes = [library.ffnas_encoder_size(handle, which) for which in range(5)]
+        head = HEADS.index(answers.head)
+        if sizes != [len(answers.labels), int(head == 2), answers.hidden_size, answers.positions, int(answers.pools)]:
+            raise NativeError(f"{folder}: its files describe different models; export the model again")
+        if bool(head) != bool(answers.labels):
+            raise NativeError(f"{folder}: head {answers.head!r} with {len(answers.labels)} labels; export again")
+        return made
+
+    @classmethod
+    def from_arrays(
+        cls, description: Description, arrays: Arrays, threads: int, precision: str, *, watched: bool = False
+    ) -> Encoder:
+        """Of arrays in memory, as `check_arrays` gives them. They are kept, not copied.
+
+        Args:
+            description, arrays: the model.
+            threads: of its own, the caller's included.
+            precision: of the matrix products; everything else is float32.
+            watched: whether `unchanged` will be asked.
+
+        Raises:
+            NativeError: the library cannot be had, or refuses the model.
+        """
+        library, status = _library(), ctypes.c_int(0)
+        isa = _isa(library, precision)
+        programs = [np.array(layer.program, np.int32) for layer in description.layers]
+        matrices = _packed(arrays) if watched else array("q")
+        sums = _fingerprints(library, isa, matrices)
+        words = model_words(
+            description,
+            lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
+            lambda index: (programs[index].ctypes.data, programs[index].size),
         )
-        if not self._handle:
-            raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, f'status {status.value}')}")
+        address, count = (given := array("q", [ABI_VERSION, *words])).buffer_info()
+        handle = library.ffnas_encoder_new(address, count, description.eps, isa, threads, ctypes.addressof(status))
+        del given
+        if not handle:
+            raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, status.value)}")
+        made = cls(library, handle, description.answers, arrays)
+        made._isa, made._matrices, made._sums = isa, matrices, sums
+        return made
 
     def run(
         self, ids: Any, mask: Any, types: Any, wanted: str, padding: float
@@ -100,7 +136,7 @@ class Encoder:
             NativeError: an id is outside the vocabulary, a sequence has no token or too many, or memory is out.
         """
         batch, length = ids.shape
-        d = self.description
+        d = self.answers
         last = len(d.labels) if wanted == "head" else d.hidden_size
         rows = wanted == "hidden" or (wanted == "head" and d.head == "tokens")
         out = np.empty((batch, length, last) if rows else (batch, last), np.float32)
@@ -114,23 +150,7 @@ class Encoder:
 
     def unchanged(self) -> bool:
         """Whether every byte of the matrices is what it was at first; reads all of them."""
-        return self._fingerprints() == self._sums
-
-    def _fingerprints(self) -> array[int]:
-        count = len(self._matrices) // 4
-        sums = array("Q", bytes(16 * count))
-        if count:
-            address = self._matrices.buffer_info()[0]
-            self._library.ffnas_fingerprints(self._isa, address, count, sums.buffer_info()[0])
-        return sums
-
-    def _packed(self) -> array[int]:
-        """Address, row stride, rows and row width in bytes of every matrix that is packed, as one row each."""
-        words = array("q")
-        for name, value in self._arrays.items():
-            if value.ndim == 2 and name not in ("embeddings.token", "embeddings.position", "embeddings.type"):
-                words.extend((value.ctypes.data, value.nbytes, 1, value.nbytes))
-        return words
+        return _fingerprints(self._library, self._isa, self._matrices) == self._sums
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
@@ -142,9 +162,26 @@ class Encoder:
         if getattr(self, "_handle", None):
             self.close()
 
-    def _matrix(self, name: str) -> tuple[int, int]:
-        found = self._arrays[name]
-        return found.ctypes.data, found.shape[-1]
 
-    def _program(self, index: int) -> tuple[int, int]:
-        return self._programs[index].ctypes.data, self._programs[index].size
+def _isa(library: ctypes.CDLL, precision: str) -> int:
+    try:
+        return best_isas(library)[PRECISIONS.index(precision)]
+    except BackendUnavailable as error:
+        raise NativeError(str(error)) from error
+
+
+def _packed(arrays: Arrays) -> array[int]:
+    """Address, row stride, rows and row width in bytes of every matrix that is packed, as one row each."""
+    words = array("q")
+    for name, value in arrays.items():
+        if value.ndim == 2 and name not in ("embeddings.token", "embeddings.position", "embeddings.type"):
+            words.extend((value.ctypes.data, value.nbytes, 1, value.nbytes))
+    return words
+
+
+def _fingerprints(library: ctypes.CDLL, isa: int, matrices: array[int]) -> array[int]:
+    count = len(matrices) // 4
+    sums = array("Q", bytes(16 * count))
+    if count:
+        library.ffnas_fingerprints(isa, matrices.buffer_info()[0], count, sums.buffer_info()[0])
+    return sums

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.runtime.description import TOKENIZER, Arrays, Description, NativeError, check_arrays, read
+from kernels.runtime.description import Arrays, Description, NativeError, check_arrays
+from kernels.runtime.folder import TOKENIZER, read_answers
 from kernels.runtime.library import PRECISIONS, WANTED, Encoder
 
 Text = str | tuple[str, str]
@@ -45,10 +46,14 @@ class Session:
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= 4096:
             raise NativeError(f"threads: must be a whole number from 1 to 4096, got {threads!r:.60}")
-        self._folder = None if isinstance(model, tuple) else Path(model)
-        self.description, arrays = model if isinstance(model, tuple) else read(Path(model))
-        checked = arrays if self._folder else dict(check_arrays(self.description, arrays, "arrays"))
-        self._encoder = Encoder(self.description, checked, threads, precision)
+        if isinstance(model, tuple):
+            description, arrays = model
+            checked = dict(check_arrays(description, arrays))
+            self._folder, self._encoder = None, Encoder.from_arrays(description, checked, threads, precision)
+        else:
+            self._folder = Path(model)
+            self._encoder = Encoder.from_folder(self._folder, read_answers(self._folder), threads, precision)
+        self.answers = self._encoder.answers
         self._tokenizer: Any = None
 
     def __call__(self, texts: Text | Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
@@ -57,7 +62,7 @@ class Session:
         Raises:
             NativeError: the model has no head for sequences, or no tokenizer.
         """
-        d = self.description
+        d = self.answers
         if d.head != "sequence":
             raise NativeError("the model has no head for whole texts; use `run`")
         scores = self.scores(texts, batch_size)
@@ -72,7 +77,7 @@ class Session:
     def scores(self, texts: Text | Sequence[Text], batch_size: int = 32) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits [texts, labels]; texts of like length are computed together."""
         encoded = self.encode([texts] if isinstance(texts, (str, tuple)) else list(texts))
-        out = np.empty((len(encoded), len(self.description.labels)), np.float32)
+        out = np.empty((len(encoded), len(self.answers.labels)), np.float32)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
@@ -80,7 +85,7 @@ class Session:
         return out
 
     def encode(self, texts: Sequence[Text]) -> list[Mapping[str, list[int]]]:
-        """input_ids and token_type_ids of each text, cut to `description.max_length`.
+        """input_ids and token_type_ids of each text, cut to `answers.max_length`.
 
         Raises:
             NativeError: there is no tokenizer, or something is no text.
@@ -105,10 +110,10 @@ class Session:
         Raises:
             NativeError: shapes differ, ids are outside the vocabulary, a sequence is empty or too long.
         """
-        d = self.description
+        d = self.answers
         if wanted not in WANTED:
             raise NativeError(f"wanted: must be one of {', '.join(WANTED)}, got {wanted!r:.60}")
-        if (wanted == "head" and d.head == "none") or (wanted == "pooled" and d.pooling == "none"):
+        if (wanted == "head" and d.head == "none") or (wanted == "pooled" and not d.pools):
             raise NativeError(f"wanted: the model has no {wanted}; ask for hidden")
         ids = np.ascontiguousarray(input_ids, np.int64)
         if ids.ndim != 2 or 0 in ids.shape:
@@ -136,7 +141,7 @@ class Session:
             try:
                 self._tokenizer = Tokenizer.from_file(str(file))
                 self._tokenizer.no_padding()
-                self._tokenizer.enable_truncation(min(self.description.max_length, self.description.positions))
+                self._tokenizer.enable_truncation(min(self.answers.max_length, self.answers.positions))
             except Exception as error:  # whatever the library finds wrong with a file it does not type
                 raise NativeError(f"{file}: not a tokenizer ({str(error)!r:.120}); export the model again") from error
         found: list[Any] = self._tokenizer.encode_batch(list(texts))

@@ -31,17 +31,18 @@ def model_words(
     def dense(name: str, outputs: int, inputs: int) -> tuple[int, ...]:
         return (*norm(name), outputs, inputs)
 
-    hidden, labels = d.hidden_size, len(d.labels)
+    a = d.answers
+    hidden, labels = a.hidden_size, len(a.labels)
     width = hidden if d.embedding == "full" else d.token_width
     inputs = width * (3 if d.embedding == "trigram" else 1)
-    words = [hidden, d.head_size, d.vocab_size, d.positions, d.types, EMBEDDINGS.index(d.embedding), width]
+    words = [hidden, d.head_size, d.vocab_size, a.positions, d.types, EMBEDDINGS.index(d.embedding), width]
     for table in ("token", "position", "type"):
         words += matrix(f"embeddings.{table}")
     words += _NO_DENSE if d.embedding == "full" else dense("embeddings.dense", hidden, inputs)
     words += norm("embeddings.norm")
-    words += [POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEADS.index(d.head), labels]
+    words += [POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEADS.index(a.head), labels]
     words += dense("pooler", hidden, hidden) if d.pooling == "cls" else _NO_DENSE
-    words += _NO_DENSE if d.head == "none" else dense("classifier", labels, hidden)
+    words += _NO_DENSE if a.head == "none" else dense("classifier", labels, hidden)
     words.append(len(d.layers))
     for index, layer in enumerate(d.layers):
         name, heads = f"layers.{index}", layer.heads * d.head_size
