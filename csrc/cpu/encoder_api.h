@@ -135,7 +135,10 @@ class Encoder {
   // The memory that a model's matrices lie in, where it is not the caller's.
   void own(Buffer&& weights) { weights_ = std::move(weights); }
 
-  int run(const EncoderInput& in, Wanted wanted, float padding, float* out) {
+  int64_t isa() const { return isa_; }
+
+  // On instruction set `asked`, or what serves so few tokens in its place.
+  int run(int64_t asked, const EncoderInput& in, Wanted wanted, float padding, float* out) {
     // Who finds the pool at work for somebody else goes on alone, instead of waiting: no bit depends on it.
     std::unique_lock<std::mutex> hold(pool_.lock(), std::defer_lock);
     Pool alone(1);
@@ -149,7 +152,7 @@ class Encoder {
       tokens = 0;
       for (int64_t i = 0; i < in.batch * in.length; ++i) tokens += in.mask[i] != 0;
     }
-    const int64_t isa = isa_for(isa_, tokens);
+    const int64_t isa = isa_for(asked, tokens);
     const Kernels* kernels = kernels_of(isa);
     const LossKernels* others = loss_kernels_of(isa);
     if (kernels == nullptr || others == nullptr || (wanted == kWantHead && model_.head == kNoHead) ||
@@ -295,17 +298,23 @@ FFNAS_EXPORT int64_t ffnas_encoder_size(void* encoder, int which) {
     default: return -1;
   }
 }
-// ids, types [batch, length] of int64, mask of bytes; types and mask may be null. `wanted`: see Wanted; `padding` stands at
-// padded tokens of scores per token. kBadCall also where an id is outside the vocabulary or a sample has no token.
-FFNAS_EXPORT int ffnas_encoder_run(void* encoder, const int64_t* ids, const uint8_t* mask, const int64_t* types, int64_t batch,
-                                   int64_t length, int64_t wanted, double padding, float* out) {
+// A pass on an instruction set other than the model's own; else as `ffnas_encoder_run`.
+FFNAS_EXPORT int ffnas_encoder_run_on(void* encoder, int64_t isa, const int64_t* ids, const uint8_t* mask, const int64_t* types,
+                                      int64_t batch, int64_t length, int64_t wanted, double padding, float* out) {
   using namespace ffnas;
   if (batch < 1 || length < 1 || wanted < kWantHead || wanted > kWantPooled) return kBadCall;
   try {
-    return static_cast<Encoder*>(encoder)->run({ids, mask, types, batch, length}, static_cast<Wanted>(wanted),
+    return static_cast<Encoder*>(encoder)->run(isa, {ids, mask, types, batch, length}, static_cast<Wanted>(wanted),
                                                static_cast<float>(padding), out);
   } catch (const std::exception&) {
     return kOutOfMemory;
   }
+}
+// ids, types [batch, length] of int64, mask of bytes; types and mask may be null. `wanted`: see Wanted; `padding` stands at
+// padded tokens of scores per token. kBadCall also where an id is outside the vocabulary or a sample has no token.
+FFNAS_EXPORT int ffnas_encoder_run(void* encoder, const int64_t* ids, const uint8_t* mask, const int64_t* types, int64_t batch,
+                                   int64_t length, int64_t wanted, double padding, float* out) {
+  return ffnas_encoder_run_on(encoder, static_cast<ffnas::Encoder*>(encoder)->isa(), ids, mask, types, batch, length, wanted,
+                              padding, out);
 }
 FFNAS_EXPORT void ffnas_encoder_free(void* encoder) { delete static_cast<ffnas::Encoder*>(encoder); }

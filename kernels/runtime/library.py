@@ -46,7 +46,7 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_read.argtypes = [ctypes.c_char_p, whole, whole, pointer]
     library.ffnas_encoder_size.restype = whole
     library.ffnas_encoder_size.argtypes = [pointer, ctypes.c_int]
-    library.ffnas_encoder_run.argtypes = [pointer] * 4 + [whole] * 3 + [ctypes.c_double, pointer]
+    library.ffnas_encoder_run_on.argtypes = [pointer, whole, *[pointer] * 3, *[whole] * 3, ctypes.c_double, pointer]
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
     library.ffnas_encoder_free.restype = None
@@ -60,9 +60,9 @@ class Encoder:
         answers: what the model answers.
     """
 
-    def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, kept: Any = None) -> None:
-        self._library, self._handle, self.answers, self._kept = library, handle, answers, kept
-        self._isa, self._matrices, self._sums = 0, array("q"), array("Q")
+    def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, isa: int, kept: Any = None) -> None:
+        self._library, self._handle, self.answers, self._isa, self._kept = library, handle, answers, isa, kept
+        self._matrices, self._sums = array("q"), array("Q")
 
     @classmethod
     def from_folder(cls, folder: Path, answers: Answers, threads: int, precision: str) -> Encoder:
@@ -76,7 +76,7 @@ class Encoder:
         handle = library.ffnas_encoder_read(os.fsencode(folder), isa, threads, ctypes.addressof(status))
         if not handle:
             raise NativeError(f"{folder}: {_ERRORS.get(status.value, status.value)}; export the model again")
-        made = cls(library, handle, answers)
+        made = cls(library, handle, answers, isa)
         sizes = [library.ffnas_encoder_size(handle, which) for which in range(5)]
         head = HEADS.index(answers.head)
         if sizes != [len(answers.labels), int(head == 2), answers.hidden_size, answers.positions, int(answers.pools)]:
@@ -115,12 +115,12 @@ class Encoder:
         del given
         if not handle:
             raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, status.value)}")
-        made = cls(library, handle, description.answers, arrays)
-        made._isa, made._matrices, made._sums = isa, matrices, sums
+        made = cls(library, handle, description.answers, isa, arrays)
+        made._matrices, made._sums = matrices, sums
         return made
 
     def run(
-        self, ids: Any, mask: Any, types: Any, wanted: str, padding: float
+        self, ids: Any, mask: Any, types: Any, wanted: str, padding: float, precision: str | None = None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One pass.
 
@@ -131,6 +131,7 @@ class Encoder:
             wanted: `head`: scores [B, labels] or [B, S, labels]; `hidden`: the last layer's output [B, S, H], 0 at
                 padding; `pooled`: [B, H].
             padding: what scores per token are at padding.
+            precision: of the matrix products, where it is another than the model was made with.
 
         Raises:
             NativeError: an id is outside the vocabulary, a sequence has no token or too many, or memory is out.
@@ -140,10 +141,12 @@ class Encoder:
         last = len(d.labels) if wanted == "head" else d.hidden_size
         rows = wanted == "hidden" or (wanted == "head" and d.head == "tokens")
         out = np.empty((batch, length, last) if rows else (batch, last), np.float32)
-        status = self._library.ffnas_encoder_run(
-            self._handle, *(None if a is None else a.ctypes.data for a in (ids, mask, types)), batch, length,
-            WANTED.index(wanted), padding, out.ctypes.data,
-        )  # fmt: skip
+        isa = self._isa if precision is None else _isa(self._library, precision)
+        given = (None if a is None else a.ctypes.data for a in (ids, mask, types))
+        what = WANTED.index(wanted)
+        status = self._library.ffnas_encoder_run_on(
+            self._handle, isa, *given, batch, length, what, padding, out.ctypes.data
+        )
         if status:
             raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from kernels.runtime.library import PRECISIONS, WANTED, Encoder
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 
+AUTO = "auto"
+_TRIALS = 4
+"""Passes by which `auto` compares; the first ones pack weights."""
+
 PADDING = -1e4
 """Scores of padding tokens: no softmax gives them anything."""
 
@@ -26,7 +31,8 @@ class Session:
     Args:
         model: a folder written by `ffnas export RUN --native FOLDER`; or a description and its arrays, for ids alone.
         threads: None for as many as the process may use cores.
-        precision: of the matrix products, `fp32` or `bf16`.
+        precision: of the matrix products, `fp32`, `bf16`, or `auto`: bf16 for those sizes of batches where it is the
+            faster one here, which is measured when a size comes first (answers then differ a little from size to size).
 
     Raises:
         NativeError: the model cannot be used; one line says why.
@@ -41,18 +47,20 @@ class Session:
         threads: int | None = None,
         precision: str = "fp32",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise NativeError(f"precision: must be {' or '.join(PRECISIONS)}, got {precision!r:.60}")
+        if precision not in (*PRECISIONS, AUTO):
+            raise NativeError(f"precision: must be {', '.join(PRECISIONS)} or {AUTO}, got {precision!r:.60}")
+        self._chosen: dict[tuple[int, int], str] | None = {} if precision == AUTO else None
+        first = PRECISIONS[0] if precision == AUTO else precision
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= 4096:
             raise NativeError(f"threads: must be a whole number from 1 to 4096, got {threads!r:.60}")
         if isinstance(model, tuple):
             description, arrays = model
             checked = dict(check_arrays(description, arrays))
-            self._folder, self._encoder = None, Encoder.from_arrays(description, checked, threads, precision)
+            self._folder, self._encoder = None, Encoder.from_arrays(description, checked, threads, first)
         else:
             self._folder = Path(model)
-            self._encoder = Encoder.from_folder(self._folder, read_answers(self._folder), threads, precision)
+            self._encoder = Encoder.from_folder(self._folder, read_answers(self._folder), threads, first)
         self.answers = self._encoder.answers
         self._tokenizer: Any = None
 
@@ -123,7 +131,22 @@ class Session:
         for name, value in (("attention_mask", mask), ("token_type_ids", types)):
             if value is not None and value.shape != ids.shape:
                 raise NativeError(f"{name}: has shape {list(value.shape)}, input_ids {list(ids.shape)}")
-        return self._encoder.run(ids, mask, types, wanted, PADDING)
+        return self._encoder.run(ids, mask, types, wanted, PADDING, self._precision(ids, mask, types))
+
+    def _precision(self, ids: Any, mask: Any, types: Any) -> str | None:
+        """What `auto` runs batches of this size in; None where the precision is given."""
+        if self._chosen is None:
+            return None
+        size = (ids.shape[0].bit_length(), ids.shape[1].bit_length())
+        if size not in self._chosen:
+            least = dict.fromkeys(PRECISIONS, float("inf"))
+            for _ in range(_TRIALS):
+                for precision in PRECISIONS:
+                    began = time.perf_counter()
+                    self._encoder.run(ids, mask, types, "hidden", PADDING, precision)
+                    least[precision] = min(least[precision], time.perf_counter() - began)
+            self._chosen[size] = min(PRECISIONS, key=least.__getitem__)
+        return self._chosen[size]
 
     def close(self) -> None:
         """Ends the session's threads and frees its weights; garbage collection does the same."""

@@ -22,6 +22,8 @@ from engine.student.configuration import FFNASConfig
 from engine.student.native import describe
 from kernels.build import library_path
 from kernels.runtime import NativeError, Session
+from kernels.runtime import session as session_module
+from kernels.runtime.library import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::kernels.BackendFallbackWarning")  # float64 is for the reference
 
@@ -87,6 +89,25 @@ def test_every_instruction_set(isa, monkeypatch):
         for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.05)):
             found = Session(describe(model), threads=1, precision=precision).run(*given)
             agree(found, answers(model, *given), given[1], tolerance)
+
+
+def test_auto_takes_the_faster_precision_for_each_size(monkeypatch):
+    """With a clock by which one precision takes no time."""
+    model, given = build("cls"), inputs(3, 33)
+    for fast in ("fp32", "bf16"):
+        now, run = [0.0], Encoder.run
+        monkeypatch.setattr(session_module.time, "perf_counter", lambda now=now: now[0])
+
+        def timed(self, *args, now=now, fast=fast, run=run):
+            now[0] += args[-1] != fast
+            return run(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Encoder, "run", timed)
+            session = Session(describe(model), threads=1, precision="auto")
+            found = session.run(*given)
+        np.testing.assert_array_equal(found, Session(describe(model), threads=1, precision=fast).run(*given))
+        assert list(session._chosen.values()) == [fast]
 
 
 def test_threads_change_no_bit():
@@ -170,7 +191,7 @@ def test_bad_options_get_one_line():
     parts = describe(build("encoder"))
     for options, message in (
         ({"threads": 0}, "threads"),
-        ({"precision": "int3"}, "precision: must be fp32 or bf16"),
+        ({"precision": "int3"}, "precision: must be fp32, bf16 or auto"),
     ):
         with pytest.raises(NativeError, match=message):
             Session(parts, **options)
@@ -324,6 +345,8 @@ import hashlib, json, random, shutil
 from pathlib import Path
 import numpy as np
 from kernels.runtime import NativeError, Session
+from kernels.runtime import session as session_module
+from kernels.runtime.library import Encoder
 from kernels.runtime.folder import fnv
 source, folder = Path({str(exported / "native")!r}), Path({str(tmp_path / "hostile")!r})
 shutil.copytree(source, folder)
