@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ from search.config.checks import check_budget, check_heads
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
-from search.config.space import build_space, inherited_space, student_shape
+from search.config.space import build_space, inherited_space, student_fields, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
 from search.ledger.board import Board, LocalBoard, RankBoard
@@ -136,7 +137,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = task or load_task(config.data, seed=config.seed)
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
-    wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
+    wanted = config.strategy != "paper" and not config.kd.paper_exact and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
     check_budget(config)
@@ -178,7 +179,9 @@ def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: 
     if config.strategy == "paper":
         return "paper"
     reason = None
-    if not teacher.is_standard:
+    if config.kd.paper_exact:
+        reason = "kd.paper_exact is for the paper's strategy"
+    elif not teacher.is_standard:
         reason = teacher.notes[-1] if teacher.notes else "the teacher's family is not known"
     elif not one_ffn_per_layer(teacher.model.config):
         reason = f"teacher {teacher.name!r} is no plain encoder of one FFN per layer"
@@ -343,10 +346,12 @@ class Context(Prepared):
                 )
         return self._targets[name]
 
-    def new_student(self, architecture: Architecture, name: str, spec: TaskSpec | None = None) -> FFNASPreTrainedModel:
+    def new_student(
+        self, architecture: Architecture, name: str, spec: TaskSpec | None = None, **fields: Any
+    ) -> FFNASPreTrainedModel:
         """A student for `architecture` on the run's device, freshly initialised with the seed of `name`.
 
-        Its head is for the run's task, or for the one given.
+        Its head is for the run's task, or for the one given; `fields` of its configuration win over the run's.
         """
         seed_everything(self.seed(name, "init"))
         student = self.config.student
@@ -356,9 +361,8 @@ class Context(Prepared):
             student.num_heads or self.teacher.num_heads,
             spec or self.spec,
             policy=self.space.policy,
-            hidden_dropout_prob=student.dropout,
-            attention_probs_dropout_prob=student.dropout,
             pad_token_id=self.teacher.tokenizer.pad_token_id,
+            **student_fields(self.config) | fields,
         )
         if student.init == "teacher":
             init_from_teacher(model, self.teacher.model)

@@ -7,8 +7,9 @@ ratio), its names with or without `module.` in front:
     encoder.L.attention.{query,key,value,dense,layernorm}.*  encoder.L.all_ffn.N.{dense1,dense2,layernorm}.*
     fit_dense.*   cls_pooler.dense.*   classifier.* or, of several tasks, classifiers.T.*
 
-The arithmetic is ours where texts have a real token: GELU in the tanh form, trigrams with padding as a neighbour like
-any other, and a mask that adds -10000 to the scores of padding, whose softmax underflows to the 0 that we compute.
+The arithmetic is ours where texts have a real token: LayerNorm with epsilon 1e-5 (which the config says), GELU in the
+tanh form, trigrams with padding as a neighbour like any other, and a mask that adds -10000 to the scores of padding,
+whose softmax underflows to the 0 that we compute.
 
 Sizes are read from the tensors, FFNs are sliced to the architecture (leading rows of `dense1`, leading columns of
 `dense2`, the first FFNs of a stack). A name that is not understood or not there is an error that lists it: a
@@ -34,6 +35,7 @@ from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.shape import inner_width
 from engine.errors import UserError
 from engine.files import write_atomic
+from engine.published.presets import LAYER_NORM_EPS
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import FFNASForQuestionAnswering, FFNASForSequenceClassification
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
@@ -274,6 +276,7 @@ def _sizes(
         "max_position_embeddings": positions,
         "type_vocab_size": 2 if segments is None else segments.shape[0],
         "pad_token_id": 0,
+        "layer_norm_eps": LAYER_NORM_EPS,
     }
 
 

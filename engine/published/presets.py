@@ -31,6 +31,12 @@ from engine.errors import UserError
 from engine.training.settings import PhaseSettings
 from kernels.language.expression import apply, linear, parse_expression
 
+LAYER_NORM_EPS = 1e-5
+"""Epsilon of every LayerNorm in the published code, students and teacher alike."""
+
+BERT_EPS = 1e-12
+"""Epsilon of the baselines, which are timed as transformers runs them."""
+
 TEACHER_WIDTH = 768
 """Width of the paper's teacher, BERT-base; sizes the `fit_dense` its parameter counts include."""
 
@@ -160,6 +166,7 @@ class ModelPreset:
             "width_policy": self.policy,
             "max_position_embeddings": shape.max_positions,
             "type_vocab_size": shape.type_vocab,
+            "layer_norm_eps": LAYER_NORM_EPS if self.family == "ffnas" else BERT_EPS,
         }
         return values | changes
 

@@ -132,6 +132,7 @@ def _preset(preset: ModelPreset) -> tuple[Architecture, list[str]]:
         *("--student.ffn_size", str(values["intermediate_size"])),
         *("--student.embedding", str(values["embedding_type"])),
         *("--student.embedding_size", str(values["embedding_size"])),
+        *("--student.layer_norm_eps", str(values["layer_norm_eps"])),
         *("--space.policy", preset.policy),
         *("--budget.params", "null"),
     ]
@@ -250,12 +251,17 @@ def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     from engine.student.supernet import inherit
     from search.stages import largest, warm_up
 
+    if plan.start not in (FRESH, WARMUP):
+        given = _given_weights(ctx, plan).to(ctx.device)
+        own = Path(plan.start).suffix == ".safetensors"  # of a run: a weights file alone does not tell its epsilon
+        fields = {} if own else {"layer_norm_eps": given.config.layer_norm_eps}
+        model = ctx.new_student(plan.architecture, "derive", **fields)
+        inherit(model, given)
+        return model
     model = ctx.new_student(plan.architecture, "derive")
     if plan.start == WARMUP:
         expressions = tuple(layer.expression for layer in plan.architecture.layers)
         inherit(model, warm_up(ctx, largest(ctx, expressions)))
-    elif plan.start != FRESH:
-        inherit(model, _given_weights(ctx, plan).to(ctx.device))
     return model
 
 

@@ -107,6 +107,8 @@ def _student(student: StudentConfig) -> None:
     if student.num_heads is not None:
         _positive("student.num_heads", student.num_heads)
         check_heads(student.hidden_size, student.num_heads)
+    if student.layer_norm_eps is not None:
+        _positive("student.layer_norm_eps", student.layer_norm_eps)
     _choice("student.embedding", student.embedding, ("trigram", "full"))
     _choice("student.init", student.init, ("teacher", "random"))
     if not 0 <= student.dropout < 1:

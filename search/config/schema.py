@@ -14,6 +14,7 @@ from engine.data.config import DataConfig
 from engine.teacher.settings import FinetuneSettings
 from engine.training.settings import PhaseSettings, TargetSettings
 from kernels.language.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from search.config.distillation import KDConfig
 
 
 @dataclass
@@ -29,6 +30,7 @@ class StudentConfig:
         embedding_size: E, width of the factorized token embedding.
         dropout: dropout probability of hidden states and attention while training.
         init: 'teacher' starts the embedding from the teacher's (truncated SVD), 'random' from scratch.
+        layer_norm_eps: epsilon of every LayerNorm (null: 1e-12, with kd.paper_exact the published 1e-5).
     """
 
     hidden_size: int = 540
@@ -39,6 +41,7 @@ class StudentConfig:
     embedding_size: int = 128
     dropout: float = 0.1
     init: str = "teacher"
+    layer_norm_eps: float | None = None
 
 
 @dataclass
@@ -133,25 +136,6 @@ class ObjectiveConfig:
     def needs_latency(self, budget: BudgetConfig) -> bool:
         """Whether the search must know latencies."""
         return budget.latency_ms is not None or "latency" in self.names
-
-
-@dataclass
-class KDConfig:
-    """Weights of the distillation terms.
-
-    Args:
-        hidden: weight of the hidden-state MSE.
-        attention: weight of the attention-score MSE.
-        prediction: weight of the prediction term.
-        temperature: temperature of the soft cross-entropy.
-        paper_exact: reproduce the published code's arithmetic (padding counted, class-averaged soft CE).
-    """
-
-    hidden: float = 1.0
-    attention: float = 1.0
-    prediction: float = 1.0
-    temperature: float = 1.0
-    paper_exact: bool = False
 
 
 @dataclass
