@@ -137,7 +137,8 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = task or load_task(config.data, seed=config.seed)
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
-    wanted = config.strategy != "paper" and not config.kd.paper_exact and task.spec.kind in ("classification", "regression")
+    paper = config.strategy == "paper" or config.kd.paper_exact
+    wanted = not paper and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
     check_budget(config)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.architecture.architecture import Architecture
-from engine.architecture.file import load_architecture
+from engine.architecture.file import load_architecture, names_file
 from engine.errors import ToldElsewhere, UserError
 from engine.files import write_json_atomic
 from engine.published.presets import ModelPreset, get_preset
@@ -154,7 +154,7 @@ def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
 def _architecture(given: str) -> tuple[Architecture, list[str]]:
     """From a file (its sizes become the student's, unless overridden) or text."""
     budget = ["--budget.params", "null"]
-    if not Path(given).is_file():
+    if not names_file(given):
         architecture = Architecture.parse(given)
         return architecture, ["--student.num_layers", str(len(architecture)), *budget]
     architecture = load_architecture(given)
@@ -267,7 +267,8 @@ def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
 
 def _given_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     from engine.export.saved import load_saved
-    from engine.published.convert import from_published, read_published
+    from engine.published.convert import from_published
+    from engine.published.files import read_published
 
     path = Path(plan.start)
     if path.is_dir():

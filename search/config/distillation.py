@@ -1,4 +1,4 @@
-"""Configuration of the distillation objective of strategy `paper`, and of how literally it follows the published code."""
+"""Configuration of the distillation objective of strategy `paper`, and of how literally that is the published one."""
 
 from __future__ import annotations
 

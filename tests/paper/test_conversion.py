@@ -6,7 +6,8 @@ import pytest
 import torch
 from paper_student import PaperStudent, Sizes, initialise, released, texts
 
-from engine.published.convert import from_published, read_published
+from engine.published.convert import from_published
+from engine.published.files import read_published
 from engine.published.presets import PRESETS
 
 CONFIGURATIONS = {
@@ -91,8 +92,7 @@ def test_released_sizes_answer_as_published(name, wide):
     assert_agree(oracle, model, "pair", sizes.vocab, LENGTHS)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "module"])
-@pytest.mark.parametrize("wide", [False, True], ids=["published-init", "wide"])
+@pytest.mark.parametrize(("wide", "prefix"), [(False, ""), (True, "module.")], ids=["published-init", "wide-module"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SMALL)
 def test_every_kind_answers_as_published(name, kind, wide, prefix, tmp_path):
