@@ -27,7 +27,12 @@ from engine.errors import UserError
 from engine.states import EncoderStates
 from kernels import readable
 from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+from kernels.losses.paper import (
+    attention_score_mse_paper,
+    hidden_mse_paper,
+    soft_cross_entropy_paper,
+    span_soft_cross_entropy_paper,
+)
 
 TERMS = ("hidden", "attention", "prediction")
 
@@ -66,7 +71,7 @@ class KDWeights:
         prediction: weight of the prediction term.
         temperature: of the soft cross-entropy, > 0.
         paper_exact: the published code's arithmetic (padding counted, scores <= -100 zeroed, soft cross-entropy
-            averaged over classes), for comparison.
+            averaged over classes, spans without the first position), and its learning rates, for comparison.
     """
 
     hidden: float = 1.0
@@ -211,6 +216,8 @@ def _prediction(
     if student.logits.dim() < 3:
         return loss(student.logits, teacher.logits, weights.temperature)
     # start and end scores [B, S, 2]: distributions over real tokens
+    if weights.paper_exact:
+        return span_soft_cross_entropy_paper(student.logits, teacher.logits, mask, weights.temperature)
     padded = ~mask[:, None, :]
     own, wanted = (
         logits.float().transpose(1, 2).masked_fill(padded, PADDED_SCORE) for logits in (student.logits, teacher.logits)

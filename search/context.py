@@ -139,7 +139,9 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     paper = config.strategy == "paper" or config.kd.paper_exact
     wanted = not paper and task.spec.kind in ("classification", "regression")
-    teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
+    exact = config.kd.paper_exact
+    options = {"device": device, "seed": config.seed, "standard": wanted, "published": exact}
+    teacher = Teacher.load(config.teacher, task=task.spec, **options)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
     check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:

@@ -240,6 +240,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
             standard=config.strategy == "inherit",
+            published=config.kd.paper_exact,
         )
 
 

@@ -83,6 +83,7 @@ class Teacher:
         device: torch.device | str = "cpu",
         seed: int = 0,
         standard: bool = False,
+        published: bool = False,
     ) -> Teacher:
         """Load a teacher.
 
@@ -92,12 +93,13 @@ class Teacher:
             device: where the model goes.
             seed: of a fresh head.
             standard: make the model one of ours (`engine.student.from_encoder`) where its family is known.
+            published: run a BERT as EfficientBERT's published code does (`engine.teacher.loading`).
 
         Raises:
             UserError: not found, not loadable, or no suitable encoder.
         """
         found = source if isinstance(source, TeacherSource) else resolve(str(source))
-        model, has_head = load_model(found, task, seed=seed)
+        model, has_head = load_model(found, task, seed=seed, published=published)
         reason = None
         if standard:
             model, reason = standardised(model, found, has_head=has_head, seed=seed)
