@@ -146,11 +146,12 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
-    data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
+    positions = {"max_positions": teacher.max_positions, "published": exact}
+    data = task.encode(teacher.tokenizer, config.data.max_length, **positions)
     if ranks.is_first:
         for line in describe(task, config.data.max_length, teacher.tokenizer):
             reporter.info(line)
-    others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed)
+    others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed, published=exact)
     if config.strategy == "inherit":
         shape = replace(teacher.model.config.shape, num_heads=teacher.num_heads, teacher_hidden_size=None)
         space, heads = inherited_space(shape), teacher.num_heads

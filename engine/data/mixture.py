@@ -62,8 +62,10 @@ class TaskMixture:
         return hashlib.sha256(repr([(n, p.fingerprint()) for n, p in self.parts.items()]).encode()).hexdigest()
 
 
-def other_tasks(config: DataConfig, tokenizer: Any, max_positions: int | None, seed: int) -> dict[str, EncodedTask]:
-    """The tasks of `data.tasks`, split like the main one and encoded; without text.
+def other_tasks(
+    config: DataConfig, tokenizer: Any, max_positions: int | None, seed: int, *, published: bool = False
+) -> dict[str, EncodedTask]:
+    """The tasks of `data.tasks`, split like the main one and encoded (see `encode_task`); without text.
 
     Raises:
         UserError: one cannot be read.
@@ -73,5 +75,5 @@ def other_tasks(config: DataConfig, tokenizer: Any, max_positions: int | None, s
         own = replace(config, task=name, tasks=None, train=None, dev=None, text=None, kind="auto", metric="auto")
         data = load_task(own, seed=seed)
         data = replace(data, text=data.text[:1])
-        tasks[name] = data.encode(tokenizer, config.max_length, max_positions=max_positions)
+        tasks[name] = data.encode(tokenizer, config.max_length, max_positions=max_positions, published=published)
     return tasks

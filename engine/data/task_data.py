@@ -72,7 +72,13 @@ class TaskData:
     understood: Understood = field(default_factory=Understood)
 
     def encode(
-        self, tokenizer: Any, max_length: int, *, text_length: int | None = None, max_positions: int | None = None
+        self,
+        tokenizer: Any,
+        max_length: int,
+        *,
+        text_length: int | None = None,
+        max_positions: int | None = None,
+        published: bool = False,
     ) -> EncodedTask:
         """Tokenize every split; see `engine.data.encode_task`, `encode_text` and `load_prepared`."""
         from engine.data.encode import encode_task
@@ -80,7 +86,8 @@ class TaskData:
         from engine.data.text import encode_text
 
         def encoded(rows: Rows) -> EncodedDataset:
-            return encode_task(rows, self.spec, tokenizer, max_length, max_positions=max_positions, stride=self.stride)
+            options = {"max_positions": max_positions, "stride": self.stride, "published": published}
+            return encode_task(rows, self.spec, tokenizer, max_length, **options)
 
         splits = {name: encoded(getattr(self, name)) for name in ("train", "score", "select", "dev")}
         further = {name: encoded(rows) for name, rows in self.further.items()}

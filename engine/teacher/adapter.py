@@ -104,7 +104,8 @@ class Teacher:
         if standard:
             model, reason = standardised(model, found, has_head=has_head, seed=seed)
         knows = has_head and task is not None and names_labels(found, task)
-        made = cls(model.to(device), load_tokenizer(found), name=found.name, has_head=has_head, knows_labels=knows)
+        tokenizer = load_tokenizer(found, published=published)
+        made = cls(model.to(device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
         if reason is not None:
             made.notes.append(f"teacher {found.name!r} stays as it is ({reason}): the student has layers of its own")
         return made
