@@ -59,6 +59,20 @@ def layer_map(num_student: int, num_teacher: int) -> list[int]:
     return [-((layer + 1) * num_teacher // -num_student) - 1 for layer in range(num_student)]
 
 
+def published_stage_map(num_student: int, num_teacher: int) -> list[int]:
+    """The map of EfficientBERT's published search (its stages, not its other phases): every (L_t // L_s)-th teacher
+    layer from the second on. 12 to 6 layers as `layer_map`, 12 to 4 layers 1, 4, 7, 10.
+
+    Where it asks for layers that the teacher does not have (as many as the student's), `layer_map`.
+
+    Raises:
+        UserError: the teacher has fewer layers than the student.
+    """
+    right = layer_map(num_student, num_teacher)
+    layers = [layer * (num_teacher // num_student) + 1 for layer in range(num_student)]
+    return layers if layers[-1] < num_teacher else right
+
+
 @dataclass(frozen=True)
 class KDWeights:
     """Weights of the objective; the paper's are 1:1:1.

@@ -25,15 +25,14 @@ from engine.data.describe import describe
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
-from engine.distill.inherited import InheritedDistiller, InheritWeights
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from engine.objective import KDWeights, layer_map
+from engine.objective import layer_map
 from engine.seeding import derive_seed, seed_everything
 from engine.student.configuration import FFNASConfig
-from engine.student.init import init_from_teacher
+from engine.student.init import draw_padding_row, init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
 from engine.teacher import Teacher
@@ -49,6 +48,7 @@ from search.config.schema import SearchConfig
 from search.config.space import build_space, inherited_space, student_fields, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
+from search.distillers import Part, make_distiller
 from search.ledger.board import Board, LocalBoard, RankBoard
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
@@ -264,7 +264,7 @@ class Context(Prepared):
     scalars: Scalars | None = None
     joined: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    proxy_targets: dict[tuple[str, int, float], TeacherTargets] = field(default_factory=dict)
+    proxy_targets: dict[tuple[object, ...], TeacherTargets] = field(default_factory=dict)
     counts_time: bool = True
     _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
@@ -292,33 +292,16 @@ class Context(Prepared):
         """Whether students are made of the teacher's own layers."""
         return self.config.strategy == "inherit"
 
-    def distiller(self) -> Distiller:
-        """Teacher, layer map and objective for this run's student."""
-        if self.inherits:
-            return self._inherited_distiller()
-        kd = self.config.kd
-        weights = KDWeights(
-            hidden=kd.hidden,
-            attention=kd.attention,
-            prediction=kd.prediction,
-            temperature=kd.temperature,
-            paper_exact=kd.paper_exact,
-        )
-        return Distiller(
-            self.teacher,
-            self.shape.num_layers,
-            weights,
-            self.spec,
-            self.device,
-            precision=self.precision,
-            teacher_precision=self.config.teacher_precision,
-        )
+    @cached_property
+    def text_teacher(self) -> Teacher:
+        """Who teaches on text: the teacher of the task, or the one it was before fine-tuning (`kd.text_teacher`)."""
+        if self.config.kd.text_teacher == "finetuned":
+            return self.teacher
+        return Teacher.load(self.config.teacher, device=self.device, published=self.config.kd.paper_exact)
 
-    def _inherited_distiller(self) -> InheritedDistiller:
-        chosen = self.config.inherit
-        weights = InheritWeights(chosen.prediction, chosen.gold, chosen.hidden, chosen.temperature)
-        precisions = {"precision": self.precision, "teacher_precision": self.config.teacher_precision}
-        return InheritedDistiller(self.teacher, weights, self.spec, self.device, **precisions)
+    def distiller(self, part: Part = "task", *, stage: bool = False) -> Distiller:
+        """Teacher, layer map and objective for this run's student, see `search.distillers`."""
+        return make_distiller(self, part, stage=stage)
 
     @cached_property
     def sentinel(self) -> Sentinel | None:
@@ -333,7 +316,7 @@ class Context(Prepared):
         `plan` says which batches those are; the plan of the first to ask counts.
         """
         if name not in self._targets:
-            settings, distiller = self.config.targets, self.distiller()
+            settings, distiller = self.config.targets, self.distiller("task" if need_logits else "text")
             if settings.cache == "disk":
                 self._targets[name] = DiskTargets(
                     distiller,
@@ -370,6 +353,8 @@ class Context(Prepared):
         )
         if student.init == "teacher":
             init_from_teacher(model, self.teacher.model)
+        if self.config.kd.paper_exact:
+            draw_padding_row(model)
         return model.to(self.device)
 
     def load_joined(self, name: str | Path, model: nn.Module) -> None:

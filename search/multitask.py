@@ -62,13 +62,13 @@ class TaskDistillers:
 
     def load(self) -> None:
         """Fine-tunes or finds all teachers."""
-        own = self.ctx.distiller()
+        own = self.ctx.distiller(stage=True)
         self._made = {self.ctx.spec.name: own}
         for name, teacher in share_teachers(self.ctx).items():
             spec = self.ctx.others[name].spec
             precisions = (own.precision, own.teacher_precision)
             self._made[name] = Distiller(
-                teacher, self.ctx.shape.num_layers, own.weights, spec, self.ctx.device, *precisions
+                teacher, self.ctx.shape.num_layers, own.weights, spec, self.ctx.device, *precisions, own.layers
             )
 
     def of(self, task: str) -> Distiller:

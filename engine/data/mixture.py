@@ -57,6 +57,11 @@ class TaskMixture:
         share = count / len(self)
         return TaskMixture({n: p.subset(max(1, round(share * len(p))), seed) for n, p in self.parts.items()})
 
+    def first(self, count: int) -> TaskMixture:
+        """About the first `count` rows, the same share of each task."""
+        share = count / len(self)
+        return TaskMixture({n: p.first(max(1, round(share * len(p)))) for n, p in self.parts.items()})
+
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides the batches."""
         return hashlib.sha256(repr([(n, p.fingerprint()) for n, p in self.parts.items()]).encode()).hexdigest()
@@ -74,6 +79,6 @@ def other_tasks(
     for name in config.tasks or ():
         own = replace(config, task=name, tasks=None, train=None, dev=None, text=None, kind="auto", metric="auto")
         data = load_task(own, seed=seed)
-        data = replace(data, text=data.text[:1])
+        data = replace(data, text=data.text[:1], text_sources=())
         tasks[name] = data.encode(tokenizer, config.max_length, max_positions=max_positions, published=published)
     return tasks

@@ -53,12 +53,12 @@ class Recipe:
     """The final distillation.
 
     Attributes:
-        text: distillation on text; its learning rate and batch are the warm-up's.
+        text: distillation on text; its learning rate and batch are the warm-up's. `sources` 1: Wikipedia alone.
         task: distillation on a GLUE task.
         cola_epochs: epochs of `task` on CoLA.
         squad_lr: learning rate of `task` on SQuAD.
-        start: weights the text phase starts from: "warmup", the text-distilled supernet, or "supernet", the one that
-            was distilled on several tasks after that.
+        start: weights the text phase starts from: "warmup", the text-distilled supernet, "supernet", the one that was
+            distilled on several tasks after that, or "fresh", random ones.
     """
 
     text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
@@ -73,6 +73,10 @@ class Recipe:
         if "cola" in name:
             return replace(self.task, epochs=self.cola_epochs)
         return replace(self.task, lr=self.squad_lr) if "squad" in name else self.task
+
+
+_TRANSFER = Recipe(text=PhaseSettings(epochs=3, batch_size=256, lr=1e-4, sources=1), start="fresh")
+_BASELINE = Recipe(start="fresh")
 
 
 @dataclass(frozen=True)
@@ -237,12 +241,28 @@ _MADE: tuple[ModelPreset, ...] = (
         published=16.0,
     ),
     ModelPreset(
-        "tinybert6-transfer", "EfficientBERT's FFNs in TinyBERT-6's sizes", *_transfer(), policy="pad", published=70.1
+        "tinybert6-transfer",
+        "EfficientBERT's FFNs in TinyBERT-6's sizes",
+        *_transfer(),
+        policy="pad",
+        recipe=_TRANSFER,
+        published=70.1,
     ),
-    ModelPreset("tinybert4", "TinyBERT-4", *_bert(312, 4, 1200, fit_dense=True), family="bert", published=14.5),
-    ModelPreset("tinybert6", "TinyBERT-6", *_bert(768, 6, 3072, fit_dense=True), family="bert", published=67.0),
+    ModelPreset(
+        "tinybert4", "TinyBERT-4", *_bert(312, 4, 1200, fit_dense=True), recipe=_BASELINE, family="bert", published=14.5
+    ),
+    ModelPreset(
+        "tinybert6", "TinyBERT-6", *_bert(768, 6, 3072, fit_dense=True), recipe=_BASELINE, family="bert", published=67.0
+    ),
     ModelPreset("mobilebert-tiny", "MobileBERT-TINY", *_MOBILEBERT_TINY, family="mobilebert", published=15.1),
-    ModelPreset("bert-base", "the teacher", *_bert(768, 12, 3072, fit_dense=False), family="bert", published=109),
+    ModelPreset(
+        "bert-base",
+        "the teacher",
+        *_bert(768, 12, 3072, fit_dense=False),
+        recipe=_BASELINE,
+        family="bert",
+        published=109,
+    ),
 )
 
 PRESETS: dict[str, ModelPreset] = {preset.name: preset for preset in _MADE}

@@ -89,8 +89,9 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     parser.add_argument("--settings", default="paper", help="search preset the other options start from (paper)")
     parser.add_argument(
         "--start",
-        help="first weights: fresh (default), warmup (a supernet is distilled on text first), a model directory, a"
-        " published checkpoint, or a supernet's *.safetensors in a run directory",
+        help="first weights: fresh, warmup (a supernet is distilled on text first), a model directory, a published"
+        " checkpoint, or a supernet's *.safetensors in a run directory (default: the preset's with settings paper,"
+        " otherwise fresh)",
     )
     parser.add_argument("--resume", help="run directory to continue; takes its own configuration")
     options, rest = parser.parse_known_args(argv)
@@ -109,8 +110,8 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     config, _ = parse(["--preset", options.settings, *sizes, *recipe, *rest], prog="ffnas derive")
     if config.student.num_layers != len(architecture):
         raise UserError(f"student.num_layers: {config.student.num_layers}, the architecture has {len(architecture)}")
-    start = options.start or FRESH
-    if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP):
+    start = options.start or (preset.recipe.start if preset is not None and options.settings == "paper" else FRESH)
+    if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP, "supernet"):
         raise UserError(
             f"--start: {preset.name} starts from the weights of a multi-task supernet: give its stage3/supernet"
             ".safetensors, its directory, or a published checkpoint"
@@ -146,7 +147,7 @@ def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
     return [
         word
         for name, phase in phases
-        for field in ("epochs", "batch_size", "lr")
+        for field in ("epochs", "batch_size", "lr", *(("sources",) if phase.sources is not None else ()))
         for word in (f"--derive.{name}.{field}", str(getattr(phase, field)))
     ]
 

@@ -16,6 +16,7 @@ class KDConfig:
         temperature: temperature of the soft cross-entropy.
         paper_exact: do as the published code does wherever docs/paper.md says that it differs: losses, LayerNorm
             epsilon, learning rate, tokenization, the teacher's arithmetic. Needs `strategy: paper`.
+        text_teacher: who teaches on text: 'finetuned', the teacher of the task, or 'pretrained', the one it was before.
     """
 
     hidden: float = 1.0
@@ -23,3 +24,4 @@ class KDConfig:
     prediction: float = 1.0
     temperature: float = 1.0
     paper_exact: bool = False
+    text_teacher: str = "finetuned"

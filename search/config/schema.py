@@ -152,6 +152,7 @@ class StageConfig:
         rungs: times before the end of the task distillation at which candidates that lag behind stop (successive
             halving); 0 trains all to the end.
         reduction: one of so many candidates passes a rung.
+        score_share: share of the score split that scores candidates, its last rows.
     """
 
     trials: int = 200
@@ -159,6 +160,7 @@ class StageConfig:
     population: int = 4
     rungs: int = 0
     reduction: int = 3
+    score_share: float = 1.0
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -201,12 +203,14 @@ class DeriveConfig:
         evaluations: times the checkpoint is compared on the selection split, evenly spread over the task phase.
         start: 'warmup' starts from the text-distilled stage-3 supernet (the paper's EfficientBERT),
             'supernet' from the task-distilled one (its EfficientBERT+).
+        score_rows: train on the rows of the score split too; the search, which they scored, is over by then.
     """
 
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
     evaluations: int = 10
     start: str = "warmup"
+    score_rows: bool = False
 
 
 @dataclass
