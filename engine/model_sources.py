@@ -164,8 +164,10 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeEr
 """What transformers raises for folders it cannot load (unknown model types, damaged files, missing libraries)."""
 
 
-def load_tokenizer(source: TeacherSource) -> Any:
+def load_tokenizer(source: TeacherSource, *, published: bool = False) -> Any:
     """The folder's tokenizer, in Rust where there is one.
+
+    `published`: as EfficientBERT's published code has it, BERT's without white space around Chinese characters.
 
     Raises:
         UserError: there is none.
@@ -173,7 +175,8 @@ def load_tokenizer(source: TeacherSource) -> Any:
     from transformers import AutoTokenizer  # seconds: finding a folder needs none of it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False)
+        options = {"tokenize_chinese_chars": False} if published else {}
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, use_fast=True, trust_remote_code=False, **options)
     except (*_LOAD_ERRORS, AttributeError) as error:
         raise UserError(
             f"teacher {source.name!r}: no usable tokenizer in {source.folder} ({_first_line(error)}): "

@@ -27,7 +27,12 @@ from engine.errors import UserError
 from engine.states import EncoderStates
 from kernels import readable
 from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper, soft_cross_entropy_paper
+from kernels.losses.paper import (
+    attention_score_mse_paper,
+    hidden_mse_paper,
+    soft_cross_entropy_paper,
+    span_soft_cross_entropy_paper,
+)
 
 TERMS = ("hidden", "attention", "prediction")
 
@@ -54,6 +59,20 @@ def layer_map(num_student: int, num_teacher: int) -> list[int]:
     return [-((layer + 1) * num_teacher // -num_student) - 1 for layer in range(num_student)]
 
 
+def published_stage_map(num_student: int, num_teacher: int) -> list[int]:
+    """The map of EfficientBERT's published search (its stages, not its other phases): every (L_t // L_s)-th teacher
+    layer from the second on. 12 to 6 layers as `layer_map`, 12 to 4 layers 1, 4, 7, 10.
+
+    Where it asks for layers that the teacher does not have (as many as the student's), `layer_map`.
+
+    Raises:
+        UserError: the teacher has fewer layers than the student.
+    """
+    right = layer_map(num_student, num_teacher)
+    layers = [layer * (num_teacher // num_student) + 1 for layer in range(num_student)]
+    return layers if layers[-1] < num_teacher else right
+
+
 @dataclass(frozen=True)
 class KDWeights:
     """Weights of the objective; the paper's are 1:1:1.
@@ -66,7 +85,7 @@ class KDWeights:
         prediction: weight of the prediction term.
         temperature: of the soft cross-entropy, > 0.
         paper_exact: the published code's arithmetic (padding counted, scores <= -100 zeroed, soft cross-entropy
-            averaged over classes), for comparison.
+            averaged over classes, spans without the first position), and its learning rates, for comparison.
     """
 
     hidden: float = 1.0
@@ -211,6 +230,8 @@ def _prediction(
     if student.logits.dim() < 3:
         return loss(student.logits, teacher.logits, weights.temperature)
     # start and end scores [B, S, 2]: distributions over real tokens
+    if weights.paper_exact:
+        return span_soft_cross_entropy_paper(student.logits, teacher.logits, mask, weights.temperature)
     padded = ~mask[:, None, :]
     own, wanted = (
         logits.float().transpose(1, 2).masked_fill(padded, PADDED_SCORE) for logits in (student.logits, teacher.logits)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,15 +25,14 @@ from engine.data.describe import describe
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
-from engine.distill.inherited import InheritedDistiller, InheritWeights
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import write_json_atomic
-from engine.objective import KDWeights, layer_map
+from engine.objective import layer_map
 from engine.seeding import derive_seed, seed_everything
 from engine.student.configuration import FFNASConfig
-from engine.student.init import init_from_teacher
+from engine.student.init import draw_padding_row, init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
 from engine.teacher import Teacher
@@ -45,9 +45,10 @@ from search.config.checks import check_budget, check_heads
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
-from search.config.space import build_space, inherited_space, student_shape
+from search.config.space import build_space, inherited_space, student_fields, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
+from search.distillers import Part, make_distiller
 from search.ledger.board import Board, LocalBoard, RankBoard
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
@@ -136,17 +137,21 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = task or load_task(config.data, seed=config.seed)
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
-    wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
-    teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
+    paper = config.strategy == "paper" or config.kd.paper_exact
+    wanted = not paper and task.spec.kind in ("classification", "regression")
+    exact = config.kd.paper_exact
+    options = {"device": device, "seed": config.seed, "standard": wanted, "published": exact}
+    teacher = Teacher.load(config.teacher, task=task.spec, **options)
     config = replace(config, strategy=_strategy(config, teacher, task.spec, reporter))
     check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
-    data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
+    positions = {"max_positions": teacher.max_positions, "published": exact}
+    data = task.encode(teacher.tokenizer, config.data.max_length, **positions)
     if ranks.is_first:
         for line in describe(task, config.data.max_length, teacher.tokenizer):
             reporter.info(line)
-    others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed)
+    others = other_tasks(config.data, teacher.tokenizer, teacher.max_positions, config.seed, published=exact)
     if config.strategy == "inherit":
         shape = replace(teacher.model.config.shape, num_heads=teacher.num_heads, teacher_hidden_size=None)
         space, heads = inherited_space(shape), teacher.num_heads
@@ -178,7 +183,9 @@ def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: 
     if config.strategy == "paper":
         return "paper"
     reason = None
-    if not teacher.is_standard:
+    if config.kd.paper_exact:
+        reason = "kd.paper_exact is for the paper's strategy"
+    elif not teacher.is_standard:
         reason = teacher.notes[-1] if teacher.notes else "the teacher's family is not known"
     elif not one_ffn_per_layer(teacher.model.config):
         reason = f"teacher {teacher.name!r} is no plain encoder of one FFN per layer"
@@ -257,7 +264,7 @@ class Context(Prepared):
     scalars: Scalars | None = None
     joined: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    proxy_targets: dict[tuple[str, int, float], TeacherTargets] = field(default_factory=dict)
+    proxy_targets: dict[tuple[object, ...], TeacherTargets] = field(default_factory=dict)
     counts_time: bool = True
     _targets: dict[str, PartTargets | DiskTargets] = field(default_factory=dict)
 
@@ -285,33 +292,16 @@ class Context(Prepared):
         """Whether students are made of the teacher's own layers."""
         return self.config.strategy == "inherit"
 
-    def distiller(self) -> Distiller:
-        """Teacher, layer map and objective for this run's student."""
-        if self.inherits:
-            return self._inherited_distiller()
-        kd = self.config.kd
-        weights = KDWeights(
-            hidden=kd.hidden,
-            attention=kd.attention,
-            prediction=kd.prediction,
-            temperature=kd.temperature,
-            paper_exact=kd.paper_exact,
-        )
-        return Distiller(
-            self.teacher,
-            self.shape.num_layers,
-            weights,
-            self.spec,
-            self.device,
-            precision=self.precision,
-            teacher_precision=self.config.teacher_precision,
-        )
+    @cached_property
+    def text_teacher(self) -> Teacher:
+        """Who teaches on text: the teacher of the task, or the one it was before fine-tuning (`kd.text_teacher`)."""
+        if self.config.kd.text_teacher == "finetuned":
+            return self.teacher
+        return Teacher.load(self.config.teacher, device=self.device, published=self.config.kd.paper_exact)
 
-    def _inherited_distiller(self) -> InheritedDistiller:
-        chosen = self.config.inherit
-        weights = InheritWeights(chosen.prediction, chosen.gold, chosen.hidden, chosen.temperature)
-        precisions = {"precision": self.precision, "teacher_precision": self.config.teacher_precision}
-        return InheritedDistiller(self.teacher, weights, self.spec, self.device, **precisions)
+    def distiller(self, part: Part = "task", *, stage: bool = False) -> Distiller:
+        """Teacher, layer map and objective for this run's student, see `search.distillers`."""
+        return make_distiller(self, part, stage=stage)
 
     @cached_property
     def sentinel(self) -> Sentinel | None:
@@ -326,7 +316,7 @@ class Context(Prepared):
         `plan` says which batches those are; the plan of the first to ask counts.
         """
         if name not in self._targets:
-            settings, distiller = self.config.targets, self.distiller()
+            settings, distiller = self.config.targets, self.distiller("task" if need_logits else "text")
             if settings.cache == "disk":
                 self._targets[name] = DiskTargets(
                     distiller,
@@ -343,10 +333,12 @@ class Context(Prepared):
                 )
         return self._targets[name]
 
-    def new_student(self, architecture: Architecture, name: str, spec: TaskSpec | None = None) -> FFNASPreTrainedModel:
+    def new_student(
+        self, architecture: Architecture, name: str, spec: TaskSpec | None = None, **fields: Any
+    ) -> FFNASPreTrainedModel:
         """A student for `architecture` on the run's device, freshly initialised with the seed of `name`.
 
-        Its head is for the run's task, or for the one given.
+        Its head is for the run's task, or for the one given; `fields` of its configuration win over the run's.
         """
         seed_everything(self.seed(name, "init"))
         student = self.config.student
@@ -356,12 +348,13 @@ class Context(Prepared):
             student.num_heads or self.teacher.num_heads,
             spec or self.spec,
             policy=self.space.policy,
-            hidden_dropout_prob=student.dropout,
-            attention_probs_dropout_prob=student.dropout,
             pad_token_id=self.teacher.tokenizer.pad_token_id,
+            **student_fields(self.config) | fields,
         )
         if student.init == "teacher":
             init_from_teacher(model, self.teacher.model)
+        if self.config.kd.paper_exact:
+            draw_padding_row(model)
         return model.to(self.device)
 
     def load_joined(self, name: str | Path, model: nn.Module) -> None:

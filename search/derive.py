@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture.architecture import Architecture
+from engine.data.dataset import join
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.student.supernet import extract
@@ -111,10 +112,12 @@ def derive(
         architecture: what to derive.
         extra_text_steps: further text steps, for models whose source had fewer than the found one's.
     """
-    distiller = ctx.distiller()
-    settings = ctx.config.derive
+    distiller, text_distiller = ctx.distiller(), ctx.distiller("text")
+    settings, train = ctx.config.derive, ctx.data.train
+    if settings.score_rows:
+        train = join((train, ctx.data.score))
     text_plan = batch_plan(ctx, ctx.data.text, settings.text, "derive text")
-    task_plan = batch_plan(ctx, ctx.data.train, settings.task, "derive task")
+    task_plan = batch_plan(ctx, train, settings.task, "derive task")
     text_targets = ctx.targets("derive text", need_logits=False, plan=text_plan)
     task_targets = ctx.targets("derive task", need_logits=True, plan=task_plan)
     folder = ctx.rundir.checkpoints / name
@@ -129,18 +132,18 @@ def derive(
         model,
         ctx.data.text,
         text,
-        lambda batch, step: distiller.text_loss(model, batch, targets=text_targets.get(step, batch)),
+        lambda batch, step: text_distiller.text_loss(model, batch, targets=text_targets.get(step, batch)),
         folder / "text.safetensors",
         order="derive text",
     )
-    data = phase_data(ctx, ctx.data.train, settings.task, "derive task")
+    data = phase_data(ctx, train, settings.task, "derive task")
     total = settings.task.total_steps(data.num_batches(settings.task.batch_size))
     best = BestWeights(ctx, model, round(total / settings.evaluations))
     train_phase(
         ctx,
         f"{name} task",
         model,
-        ctx.data.train,
+        train,
         settings.task,
         lambda batch, step: distiller.task_loss(model, batch, targets=task_targets.get(step, batch)),
         folder / "task.safetensors",

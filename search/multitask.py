@@ -33,6 +33,7 @@ def teach_others(prepared: Prepared, reporter: Reporter) -> dict[str, Teacher]:
                 device=prepared.device,
                 precision=prepared.config.teacher_precision,
                 progress=lambda done, total, bar=bar, **_: bar.update(done, "", total=total),
+                published=prepared.config.kd.paper_exact,
             )
     return teachers
 
@@ -41,7 +42,7 @@ def share_teachers(ctx: Context) -> dict[str, Teacher]:
     """`teach_others` on the first rank; the others take over the weights."""
     tuned = ctx.ranks.first(lambda: teach_others(ctx, ctx.reporter))
     if tuned is None:
-        load = {"device": ctx.device, "seed": ctx.config.seed}
+        load = {"device": ctx.device, "seed": ctx.config.seed, "published": ctx.config.kd.paper_exact}
         tuned = {name: Teacher.load(ctx.config.teacher, data.spec, **load) for name, data in ctx.others.items()}
     for teacher in tuned.values():
         ctx.ranks.spread(teacher.model)
@@ -61,13 +62,13 @@ class TaskDistillers:
 
     def load(self) -> None:
         """Fine-tunes or finds all teachers."""
-        own = self.ctx.distiller()
+        own = self.ctx.distiller(stage=True)
         self._made = {self.ctx.spec.name: own}
         for name, teacher in share_teachers(self.ctx).items():
             spec = self.ctx.others[name].spec
             precisions = (own.precision, own.teacher_precision)
             self._made[name] = Distiller(
-                teacher, self.ctx.shape.num_layers, own.weights, spec, self.ctx.device, *precisions
+                teacher, self.ctx.shape.num_layers, own.weights, spec, self.ctx.device, *precisions, own.layers
             )
 
     def of(self, task: str) -> Distiller:

@@ -24,9 +24,13 @@ PhaseData = TypeVar("PhaseData", EncodedDataset, ShardedText, TaskMixture)
 
 
 def phase_data(ctx: Context, data: PhaseData, settings: PhaseSettings, name: str) -> PhaseData:
-    """The share of `data` a phase uses; the same for every trial of a stage."""
+    """The sources and the share of `data` a phase uses; the same for every trial of a stage."""
+    if settings.sources is not None and not isinstance(data, TaskMixture):
+        data = data.of_sources(settings.sources)
     if settings.fraction >= 1.0:
         return data
+    if settings.first:
+        return data.first(max(1, int(settings.fraction * len(data))))
     return data.subset(max(1, round(settings.fraction * len(data))), seed=ctx.seed(name, "subset"))
 
 

@@ -224,7 +224,8 @@ def _check_answers(ctx: Context) -> None:
     """Ends the run in one line where the teacher's answers on a first batch are not finite."""
     for data, need_logits in ((ctx.data.text, False), (ctx.data.train, True)):
         batch = next(data.batches(8, seed=0, epoch=0)).to(ctx.device)
-        check_teacher(ctx.config.teacher, ctx.distiller().targets(batch, need_logits=need_logits))
+        distiller = ctx.distiller("task" if need_logits else "text")
+        check_teacher(ctx.config.teacher, distiller.targets(batch, need_logits=need_logits))
 
 
 def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
@@ -240,6 +241,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             precision=config.teacher_precision,
             progress=lambda done, total, **metrics: bar.update(done, "", total=total),
             standard=config.strategy == "inherit",
+            published=config.kd.paper_exact,
         )
 
 

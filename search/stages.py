@@ -57,7 +57,7 @@ def gelu_twin(architecture: Architecture) -> Architecture:
 def warm_up(ctx: Context, architecture: Architecture | None = None) -> nn.Module:
     """A supernet distilled on text: the GELU one, shared by stages 1 and 2, unless another is given."""
     supernet = ctx.new_student(architecture or largest(ctx, (GELU_FFN,) * ctx.shape.num_layers), "supernet")
-    distiller = ctx.distiller()
+    distiller = ctx.distiller("text")
     train_phase(
         ctx,
         "warm-up",
@@ -112,9 +112,9 @@ def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> 
     space = ctx.space.with_expressions(expressions)
     model = ctx.new_student(largest(ctx, expressions), "stage3-supernet")
     inherit(model, supernet)
-    distiller = ctx.distiller()
+    distiller = ctx.distiller(stage=True)
     folder, settings = ctx.rundir.stage(3), ctx.config.stage3
-    text = partial(_subnet_loss, ctx, distiller, model, space, "text")
+    text = partial(_subnet_loss, ctx, ctx.distiller("text", stage=True), model, space, "text")
     train_phase(ctx, "stage3 text", model, ctx.data.text, settings.text, text, folder / "warmup.safetensors")
     result = folder / "supernet.safetensors"
     if not ctx.others:

@@ -105,6 +105,15 @@ def load_architecture(path: str | os.PathLike[str], *, shape: ModelShape | None 
     return named_errors(f"{path}: ", architecture_from_dict, data, shape=shape)
 
 
+def names_file(given: str) -> bool:
+    """Whether what a user gave for an architecture is a file's path rather than its text, which may be too long for a
+    path."""
+    try:
+        return Path(given).is_file()
+    except OSError:
+        return False
+
+
 def _format_of(architecture: Architecture) -> int:
     plain = (s.stack and s.heads is None and s.ratio.numerator == 1 for s in architecture.layers)
     return 1 if all(plain) else 2

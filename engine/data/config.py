@@ -98,6 +98,10 @@ class DataConfig:
     stride: int | None = None
     """Question answering: tokens by which windows of a long context overlap. Left out: a quarter of `max_length`."""
 
+    held_out: Literal["random", "last"] = "random"
+    """Which rows are held out of the training data: `random` ones, every class its share, or the `last` ones of the
+    file, score behind select."""
+
     score_fraction: float = 0.1
     """Part of the training data held out to score candidates."""
 

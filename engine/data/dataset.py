@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from engine.data.batching import Batch, collate, plan_batches
-from engine.data.task import Rows
+from engine.data.task import Rows, join_rows
 from engine.errors import UserError
 
 FORMAT = 1
@@ -63,6 +63,7 @@ class EncodedDataset:
         choices: sequences per row; of several, `tokens`, `offsets` and `second` hold N * choices sequences, and the
             length of a row is that of its longest.
         spans: of question answering, what turns token positions back into text.
+        sources: rows of each source of text, in their order; () where they count as one.
     """
 
     tokens: np.ndarray
@@ -74,6 +75,7 @@ class EncodedDataset:
     truncated: int = 0
     choices: int = 1
     spans: Spans | None = None
+    sources: tuple[int, ...] = ()
     _hash: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -192,8 +194,22 @@ class EncodedDataset:
             labels=None if self.labels is None else np.asarray(self.labels[chosen]),
             spans=None if self.spans is None else self.spans.select(chosen, source),
             truncated=0,
+            sources=(),
             _hash=[],
         )
+
+    def first(self, count: int) -> EncodedDataset:
+        """The first `count` rows."""
+        return self if count >= len(self) else self.select(np.arange(count))
+
+    def last(self, share: float) -> EncodedDataset:
+        """The last rows, a share of all, at least one."""
+        count = max(1, round(share * len(self)))
+        return self if count >= len(self) else self.select(np.arange(len(self) - count, len(self)))
+
+    def of_sources(self, count: int) -> EncodedDataset:
+        """The rows of the first `count` sources of text."""
+        return self.first(sum(self.sources[:count])) if count < len(self.sources) else self
 
     def subset(self, count: int, seed: int = 0) -> EncodedDataset:
         """At most `count` rows drawn without replacement, in their original order."""
@@ -266,3 +282,36 @@ class EncodedDataset:
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"tokens": self.tokens, "offsets": self.offsets, "second": self.second}
         return arrays if self.labels is None else {**arrays, "labels": self.labels}
+
+
+def join(parts: Sequence[EncodedDataset]) -> EncodedDataset:
+    """The rows of several data sets of one task and tokenizer, one after the other; each is a source of its own."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=True)]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return replace(
+        parts[0],
+        tokens=np.concatenate([part.tokens for part in parts]),
+        offsets=np.concatenate([*offsets, [sum(len(part.tokens) for part in parts)]]).astype(np.int64),
+        second=np.concatenate([part.second for part in parts]),
+        labels=np.concatenate(labels) if labels else None,
+        spans=_joined([part.spans for part in parts if part.spans is not None]),
+        truncated=sum(part.truncated for part in parts),
+        sources=tuple(len(part) for part in parts),
+        _hash=[],
+    )
+
+
+def _joined(parts: Sequence[Spans]) -> Spans | None:
+    if not parts:
+        return None
+    questions = [part.questions for part in parts]
+    starts = np.cumsum([0, *(len(rows) for rows in questions[:-1])])
+    return Spans(
+        np.concatenate([part.question + start for part, start in zip(parts, starts, strict=True)]),
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.end for part in parts]),
+        join_rows(questions),
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import EncodedDataset
+from engine.data.encode_published import encode_pairs
 from engine.data.task import Rows, TaskSpec
 from engine.data.tokenizing import BLOCK, check_max_length, pack, parallel_tokenizers, uses_token_types
 
@@ -27,6 +28,7 @@ def encode_task(
     *,
     max_positions: int | None = None,
     stride: int | None = None,
+    published: bool = False,
 ) -> EncodedDataset:
     """Tokenize `rows` with special tokens, cut to `max_length` tokens (pairs: the longer text first).
 
@@ -40,6 +42,7 @@ def encode_task(
         max_length: most tokens of a row, special tokens included.
         max_positions: tokens the model has positions for; the tokenizer's own limit when None.
         stride: question answering: tokens by which windows overlap.
+        published: cut pairs as EfficientBERT's published code does (`engine.data.encode_published`).
 
     Raises:
         UserError: `max_length` is above what the model or its tokenizer can take, or the tokenizer has no padding.
@@ -61,6 +64,8 @@ def encode_task(
     second: list[int] = []
     truncated = 0
     encode = _encode_fast if tokenizer.is_fast else _encode_any
+    if published and tokenizer.is_fast and len(columns) == 2 and not spec.is_choice:
+        encode = _encode_published
     with parallel_tokenizers():
         for start in range(0, len(columns[0]), BLOCK):
             block, types, cut = encode(tokenizer, [column[start : start + BLOCK] for column in columns], max_length)
@@ -85,6 +90,12 @@ def _encode_fast(tokenizer: Any, columns: list[list[str]], max_length: int) -> t
         backend.no_truncation()
     types = [e.type_ids for e in block] if _has_second(tokenizer, columns) else None
     return [e.ids for e in block], types, sum(1 for e in block if e.overflowing)
+
+
+def _encode_published(tokenizer: Any, columns: list[list[str]], max_length: int) -> tuple[_Ids, _Ids | None, int]:
+    """The same for pairs, cut as the published code cuts them."""
+    ids, types, cut = encode_pairs(tokenizer, columns, max_length)
+    return ids, types if _has_second(tokenizer, columns) else None, cut
 
 
 def _encode_any(tokenizer: Any, columns: list[list[str]], max_length: int) -> tuple[_Ids, _Ids | None, int]:

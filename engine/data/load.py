@@ -10,6 +10,7 @@ candidates better per row and multiplies the cost of the search, which is all tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -65,10 +66,11 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
     train, score, select, dev = _split(config, spec, rows, dev, seed)
     prepared = _prepared_folders(config)
     text: list[str] = []
+    sources: tuple[int, ...] = ()
     if prepared:
         notes.append("text: prepared, not compared with held-out texts of the task")
     else:
-        text = _warmup_text(config, train, [score, select, dev, *further.values()], seed, notes)
+        text, sources = _warmup_text(config, train, [score, select, dev, *further.values()], seed, notes)
     for name, limit, part in (("train", config.max_train, train), ("dev", config.max_dev, dev)):
         if limit is not None and limit < len(part):
             notes.append(f"{name}: a sample of {limit} of {len(part)} rows (data.max_{name})")
@@ -86,6 +88,7 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
         prepared=prepared,
         stride=config.stride,
         understood=understood,
+        text_sources=sources,
     )
 
 
@@ -244,10 +247,11 @@ def _split(
     most = config.max_held_out
     least = min(LEAST_HELD_OUT, most) if config.min_held_out is None else config.min_held_out
     sizes = [held_out_size(len(rows), f, least, most) for f in fractions]
+    last = config.held_out == "last"
     if spec.is_span or spec.is_choice:
-        train, parts = hold_out_groups(rows, sizes, seed, rows.texts[1 if spec.is_span else 0])
+        train, parts = hold_out_groups(rows, sizes, seed, rows.texts[1 if spec.is_span else 0], last=last)
     else:
-        train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression)
+        train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression, last=last)
     for name, part in zip(("score", "select", "dev"), parts, strict=False):
         if len(part) == 0:
             remedy = "give more contexts" if spec.is_span or spec.is_choice else "every class needs two different texts"
@@ -255,25 +259,33 @@ def _split(
     return train, parts[0], parts[1], parts[2] if dev is None else dev
 
 
-def _warmup_text(config: DataConfig, train: Rows, held_out: list[Rows], seed: int, notes: list[str]) -> list[str]:
-    """Documents for warm-up, without repeats and without any held-out text."""
+def _warmup_text(
+    config: DataConfig, train: Rows, held_out: list[Rows], seed: int, notes: list[str]
+) -> tuple[list[str], tuple[int, ...]]:
+    """Documents for warm-up, without repeats and without any held-out text; and how many are of each source."""
     if config.text:
         reading = {"encoding": config.encoding, "quoting": config.quoting, "delimiter": config.delimiter}
         columns = config.text_columns if isinstance(config.text_columns, list) else None
-        documents = [d for s in config.text for d in read_documents(s, **reading, text_columns=columns)]
+        sources = [list(read_documents(s, **reading, text_columns=columns)) for s in config.text]
     else:
-        documents = [text for column in train.texts for text in column]
-        documents += embedded.articles() if config.train is None and config.task is None else []
+        sources = [[text for column in train.texts for text in column]]
+        sources[0] += embedded.articles() if config.train is None and config.task is None else []
     held = {text_key([text]) for rows in held_out for column in rows.texts for text in column}
-    kept = list(dict.fromkeys(d for d in documents if d.strip() and text_key([d]) not in held))
-    if not kept:
+    origin: dict[str, int] = {}
+    for number, documents in enumerate(sources):
+        for document in documents:
+            if document.strip() and document not in origin and text_key([document]) not in held:
+                origin[document] = number
+    if not origin:
         raise UserError("data.text: every document is a held-out text of the task: give other text")
-    if config.text and len(kept) < len(documents):
-        notes.append(f"{len(documents) - len(kept)} documents of text dropped: repeated, or held-out texts of the task")
+    kept, total = list(origin), sum(map(len, sources))
+    if config.text and len(kept) < total:
+        notes.append(f"{total - len(kept)} documents of text dropped: repeated, or held-out texts of the task")
     if config.max_text is not None and config.max_text < len(kept):
         notes.append(f"text: a sample of {config.max_text} of {len(kept)} documents (data.max_text)")
         kept = Rows((kept,)).sample(config.max_text, seed).texts[0]
-    return kept
+    counts = Counter(origin[document] for document in kept)
+    return kept, tuple(counts[number] for number in range(len(sources)))
 
 
 def _place(source: str) -> str:

@@ -57,13 +57,20 @@ class TaskMixture:
         share = count / len(self)
         return TaskMixture({n: p.subset(max(1, round(share * len(p))), seed) for n, p in self.parts.items()})
 
+    def first(self, count: int) -> TaskMixture:
+        """About the first `count` rows, the same share of each task."""
+        share = count / len(self)
+        return TaskMixture({n: p.first(max(1, round(share * len(p)))) for n, p in self.parts.items()})
+
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides the batches."""
         return hashlib.sha256(repr([(n, p.fingerprint()) for n, p in self.parts.items()]).encode()).hexdigest()
 
 
-def other_tasks(config: DataConfig, tokenizer: Any, max_positions: int | None, seed: int) -> dict[str, EncodedTask]:
-    """The tasks of `data.tasks`, split like the main one and encoded; without text.
+def other_tasks(
+    config: DataConfig, tokenizer: Any, max_positions: int | None, seed: int, *, published: bool = False
+) -> dict[str, EncodedTask]:
+    """The tasks of `data.tasks`, split like the main one and encoded (see `encode_task`); without text.
 
     Raises:
         UserError: one cannot be read.
@@ -72,6 +79,6 @@ def other_tasks(config: DataConfig, tokenizer: Any, max_positions: int | None, s
     for name in config.tasks or ():
         own = replace(config, task=name, tasks=None, train=None, dev=None, text=None, kind="auto", metric="auto")
         data = load_task(own, seed=seed)
-        data = replace(data, text=data.text[:1])
-        tasks[name] = data.encode(tokenizer, config.max_length, max_positions=max_positions)
+        data = replace(data, text=data.text[:1], text_sources=())
+        tasks[name] = data.encode(tokenizer, config.max_length, max_positions=max_positions, published=published)
     return tasks

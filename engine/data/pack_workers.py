@@ -24,7 +24,7 @@ from engine.model_sources import TeacherSource, load_tokenizer
 
 @contextlib.contextmanager
 def packers(
-    source: TeacherSource, tokenizer: Any, max_length: int, workers: int
+    source: TeacherSource, tokenizer: Any, max_length: int, workers: int, *, published: bool = False
 ) -> Iterator[Callable[[list[str]], Future]]:
     """A function that packs documents elsewhere, or here at once where there is one worker.
 
@@ -41,21 +41,21 @@ def packers(
         yield at_once
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (source, max_length)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (source, max_length, published)) as pool:
         yield lambda documents: pool.submit(_pack, documents)
 
 
 _packer: Packer | None = None
 
 
-def _start_worker(source: TeacherSource, max_length: int) -> None:
+def _start_worker(source: TeacherSource, max_length: int, published: bool) -> None:
     """In a new worker: its tokenizer, one thread, and an end when its parent ends."""
     global _packer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    _packer = Packer(load_tokenizer(source), max_length)
+    _packer = Packer(load_tokenizer(source, published=published), max_length)
 
 
 def _pack(documents: list[str]) -> tuple[np.ndarray, np.ndarray, float]:

@@ -65,6 +65,9 @@ class PrepareConfig:
     tokenizer: str = "bert-base-uncased"
     """Whose tokenizer: a teacher as `ffnas search --teacher` takes it."""
 
+    paper_exact: bool = False
+    """The tokenizer as EfficientBERT's published code has it, for searches with kd.paper_exact."""
+
     max_length: int = 128
     """Tokens of a sequence, special tokens included."""
 
@@ -126,7 +129,9 @@ class PrepareConfig:
 
     def settings(self) -> dict[str, Any]:
         """What decides the shards."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "tokenizer", "weights")}
+        return {
+            k: v for k, v in asdict(self).items() if k not in ("out", "workers", "tokenizer", "paper_exact", "weights")
+        }
 
 
 @dataclass
@@ -161,7 +166,7 @@ def prepare_text(config: PrepareConfig, progress: Callable[[int, str], None] = l
     config.validate()
     began = time.monotonic()
     source = resolve(config.tokenizer)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, published=config.paper_exact)
     check_max_length(config.max_length, tokenizer)
     folder = Path(config.out).expanduser()
     identity = {"name": config.tokenizer, "sha256": tokenizer_hash(tokenizer)}
@@ -205,7 +210,8 @@ class _Work:
     def run(self, tokenizer: Any) -> None:
         """Every source that is not finished."""
         workers = self.config.workers or len(os.sched_getaffinity(0))
-        with packers(self.tokenizer_source, tokenizer, self.config.max_length, workers) as submit:
+        exact, length = self.config.paper_exact, self.config.max_length
+        with packers(self.tokenizer_source, tokenizer, length, workers, published=exact) as submit:
             for number in range(len(self.done), len(self.config.text)):
                 documents = self._source(number, tokenizer, submit, ahead=2 * workers)
                 self.done.append({"name": self.config.text[number], "documents": documents})

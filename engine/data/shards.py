@@ -39,12 +39,14 @@ class ShardedText:
         rows: [N] int64, numbers of the rows in use, counted over all shards.
         lengths: [N] int64 tokens per row.
         key: sha256 (hex) of the manifests and of what was chosen from them.
+        sources: rows of each source, in their order; () where they count as one.
     """
 
     shards: tuple[EncodedDataset, ...]
     rows: np.ndarray
     lengths: np.ndarray
     key: str
+    sources: tuple[int, ...] = ()
     choices = 1
 
     def __len__(self) -> int:
@@ -92,7 +94,15 @@ class ShardedText:
         """The rows at `indices`, in that order; nothing is copied."""
         chosen = np.asarray(indices, dtype=np.int64)
         key = hashlib.sha256(self.key.encode() + chosen.tobytes()).hexdigest()
-        return replace(self, rows=self.rows[chosen], lengths=self.lengths[chosen], key=key)
+        return replace(self, rows=self.rows[chosen], lengths=self.lengths[chosen], key=key, sources=())
+
+    def first(self, count: int) -> ShardedText:
+        """The first `count` rows."""
+        return self if count >= len(self) else self.select(np.arange(count))
+
+    def of_sources(self, count: int) -> ShardedText:
+        """The rows of the first `count` sources."""
+        return self.first(sum(self.sources[:count])) if count < len(self.sources) else self
 
     def subset(self, count: int, seed: int = 0) -> ShardedText:
         """At most `count` rows drawn without replacement, in their original order."""
@@ -122,7 +132,7 @@ def load_prepared(folders: Sequence[str], tokenizer: Any, *, max_positions: int 
         if manifest["tokenizer"]["sha256"] != tokenizer_hash(tokenizer):
             raise UserError(
                 f"data.text {name}: prepared with tokenizer {manifest['tokenizer']['name']!r}, the teacher has another"
-                f" one: ffnas prepare --tokenizer with the teacher's name"
+                f" one: ffnas prepare --tokenizer with the teacher's name (and --paper-exact where the search is)"
             )
         check_max_length(int(manifest["max_length"]), tokenizer, max_positions)
         digest.update(json.dumps(manifest, sort_keys=True).encode())
@@ -140,7 +150,7 @@ def load_prepared(folders: Sequence[str], tokenizer: Any, *, max_positions: int 
     if len(rows) == 0:
         raise UserError(f"data.text {', '.join(folders)}: no rows in it: prepare more text")
     lengths = np.concatenate([shard.lengths for shard in shards])[rows]
-    return ShardedText(tuple(shards), rows, lengths, digest.hexdigest())
+    return ShardedText(tuple(shards), rows, lengths, digest.hexdigest(), tuple(map(len, chosen)))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,7 +67,9 @@ def held_out_size(count: int, fraction: float, minimum: int, maximum: int) -> in
     return max(1, min(max(round(count * fraction), minimum), maximum, count // 4))
 
 
-def hold_out(rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool) -> tuple[Rows, list[Rows]]:
+def hold_out(
+    rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool, last: bool = False
+) -> tuple[Rows, list[Rows]]:
     """Cut parts of the given sizes out of `rows`.
 
     Args:
@@ -74,12 +77,18 @@ def hold_out(rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool) -> 
         sizes: rows of each part.
         seed: decides which rows.
         stratify: keep the shares of the classes; every class keeps at least one row in the rest.
+        last: cut from the end, the first part last, whatever the classes.
 
     Returns:
         The rest and the parts, each in the order of `rows`.
     """
     counts = Counter(row_keys(rows))
     free = np.array([counts[key] == 1 for key in row_keys(rows)])
+    if last:
+        ends, order = np.cumsum([0, *sizes]), np.flatnonzero(free)[::-1]
+        chosen = [np.sort(order[a:b]) for a, b in pairwise(ends.tolist())]
+        rest = np.setdiff1d(np.arange(len(rows)), np.concatenate(chosen))
+        return rows.take(rest), [rows.take(part) for part in chosen]
     order = np.random.default_rng(seed).permutation(np.flatnonzero(free))
     strata = rows.labels[order] if stratify and rows.labels is not None else np.zeros(len(order), dtype=np.int64)
     pools = [order[strata == value] for value in np.unique(strata)]
@@ -94,7 +103,9 @@ def hold_out(rows: Rows, sizes: Sequence[int], seed: int, *, stratify: bool) -> 
     return rows.take(rest), [rows.take(part) for part in parts]
 
 
-def hold_out_groups(rows: Rows, sizes: Sequence[int], seed: int, groups: Sequence[str]) -> tuple[Rows, list[Rows]]:
+def hold_out_groups(
+    rows: Rows, sizes: Sequence[int], seed: int, groups: Sequence[str], *, last: bool = False
+) -> tuple[Rows, list[Rows]]:
     """Cut parts out of `rows` so that no group (rows of one context, say) is in two of them.
 
     Args:
@@ -102,6 +113,7 @@ def hold_out_groups(rows: Rows, sizes: Sequence[int], seed: int, groups: Sequenc
         sizes: rows of each part, reached by whole groups and so exceeded by less than one group.
         seed: decides which groups.
         groups: [N] the group of each row.
+        last: take the last groups instead of random ones.
 
     Returns:
         The rest and the parts, each in the order of `rows`; a part is empty where the groups do not suffice.
@@ -109,7 +121,9 @@ def hold_out_groups(rows: Rows, sizes: Sequence[int], seed: int, groups: Sequenc
     members: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         members[group].append(row)
-    waiting = [list(members.values())[i] for i in np.random.default_rng(seed).permutation(len(members))]
+    waiting = list(members.values())
+    if not last:
+        waiting = [waiting[i] for i in np.random.default_rng(seed).permutation(len(members))]
     parts = []
     for size in sizes:
         part: list[int] = []

@@ -192,3 +192,18 @@ class Rows:
                 label = "" if self.labels is None else self.labels[i].item()
                 named = spec.label_names[label] if spec.label_names and label != "" else label
                 writer.writerow([*texts, named])
+
+
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """The rows of several splits of one task, one after the other."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    ids = [part.ids for part in parts if part.ids is not None]
+    golds = [part.golds for part in parts if part.golds is not None]
+    return Rows(
+        tuple(
+            [text for column in columns for text in column] for columns in zip(*(p.texts for p in parts), strict=True)
+        ),
+        np.concatenate(labels) if len(labels) == len(parts) else None,
+        [name for names in ids for name in names] if len(ids) == len(parts) else None,
+        [gold for answers in golds for gold in answers] if len(golds) == len(parts) else None,
+    )

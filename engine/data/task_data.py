@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from engine.data.task import Rows, TaskSpec
@@ -57,6 +58,7 @@ class TaskData:
         prepared: folders `ffnas prepare` wrote, which then take the place of `text`.
         stride: tokens by which windows of a long context overlap; None: a quarter of a sequence.
         understood: what was made of the files, for `engine.data.describe`.
+        text_sources: documents of each source of text, in their order; () where they count as one.
     """
 
     spec: TaskSpec
@@ -70,24 +72,37 @@ class TaskData:
     prepared: tuple[str, ...] = ()
     stride: int | None = None
     understood: Understood = field(default_factory=Understood)
+    text_sources: tuple[int, ...] = ()
 
     def encode(
-        self, tokenizer: Any, max_length: int, *, text_length: int | None = None, max_positions: int | None = None
+        self,
+        tokenizer: Any,
+        max_length: int,
+        *,
+        text_length: int | None = None,
+        max_positions: int | None = None,
+        published: bool = False,
     ) -> EncodedTask:
         """Tokenize every split; see `engine.data.encode_task`, `encode_text` and `load_prepared`."""
+        from engine.data.dataset import join
         from engine.data.encode import encode_task
         from engine.data.shards import load_prepared
         from engine.data.text import encode_text
 
         def encoded(rows: Rows) -> EncodedDataset:
-            return encode_task(rows, self.spec, tokenizer, max_length, max_positions=max_positions, stride=self.stride)
+            options = {"max_positions": max_positions, "stride": self.stride, "published": published}
+            return encode_task(rows, self.spec, tokenizer, max_length, **options)
 
         splits = {name: encoded(getattr(self, name)) for name in ("train", "score", "select", "dev")}
         further = {name: encoded(rows) for name, rows in self.further.items()}
         if self.prepared:
             text = load_prepared(self.prepared, tokenizer, max_positions=max_positions)
         else:
-            text = encode_text(self.text, tokenizer, text_length or max_length, max_positions=max_positions)
+            length, counts = text_length or max_length, self.text_sources
+            ends = list(accumulate(counts if sum(counts) == len(self.text) else (len(self.text),)))
+            sources = [self.text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            parts = [encode_text(documents, tokenizer, length, max_positions=max_positions) for documents in sources]
+            text = join(parts)
         return EncodedTask(self.spec, text=text, further=further, **splits)
 
 

@@ -40,6 +40,7 @@ class Distiller:
         precision: of the student, `"fp32"` or `"bf16"` (autocast, for the projection of the hidden-state loss, too;
             differences and sums of losses in fp32).
         teacher_precision: of the teacher, likewise.
+        layers: the teacher's layers that the student's match, None for `layer_map`.
 
     Attributes:
         graphs: captured steps of its students, on CUDA.
@@ -54,9 +55,10 @@ class Distiller:
         device: torch.device,
         precision: str = "fp32",
         teacher_precision: str = "fp32",
+        layers: Sequence[int] | None = None,
     ) -> None:
         self.teacher = teacher
-        self.layers = layer_map(num_layers, teacher.num_layers)
+        self.layers = layer_map(num_layers, teacher.num_layers) if layers is None else list(layers)
         self.weights = weights
         self.spec = spec
         self.device = device

@@ -40,7 +40,7 @@ from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.states import EncoderStates
 from engine.training.loop import LOG_EVERY
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule
+from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
 from engine.training.readout import Readout
 from engine.training.settings import PhaseSettings
 
@@ -131,7 +131,8 @@ class PopulationStep:
         self.device = distiller.device
         parallel = self.device.type == "cpu" and workers > 1 and not any(uses_dropout(m.model) for m in members)
         self.workers = workers if parallel else 1
-        self._states = [_Optimized(m, settings, total_steps) for m in self.members]
+        exact = distiller.weights.paper_exact
+        self._states = [_Optimized(m, settings, total_steps, exact) for m in self.members]
         for member in self.members:
             if member.rng is None:
                 member.rng = generator_state(self.device)
@@ -282,11 +283,15 @@ class PopulationStep:
 
 @dataclass
 class _Optimized:
-    """Optimizer and schedule of one member, as `run_phase` makes them, or its seat among captured steps."""
+    """Optimizer and schedule of one member, as `run_phase` makes them, or its seat among captured steps.
+
+    `published`: with the published code's learning rates.
+    """
 
     member: Member
     settings: PhaseSettings
     total_steps: int
+    published: bool = False
     parameters: list[nn.Parameter] = field(init=False)
     done: int = 0
     slot: Slot | None = None
@@ -295,8 +300,8 @@ class _Optimized:
         model, settings = self.member.model, self.settings
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
-        warmup = round(settings.warmup_ratio * self.total_steps)
-        self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps)
+        warmup = warmup_steps(settings.warmup_ratio, self.total_steps, published=self.published)
+        self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps, published=self.published)
 
     def rate(self) -> float:
         """The learning rate of the next step."""

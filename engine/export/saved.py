@@ -34,10 +34,12 @@ def load_saved(folder: str | os.PathLike[str]) -> FFNASPreTrainedModel:
     if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
         raise UserError(f"model {path}: {names!r:.80} is none of ffnas' models: give a directory of one of theirs")
     try:
-        model = getattr(student, names[0]).from_pretrained(path, local_files_only=True)
+        made, report = getattr(student, names[0]).from_pretrained(path, local_files_only=True, output_loading_info=True)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"model {path}: cannot be loaded ({reason:.160})") from error
-    return model.eval()
+    if made.base_model is made and any(name.startswith("cls_pooler.") for name in report["missing_keys"]):
+        made.cls_pooler = None  # an encoder that was saved without one, and was given a random one here
+    return made.eval()

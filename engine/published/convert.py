@@ -1,4 +1,4 @@
-"""EfficientBERT's published checkpoints to our models, and back.
+"""EfficientBERT's published checkpoints to our models (and back: `engine.published.back`).
 
 A published file is a pickle with `state_dict`, of one model or of a supernet (all FFNs at the largest stack and
 ratio), its names with or without `module.` in front:
@@ -7,14 +7,13 @@ ratio), its names with or without `module.` in front:
     encoder.L.attention.{query,key,value,dense,layernorm}.*  encoder.L.all_ffn.N.{dense1,dense2,layernorm}.*
     fit_dense.*   cls_pooler.dense.*   classifier.* or, of several tasks, classifiers.T.*
 
-The arithmetic is ours where texts have a real token: GELU in the tanh form, trigrams with padding as a neighbour like
-any other, and a mask that adds -10000 to the scores of padding, whose softmax underflows to the 0 that we compute.
+The arithmetic is ours where texts have a real token: LayerNorm with epsilon 1e-5 (which the config says), GELU in the
+tanh form, trigrams with padding as a neighbour like any other, and a mask that adds -10000 to the scores of padding,
+whose softmax underflows to the 0 that we compute.
 
 Sizes are read from the tensors, FFNs are sliced to the architecture (leading rows of `dense1`, leading columns of
 `dense2`, the first FFNs of a stack). A name that is not understood or not there is an error that lists it: a
 checkpoint that loads by halves gives a model that is merely bad. Rejected: `load_state_dict(strict=False)`.
-
-Only `torch.load(weights_only=True)` reads the files, so that a hostile one cannot run code.
 """
 
 from __future__ import annotations
@@ -23,38 +22,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.shape import inner_width
 from engine.errors import UserError
-from engine.files import write_atomic
+from engine.published.names import FFN, KINDS, TASK_HEAD, published_name
+from engine.published.presets import LAYER_NORM_EPS, ModelPreset
+from engine.published.tasks import BORROWED, classes, head_of, known_task
+from engine.published.tasks import KINDS as KIND_OF_TASK
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import FFNASForQuestionAnswering, FFNASForSequenceClassification
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
-
-MODULE = "module."
-RENAMED = (
-    ("embeddings.", "ffnas.embeddings."),
-    ("encoder.", "ffnas.encoder."),
-    ("fit_dense.", "ffnas.fit_dense."),
-    ("cls_pooler.", "ffnas.cls_pooler."),
-    ("classifier.", "classifier."),
-)
-"""Published name, our name; what follows is the same. The head of question answering is our `qa_outputs`."""
-
-KINDS: dict[str, type[FFNASPreTrainedModel]] = {
-    "classification": FFNASForSequenceClassification,
-    "question-answering": FFNASForQuestionAnswering,
-    "encoder": FFNASModel,
-}
-_FFN = re.compile(r"encoder\.(\d+)\.all_ffn\.(\d+)\.(dense1|dense2|layernorm)\.(weight|bias)")
-_TASK_HEAD = re.compile(r"classifiers\.([^.]+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -68,33 +49,6 @@ class Converted:
 
     model: FFNASPreTrainedModel
     notes: tuple[str, ...]
-
-
-def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published file, by name without `module.`; also those of a model's *.safetensors file.
-
-    Raises:
-        UserError: the file cannot be read without running code from it, or holds no state dict of float tensors.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            return {name.removeprefix("ffnas."): tensor for name, tensor in load_file(path).items()}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path}: there is no such file: check the path") from error
-    except Exception as error:  # of damaged pickles: IndexError, struct.error, AttributeError and more
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"checkpoint {path}: not a file of tensors ({reason:.160}): give a file whose `state_dict` torch.load"
-            " reads with weights_only=True"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(_is_weight(n, t) for n, t in state.items()):
-        raise UserError(f"checkpoint {path}: holds no `state_dict` of names and float tensors: give a model's file")
-    tensors = {name.removeprefix(MODULE): tensor for name, tensor in state.items()}
-    if len(tensors) != len(state):
-        raise UserError(f"checkpoint {path}: the same names with and without {MODULE!r}: remove one of each")
-    return tensors
 
 
 def from_published(
@@ -118,18 +72,23 @@ def from_published(
         heads: attention heads; the tensors do not tell.
         ffn_size: F; None for the hidden size.
         policy: width policy.
-        kind: a name in `KINDS`; None takes what the tensors have (pooler and classifier, classifier alone, neither).
-        task: T of `classifiers.T` to take, where there are several.
+        kind: a name in `KINDS`; None takes the task's, or what the tensors have (pooler and classifier, classifier
+            alone, neither).
+        task: a published task, which names classes and kind (`engine.published.tasks`) and of several heads the one to
+            take; or T of `classifiers.T`.
         stored: keep a supernet whole, at the stacks and widths it stores, instead of slicing the architecture out.
         drop: beginnings of names to leave out although they are not understood.
         **config: further fields of `FFNASConfig`, such as `id2label`.
 
     Raises:
-        UserError: names are missing or not understood (all are listed), or sizes do not fit.
+        UserError: names are missing or not understood (all are listed), sizes do not fit, or a single output may be a
+            regression's as well as a multiple choice's.
     """
     given, dropped = _split(tensors, lambda name: any(name.startswith(prefix) for prefix in drop))
     given, others = _chosen_head(given, task)
-    kind = kind or _kind_of(given)
+    config = _answers(task) | config
+    kind = kind or config.pop("kind", None) or _kind_of(given, config)
+    config.pop("kind", None)
     if kind not in KINDS:
         raise UserError(f"kind: {kind!r} is not known: choose one of {', '.join(KINDS)}")
     _require(given, ["embeddings.token_embeddings.weight", "embeddings.position_embeddings.weight"])
@@ -145,7 +104,7 @@ def from_published(
             config["num_labels"] = outputs
     with torch.device("meta"):
         model = _build(kind, FFNASConfig(**sizes | config), pooler="cls_pooler.dense.weight" in given)
-    wanted = {_published(name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {published_name(name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
     unknown, extra = [], 0
     for name in given:
         if name in wanted:
@@ -169,53 +128,10 @@ def from_published(
         f"{extra} tensors of FFNs beyond the architecture's stacks left out" if extra else "",
         f"{sliced} tensors sliced to the architecture's widths" if sliced else "",
         f"heads of other tasks left out: {', '.join(others)}" if others else "",
+        _borrowed(task) if others else "",
         f"dropped as asked: {', '.join(dropped)}" if dropped else "",
     ]
     return Converted(model.eval(), tuple(note for note in notes if note))
-
-
-def to_published(model: FFNASPreTrainedModel, *, task: str | None = None, module: bool = False) -> dict[str, Tensor]:
-    """The published names and the tensors of a model of ours, copied to the CPU.
-
-    Args:
-        model: with a head that published checkpoints know.
-        task: names the head `classifiers.TASK` instead of `classifier`.
-        module: put `module.` in front of every name.
-
-    Raises:
-        UserError: the model's class is not among `KINDS`.
-    """
-    if type(model) not in KINDS.values():
-        known = ", ".join(c.__name__ for c in KINDS.values())
-        raise UserError(f"model: published checkpoints know no {type(model).__name__}: give one of {known}")
-    result = {}
-    for name, tensor in model.state_dict().items():
-        published = _published(name)
-        if task is not None and published.startswith("classifier."):
-            published = f"classifiers.{task}.{published.removeprefix('classifier.')}"
-        result[f"{MODULE if module else ''}{published}"] = tensor.detach().cpu().clone()
-    return result
-
-
-def write_published(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes `{"state_dict": state}` as the published files are, whole or not at all."""
-    with write_atomic(path) as temporary:
-        torch.save({"state_dict": dict(state)}, temporary)
-
-
-def _published(name: str) -> str:
-    """The published name of one of our parameters, of a model with or without a head around the encoder."""
-    if name.startswith("qa_outputs."):
-        return f"classifier.{name.removeprefix('qa_outputs.')}"
-    for published, ours in RENAMED:
-        for prefix in (ours, ours.removeprefix("ffnas.")):
-            if name.startswith(prefix):
-                return f"{published}{name.removeprefix(prefix)}"
-    raise UserError(f"model: {name} has no published name; convert a classification or question answering model")
-
-
-def _is_weight(name: Any, tensor: Any) -> bool:
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
 def _split(tensors: Mapping[str, Tensor], leave: Any) -> tuple[dict[str, Tensor], list[str]]:
@@ -225,16 +141,23 @@ def _split(tensors: Mapping[str, Tensor], leave: Any) -> tuple[dict[str, Tensor]
 
 def _chosen_head(tensors: dict[str, Tensor], task: str | None) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors with one head, named `classifier`; and the tasks whose heads were left out."""
-    tasks = sorted({match.group(1) for name in tensors if (match := _TASK_HEAD.fullmatch(name))})
+    tasks = sorted({match.group(1) for name in tensors if (match := TASK_HEAD.fullmatch(name))})
+    known = known_task(task)
+    if not tasks and known is not None:
+        return dict(tensors), []
     if task is None and len(tasks) == 1 and "classifier.weight" not in tensors:
         task = tasks[0]
-    if task is not None and task not in tasks:
-        raise UserError(f"task: the checkpoint has no head {task!r}: it has {', '.join(tasks) or 'none by task'}")
+    asked = task
+    if known is not None and task not in tasks:
+        named = [name for name in tasks if not name.isdigit() and known_task(name) is known]
+        task = named[0] if named else head_of(known)
+    if asked is not None and task not in tasks:
+        raise UserError(f"task: the checkpoint has no head {asked!r}: it has {', '.join(tasks) or 'none by task'}")
     if tasks and task is None:
         raise UserError(f"task: the checkpoint has heads for {', '.join(tasks)}: say which one to take")
     chosen = {}
     for name, tensor in tensors.items():
-        match = _TASK_HEAD.fullmatch(name)
+        match = TASK_HEAD.fullmatch(name)
         if match is None:
             chosen[name] = tensor
         elif match.group(1) == task:
@@ -242,10 +165,39 @@ def _chosen_head(tensors: dict[str, Tensor], task: str | None) -> tuple[dict[str
     return chosen, [name for name in tasks if name != task]
 
 
-def _kind_of(tensors: Mapping[str, Tensor]) -> str:
+def _answers(task: str | None) -> dict[str, Any]:
+    """The kind of model of a published task, and the fields of its configuration that say what it answers."""
+    known = known_task(task)
+    if known is None:
+        return {}
+    kind = KIND_OF_TASK[known.kind]
+    if known.kind == "regression":
+        return {"kind": kind, "problem_type": "regression"}
+    if known.kind != "classification":
+        return {"kind": kind}
+    names = classes(known)
+    label2id = {name: i for i, name in enumerate(names)}
+    return {"kind": kind, "id2label": dict(enumerate(names)), "label2id": label2id}
+
+
+def _borrowed(task: str | None) -> str:
+    known = known_task(task)
+    own = None if known is None else BORROWED.get(known.name)
+    return "" if own is None else f"{task} has no head of its own: that of {own} is taken, as the published code does"
+
+
+def _kind_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """By what the tensors have. Raises `UserError` where they leave open what a single output is."""
     if "classifier.weight" not in tensors:
         return "encoder"
-    return "classification" if "cls_pooler.dense.weight" in tensors else "question-answering"
+    if "cls_pooler.dense.weight" not in tensors:
+        return "question-answering"
+    if tensors["classifier.weight"].shape[0] == 1 and config.get("problem_type") != "regression":
+        raise UserError(
+            "kind: the checkpoint's one output may score choices or be a regression's value: give --task (swag, stsb,"
+            " ...), --kind multiple-choice or --regression"
+        )
+    return "classification"
 
 
 def _sizes(
@@ -274,6 +226,7 @@ def _sizes(
         "max_position_embeddings": positions,
         "type_vocab_size": 2 if segments is None else segments.shape[0],
         "pad_token_id": 0,
+        "layer_norm_eps": LAYER_NORM_EPS,
     }
 
 
@@ -281,7 +234,7 @@ def _stored_layers(tensors: Mapping[str, Tensor], architecture: Architecture, ff
     """The architecture's expressions at the stacks and widths the tensors have."""
     specs = []
     for index, layer in enumerate(architecture.layers):
-        found = [m for name in tensors if (m := _FFN.fullmatch(name)) and int(m.group(1)) == index]
+        found = [m for name in tensors if (m := FFN.fullmatch(name)) and int(m.group(1)) == index]
         widths = {tensors[m.group()].shape[0] for m in found if m.group(3, 4) == ("dense1", "weight")}
         stack = len({int(m.group(2)) for m in found})
         ratios = [Fraction(1, k) for k in range(1, 65) if k <= ffn_size]
@@ -301,9 +254,42 @@ def _build(kind: str, config: FFNASConfig, *, pooler: bool) -> FFNASPreTrainedMo
     return KINDS[kind](config)
 
 
+def require_sizes(tensors: Mapping[str, Tensor], preset: ModelPreset, ffn_size: int | None = None) -> None:
+    """Raises `UserError` where a checkpoint has other widths than the preset it is said to be of.
+
+    Args:
+        tensors: as `read_published` gives them.
+        preset: one of EfficientBERT's.
+        ffn_size: FFN width at ratio 1, if it is not the preset's.
+    """
+    assert preset.architecture is not None
+    _require(tensors, ["embeddings.token_embeddings.weight", "embeddings.position_embeddings.weight"])
+    shape = preset.shape
+    full = shape.embedding_size is None
+    inner = [t.shape[0] for n, t in tensors.items() if (m := FFN.fullmatch(n)) and m.group(3, 4) == ("dense1", "bias")]
+    widest = ffn_size or shape.ffn_size
+    used = max(inner_width(layer.ratio, widest) for layer in preset.architecture.layers)
+    stored = max(inner, default=used)
+    found = {
+        "hidden size": (shape.hidden_size, tensors["embeddings.position_embeddings.weight"].shape[1]),
+        "token embedding": (
+            shape.hidden_size if full else shape.embedding_size,
+            tensors["embeddings.token_embeddings.weight"].shape[1],
+        ),
+        "FFN width": (used if stored == used else widest, stored),
+    }
+    wrong = [f"{name} {own}, the checkpoint's {given}" for name, (own, given) in found.items() if own != given]
+    if wrong or full == ("embeddings.dense.weight" in tensors):
+        reason = ", ".join(wrong) or f"a {'full' if full else 'trigram'} embedding, the checkpoint's is another"
+        raise UserError(
+            f"--preset {preset.name}: its sizes are not the checkpoint's ({reason}): give the preset it is of"
+            " (`ffnas presets`), or --architecture"
+        )
+
+
 def _further_ffn(name: str, layers: int) -> bool:
     """Whether this can be an FFN of a larger stack than the architecture's (those within it are wanted names)."""
-    match = _FFN.fullmatch(name)
+    match = FFN.fullmatch(name)
     return match is not None and int(match.group(1)) < layers
 
 
@@ -312,7 +298,7 @@ def _is_supernet(tensors: Mapping[str, Tensor]) -> bool:
     stacks: dict[str, int] = {}
     widths = set()
     for name, tensor in tensors.items():
-        match = _FFN.fullmatch(name)
+        match = FFN.fullmatch(name)
         if match is not None and match.group(3, 4) == ("dense1", "bias"):
             stacks[match.group(1)] = stacks.get(match.group(1), 0) + 1
             widths.add(tensor.shape[0])
@@ -321,7 +307,7 @@ def _is_supernet(tensors: Mapping[str, Tensor]) -> bool:
 
 def _leading(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
     """The leading part of this shape, float32; only inner widths of FFNs may be cut."""
-    match = _FFN.fullmatch(name)
+    match = FFN.fullmatch(name)
     cut = match is not None and match.group(3, 4) in (("dense1", "weight"), ("dense1", "bias"), ("dense2", "weight"))
     larger = tensor.dim() == len(shape) and all(a >= b for a, b in zip(tensor.shape, shape, strict=True))
     if tensor.shape != shape and not (cut and larger):

@@ -31,6 +31,12 @@ from engine.errors import UserError
 from engine.training.settings import PhaseSettings
 from kernels.language.expression import apply, linear, parse_expression
 
+LAYER_NORM_EPS = 1e-5
+"""Epsilon of every LayerNorm in the published code, students and teacher alike."""
+
+BERT_EPS = 1e-12
+"""Epsilon of the baselines, which are timed as transformers runs them."""
+
 TEACHER_WIDTH = 768
 """Width of the paper's teacher, BERT-base; sizes the `fit_dense` its parameter counts include."""
 
@@ -47,12 +53,12 @@ class Recipe:
     """The final distillation.
 
     Attributes:
-        text: distillation on text; its learning rate and batch are the warm-up's.
+        text: distillation on text; its learning rate and batch are the warm-up's. `sources` 1: Wikipedia alone.
         task: distillation on a GLUE task.
         cola_epochs: epochs of `task` on CoLA.
         squad_lr: learning rate of `task` on SQuAD.
-        start: weights the text phase starts from: "warmup", the text-distilled supernet, or "supernet", the one that
-            was distilled on several tasks after that.
+        start: weights the text phase starts from: "warmup", the text-distilled supernet, "supernet", the one that was
+            distilled on several tasks after that, or "fresh", random ones.
     """
 
     text: PhaseSettings = field(default_factory=lambda: PhaseSettings(epochs=10, batch_size=256, lr=1e-4))
@@ -67,6 +73,10 @@ class Recipe:
         if "cola" in name:
             return replace(self.task, epochs=self.cola_epochs)
         return replace(self.task, lr=self.squad_lr) if "squad" in name else self.task
+
+
+_TRANSFER = Recipe(text=PhaseSettings(epochs=3, batch_size=256, lr=1e-4, sources=1), start="fresh")
+_BASELINE = Recipe(start="fresh")
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,7 @@ class ModelPreset:
             "width_policy": self.policy,
             "max_position_embeddings": shape.max_positions,
             "type_vocab_size": shape.type_vocab,
+            "layer_norm_eps": LAYER_NORM_EPS if self.family == "ffnas" else BERT_EPS,
         }
         return values | changes
 
@@ -230,12 +241,28 @@ _MADE: tuple[ModelPreset, ...] = (
         published=16.0,
     ),
     ModelPreset(
-        "tinybert6-transfer", "EfficientBERT's FFNs in TinyBERT-6's sizes", *_transfer(), policy="pad", published=70.1
+        "tinybert6-transfer",
+        "EfficientBERT's FFNs in TinyBERT-6's sizes",
+        *_transfer(),
+        policy="pad",
+        recipe=_TRANSFER,
+        published=70.1,
     ),
-    ModelPreset("tinybert4", "TinyBERT-4", *_bert(312, 4, 1200, fit_dense=True), family="bert", published=14.5),
-    ModelPreset("tinybert6", "TinyBERT-6", *_bert(768, 6, 3072, fit_dense=True), family="bert", published=67.0),
+    ModelPreset(
+        "tinybert4", "TinyBERT-4", *_bert(312, 4, 1200, fit_dense=True), recipe=_BASELINE, family="bert", published=14.5
+    ),
+    ModelPreset(
+        "tinybert6", "TinyBERT-6", *_bert(768, 6, 3072, fit_dense=True), recipe=_BASELINE, family="bert", published=67.0
+    ),
     ModelPreset("mobilebert-tiny", "MobileBERT-TINY", *_MOBILEBERT_TINY, family="mobilebert", published=15.1),
-    ModelPreset("bert-base", "the teacher", *_bert(768, 12, 3072, fit_dense=False), family="bert", published=109),
+    ModelPreset(
+        "bert-base",
+        "the teacher",
+        *_bert(768, 12, 3072, fit_dense=False),
+        recipe=_BASELINE,
+        family="bert",
+        published=109,
+    ),
 )
 
 PRESETS: dict[str, ModelPreset] = {preset.name: preset for preset in _MADE}

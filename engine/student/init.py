@@ -71,6 +71,18 @@ def init_from_teacher(student: FFNASPreTrainedModel, teacher_model: nn.Module) -
         _fit_projection(base, teacher_model)
 
 
+@torch.no_grad()
+def draw_padding_row(student: FFNASPreTrainedModel) -> None:
+    """Gives padding's row of the token table a start like any other's, as EfficientBERT's published code does.
+
+    It is not trained, and stays a neighbour of the last real token; drawn from torch's global generator.
+    """
+    config = student.config
+    if config.pad_token_id is not None:
+        row = student.base_model.embeddings.token_embeddings.weight[config.pad_token_id]
+        row.normal_(0.0, config.initializer_range)
+
+
 def principal_directions(table: Tensor) -> Tensor:
     """Eigenvectors of `table.T @ table` for a [V, W] table: float64 [W, W], one per column, strongest first.
 

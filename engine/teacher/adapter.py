@@ -83,6 +83,7 @@ class Teacher:
         device: torch.device | str = "cpu",
         seed: int = 0,
         standard: bool = False,
+        published: bool = False,
     ) -> Teacher:
         """Load a teacher.
 
@@ -92,17 +93,19 @@ class Teacher:
             device: where the model goes.
             seed: of a fresh head.
             standard: make the model one of ours (`engine.student.from_encoder`) where its family is known.
+            published: run a BERT as EfficientBERT's published code does (`engine.teacher.loading`).
 
         Raises:
             UserError: not found, not loadable, or no suitable encoder.
         """
         found = source if isinstance(source, TeacherSource) else resolve(str(source))
-        model, has_head = load_model(found, task, seed=seed)
+        model, has_head = load_model(found, task, seed=seed, published=published)
         reason = None
         if standard:
             model, reason = standardised(model, found, has_head=has_head, seed=seed)
         knows = has_head and task is not None and names_labels(found, task)
-        made = cls(model.to(device), load_tokenizer(found), name=found.name, has_head=has_head, knows_labels=knows)
+        tokenizer = load_tokenizer(found, published=published)
+        made = cls(model.to(device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
         if reason is not None:
             made.notes.append(f"teacher {found.name!r} stays as it is ({reason}): the student has layers of its own")
         return made

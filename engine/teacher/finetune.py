@@ -62,6 +62,7 @@ def finetune(
     progress: Progress | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
     standard: bool = False,
+    published: bool = False,
 ) -> Teacher:
     """The teacher fine-tuned on `data.train`, from the cache if it was made before.
 
@@ -75,6 +76,7 @@ def finetune(
         progress: called every few steps and after evaluations.
         checkpoint_every: steps between checkpoints of an unfinished run.
         standard: fine-tune the teacher as a model of ours where its family is known (`Teacher.load`).
+        published: fine-tune a BERT with the published code's arithmetic, which it keeps.
 
     Returns:
         The teacher in eval mode, with `metrics` (of `select`), `notes` and `folder` (the cache entry) set.
@@ -86,14 +88,14 @@ def finetune(
     cache_dir = Path(cache_dir)
     prepare_cache(cache_dir)
     found = resolve(str(source))
-    key, details = _identity(found, data, settings, precision, standard)
+    key, details = _identity(found, data, settings, precision, standard, published)
     folder = cache_dir / key
     teacher = _from_cache(folder, key, found, data, device)
     if teacher is not None:
         if progress is not None:
             progress(1, 1, **teacher.metrics)
         return teacher
-    teacher = Teacher.load(found, data.spec, device=device, seed=settings.seed, standard=standard)
+    teacher = Teacher.load(found, data.spec, device=device, seed=settings.seed, standard=standard, published=published)
     checkpoint = cache_dir / f"{key}.checkpoint"
     _train(teacher, data, settings, precision, progress or _silent, checkpoint, checkpoint_every)
     store(folder, key, teacher, {**details, "notes": teacher.notes})
@@ -135,7 +137,12 @@ def finetuned(
 
 
 def _identity(
-    source: TeacherSource, data: EncodedTask, settings: FinetuneSettings, precision: str, standard: bool
+    source: TeacherSource,
+    data: EncodedTask,
+    settings: FinetuneSettings,
+    precision: str,
+    standard: bool,
+    published: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Name of the cache entry, and what decides it."""
     details: dict[str, Any] = {
@@ -148,6 +155,8 @@ def _identity(
     }
     if standard:
         details["standard"] = {"pooling": sentence_pooling(source.folder)}
+    if published:
+        details["published"] = True
     return content_key({name: value for name, value in details.items() if name != "source"}), details
 
 

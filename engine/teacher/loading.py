@@ -25,6 +25,7 @@ from transformers import (
 
 from engine.errors import UserError
 from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
+from engine.published.presets import LAYER_NORM_EPS
 from engine.student.from_encoder import reason_against, standard_model
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.teacher.sentence import sentence_pooling
@@ -41,8 +42,16 @@ _AUTO = {
 """transformers' class for each kind of task."""
 
 
-def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -> tuple[nn.Module, bool]:
+PUBLISHED_BERT = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": LAYER_NORM_EPS}
+"""EfficientBERT's published code runs every BERT so, whatever its own configuration says (erf GELU, 1e-12)."""
+
+
+def load_model(
+    source: TeacherSource, task: TaskSpec | None, *, seed: int = 0, published: bool = False
+) -> tuple[nn.Module, bool]:
     """The model in float32 on the CPU, and whether its head was loaded (False without a task).
+
+    `published`: a BERT with the published code's arithmetic.
 
     Raises:
         UserError: the folder cannot be loaded, or holds no encoder.
@@ -58,6 +67,8 @@ def load_model(source: TeacherSource, task: TaskSpec | None, *, seed: int = 0) -
     own_names = dict(config.id2label)
     if task is not None:
         auto, options = _AUTO[task.kind], _head_options(task)
+    if published and config.model_type == "bert":
+        options = options | PUBLISHED_BERT
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:

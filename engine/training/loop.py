@@ -34,7 +34,7 @@ from engine.data.prefetch import prefetch
 from engine.distributed.parallel import ALONE, Ranks, accumulating
 from engine.objective import KDLoss, KDWeights
 from engine.training.checkpoint import has_training_state, load_training_state, save_training_state
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule
+from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
 from engine.training.readout import Readout
 from engine.training.sentinel import Sentinel
 from engine.training.settings import PhaseSettings
@@ -115,7 +115,7 @@ def run_phase(
             training mode is set again before the next step.
         extra_state, restore_extra: tensors saved and restored with the checkpoint (best weights so far, say).
         weights: of the loss's terms, needed to weigh parts term by term; without them every term must be a mean over
-            sequences.
+            sequences. Theirs is also the learning rate: the published one under `paper_exact`.
         ranks: processes that train together; `log`, `after_step` and the two above are called on the first only.
         sentinel: compares backends on the first batch (of a short phase not always).
 
@@ -128,7 +128,9 @@ def run_phase(
         return 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
-    scheduler = linear_schedule(optimizer, round(settings.warmup_ratio * total_steps), total_steps)
+    published = weights is not None and weights.paper_exact
+    warmup = warmup_steps(settings.warmup_ratio, total_steps, published=published)
+    scheduler = linear_schedule(optimizer, warmup, total_steps, published=published)
     start = 0
     if checkpoint is not None and ranks.agree(lambda: has_training_state(checkpoint)):
         start, extra = load_training_state(checkpoint, model, optimizer, scheduler, ranks=ranks)

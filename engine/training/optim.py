@@ -71,11 +71,16 @@ def clipped_step(optimizer: Optimizer, parameters: Iterable[Tensor], clip: float
     return skipped
 
 
-def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+def warmup_steps(ratio: float, total_steps: int, *, published: bool = False) -> int:
+    """Steps of a warm-up that is a share of all; EfficientBERT's published code rounds down."""
+    return int(ratio * total_steps) if published else round(ratio * total_steps)
+
+
+def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, *, published: bool = False) -> LambdaLR:
     """Learning rate rises linearly over `warmup_steps`, then falls linearly to 0 at `total_steps`.
 
     Step k (counted from 0) runs at `lr * (k + 1) / (warmup_steps + 1)` while warming up, so that the first step is
-    not lost to a rate of 0.
+    not lost to a rate of 0; `published`: at `lr * k / warmup_steps`, as EfficientBERT's published code.
 
     Raises:
         ValueError: total_steps < 1, or warmup_steps outside 0..total_steps.
@@ -87,7 +92,7 @@ def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int) -
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            return step / warmup_steps if published else (step + 1) / (warmup_steps + 1)
         return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
     return LambdaLR(optimizer, factor)

@@ -21,6 +21,8 @@ class PhaseSettings:
         warmup_ratio: share of the steps with rising learning rate.
         clip: largest gradient norm.
         fraction: share of the data to use, drawn once with the run's seed.
+        first: that share is the first one, in the order of the files, instead of a random one.
+        sources: text: only the first so many sources of data.text (null: all).
     """
 
     steps: int | None = None
@@ -32,6 +34,8 @@ class PhaseSettings:
     warmup_ratio: float = 0.1
     clip: float = 1.0
     fraction: float = 1.0
+    first: bool = False
+    sources: int | None = None
 
     def total_steps(self, batches_per_epoch: int) -> int:
         """Optimizer steps of the phase over data of `batches_per_epoch` batches."""

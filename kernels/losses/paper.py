@@ -3,7 +3,8 @@
 Differences from `kernels.losses.ops`, as in `finetune.py` and `utils/utils.py` of the code published with
 EfficientBERT: padding counts in every mean; the attention mask is added to the scores as -10000 at padded keys, and
 every score <= -100 is replaced by 0 on both sides before the MSE, so real scores below -100 vanish too; soft
-cross-entropy is averaged over classes as well as rows and not multiplied by T².
+cross-entropy is averaged over classes as well as rows and not multiplied by T²; that of question answering leaves out
+the first position too, and adds the terms of beginnings and ends.
 
 Chosen: separate, literal functions that do materialize S×S. Rejected: switches inside the exact losses, which would
 put two definitions of one term into every fused kernel.
@@ -47,6 +48,23 @@ def soft_cross_entropy_paper(student_logits: Tensor, teacher_logits: Tensor, tem
     log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
     target = F.softmax(teacher_logits.detach().float() / temperature, dim=-1)
     return (-target * log_p).mean()
+
+
+def span_soft_cross_entropy_paper(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Mean over rows and positions of the two terms' *sum*, positions of padding and the first one masked out. Scalar.
+
+    Args:
+        student_scores, teacher_scores: [B, S, 2] scores of beginnings and ends.
+        mask: [B, S] bool, True at real tokens.
+        temperature: > 0; without T².
+    """
+    out = ~mask
+    out[:, 0] = True
+    masked = (out * MASKED_SCORE)[..., None]
+    sides = ((own + masked).float().unbind(-1) for own in (student_scores, teacher_scores))
+    return sum(soft_cross_entropy_paper(own, wanted, temperature) for own, wanted in zip(*sides, strict=True))
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor, scale: float | None) -> Tensor:

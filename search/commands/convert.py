@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from engine.architecture.file import load_architecture
+from engine.architecture.file import load_architecture, names_file
 from engine.errors import UserError
 from search.console.arguments import QuietParser
 
@@ -45,10 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--architecture", help="architecture file, or text such as 'linear4_2(gelu(linear4_2(x,wb1)),wb2), ...'")
     add("--heads", type=int, help="attention heads (default: the preset's, else 12)")
     add("--ffn-size", type=int, help="FFN width at ratio 1 (default: the preset's, else the hidden size)")
+    add("--layer-norm-eps", type=float, help="epsilon of LayerNorm (default: 1e-5, that of the published code)")
     add("--policy", choices=("truncate", "pad"), help="width policy (default: the preset's, else truncate)")
-    add("--kind", choices=("classification", "question-answering", "encoder"), help="default: by what the file has")
-    add("--task", help="of several heads (classifiers.TASK), the one to take; with --back, the name to write")
-    add("--labels", help="names of the classes in the classifier's order, comma separated")
+    kinds = ("classification", "question-answering", "multiple-choice", "encoder")
+    add("--kind", choices=kinds, help="default: the task's, or by what the file has")
+    add("--task", help="published task (mnli, sst-2, squad2.0, ...): names the classes in the published order and takes"
+        " its head of several; also T of classifiers.T; with --back, the name to write")  # fmt: skip
+    add("--labels", help="names of the classes in the classifier's order, comma separated (default: the task's)")
     add("--regression", action="store_true", help="the classifier gives a value")
     add("--tokenizer", help="directory of the tokenizer to put beside the model")
     add("--supernet", action="store_true", help="keep a supernet whole, to start `ffnas derive` from")
@@ -56,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-fit-dense", action="store_true", help="leave out the distillation projection")
     add("--back", action="store_true", help="model directory to published file")
     add("--module", action="store_true", help="with --back: names with `module.` in front")
+    add("--sliced", action="store_true", help="with --back: FFNs as small as they are, which the published code cannot"
+        " load (default: at full size, zero-filled)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace TARGET if it exists")
     return parser
 
@@ -63,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 def _forth(options: argparse.Namespace, target: Path) -> None:
     from engine.architecture.architecture import Architecture
     from engine.export.export import export_model
-    from engine.published.convert import from_published, read_published
+    from engine.published.convert import from_published, require_sizes
+    from engine.published.files import read_published
     from engine.published.presets import get_preset
     from search.console.libraries import quiet
     from search.report.card import architecture_png
@@ -73,15 +79,18 @@ def _forth(options: argparse.Namespace, target: Path) -> None:
     preset = None if options.preset is None else get_preset(options.preset)
     if preset is None:
         given = options.architecture
-        architecture = load_architecture(given) if Path(given).is_file() else Architecture.parse(given)
+        architecture = load_architecture(given) if names_file(given) else Architecture.parse(given)
     elif preset.architecture is None or preset.family != "ffnas":
         raise UserError(f"--preset: {preset.name} has no checkpoints of this format: choose one of EfficientBERT's")
     else:
         architecture = preset.architecture
     quiet()
     tokenizer = None if options.tokenizer is None else _tokenizer(options.tokenizer)
+    tensors = read_published(options.source)
+    if preset is not None:
+        require_sizes(tensors, preset, options.ffn_size)
     converted = from_published(
-        read_published(options.source),
+        tensors,
         architecture,
         heads=options.heads or (preset.heads if preset else 12),
         ffn_size=options.ffn_size or (preset.shape.ffn_size if preset else None),
@@ -91,6 +100,7 @@ def _forth(options: argparse.Namespace, target: Path) -> None:
         stored=options.supernet,
         drop=options.drop,
         **_labels(options),
+        **({} if options.layer_norm_eps is None else {"layer_norm_eps": options.layer_norm_eps}),
     )
     card: dict[str, Any] = {
         "name": preset.name if preset else target.name,
@@ -133,10 +143,17 @@ def _tokenizer(folder: str) -> Any:
 
 def _back(options: argparse.Namespace, target: Path) -> None:
     from engine.export.saved import load_saved
-    from engine.published.convert import to_published, write_published
+    from engine.published.back import differences, to_published
+    from engine.published.files import write_published
     from search.console.libraries import quiet
 
     quiet()
-    state = to_published(load_saved(options.source), task=options.task, module=options.module)
+    model = load_saved(options.source)
+    state = to_published(model, task=options.task, module=options.module, full=not options.sliced)
     write_published(state, target)
-    print(f"checkpoint: {target} ({len(state)} tensors)")
+    form = "full size, zero beyond the architecture's slices, as the published code loads it"
+    if options.sliced:
+        form = "sliced to the architecture; the published code cannot load it"
+    for line in differences(model):
+        print(f"ffnas: {line}")
+    print(f"checkpoint: {target} ({len(state)} tensors; {form})")

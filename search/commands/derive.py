@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.architecture.architecture import Architecture
-from engine.architecture.file import load_architecture
+from engine.architecture.file import load_architecture, names_file
 from engine.errors import ToldElsewhere, UserError
 from engine.files import write_json_atomic
 from engine.published.presets import ModelPreset, get_preset
@@ -89,8 +89,9 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     parser.add_argument("--settings", default="paper", help="search preset the other options start from (paper)")
     parser.add_argument(
         "--start",
-        help="first weights: fresh (default), warmup (a supernet is distilled on text first), a model directory, a"
-        " published checkpoint, or a supernet's *.safetensors in a run directory",
+        help="first weights: fresh, warmup (a supernet is distilled on text first), a model directory, a published"
+        " checkpoint, or a supernet's *.safetensors in a run directory (default: the preset's with settings paper,"
+        " otherwise fresh)",
     )
     parser.add_argument("--resume", help="run directory to continue; takes its own configuration")
     options, rest = parser.parse_known_args(argv)
@@ -109,8 +110,8 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     config, _ = parse(["--preset", options.settings, *sizes, *recipe, *rest], prog="ffnas derive")
     if config.student.num_layers != len(architecture):
         raise UserError(f"student.num_layers: {config.student.num_layers}, the architecture has {len(architecture)}")
-    start = options.start or FRESH
-    if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP):
+    start = options.start or (preset.recipe.start if preset is not None and options.settings == "paper" else FRESH)
+    if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP, "supernet"):
         raise UserError(
             f"--start: {preset.name} starts from the weights of a multi-task supernet: give its stage3/supernet"
             ".safetensors, its directory, or a published checkpoint"
@@ -132,6 +133,7 @@ def _preset(preset: ModelPreset) -> tuple[Architecture, list[str]]:
         *("--student.ffn_size", str(values["intermediate_size"])),
         *("--student.embedding", str(values["embedding_type"])),
         *("--student.embedding_size", str(values["embedding_size"])),
+        *("--student.layer_norm_eps", str(values["layer_norm_eps"])),
         *("--space.policy", preset.policy),
         *("--budget.params", "null"),
     ]
@@ -145,7 +147,7 @@ def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
     return [
         word
         for name, phase in phases
-        for field in ("epochs", "batch_size", "lr")
+        for field in ("epochs", "batch_size", "lr", *(("sources",) if phase.sources is not None else ()))
         for word in (f"--derive.{name}.{field}", str(getattr(phase, field)))
     ]
 
@@ -153,7 +155,7 @@ def _recipe(preset: ModelPreset, rest: list[str]) -> list[str]:
 def _architecture(given: str) -> tuple[Architecture, list[str]]:
     """From a file (its sizes become the student's, unless overridden) or text."""
     budget = ["--budget.params", "null"]
-    if not Path(given).is_file():
+    if not names_file(given):
         architecture = Architecture.parse(given)
         return architecture, ["--student.num_layers", str(len(architecture)), *budget]
     architecture = load_architecture(given)
@@ -250,18 +252,24 @@ def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     from engine.student.supernet import inherit
     from search.stages import largest, warm_up
 
+    if plan.start not in (FRESH, WARMUP):
+        given = _given_weights(ctx, plan).to(ctx.device)
+        own = Path(plan.start).suffix == ".safetensors"  # of a run: a weights file alone does not tell its epsilon
+        fields = {} if own else {"layer_norm_eps": given.config.layer_norm_eps}
+        model = ctx.new_student(plan.architecture, "derive", **fields)
+        inherit(model, given)
+        return model
     model = ctx.new_student(plan.architecture, "derive")
     if plan.start == WARMUP:
         expressions = tuple(layer.expression for layer in plan.architecture.layers)
         inherit(model, warm_up(ctx, largest(ctx, expressions)))
-    elif plan.start != FRESH:
-        inherit(model, _given_weights(ctx, plan).to(ctx.device))
     return model
 
 
 def _given_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     from engine.export.saved import load_saved
-    from engine.published.convert import from_published, read_published
+    from engine.published.convert import from_published
+    from engine.published.files import read_published
 
     path = Path(plan.start)
     if path.is_dir():

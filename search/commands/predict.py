@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from engine.data import EncodedDataset, Rows, TaskSpec
     from engine.data.catalog import PublishedTask
+    from engine.model_sources import TeacherSource
 
 EXAMPLES = """
 examples:
@@ -117,9 +118,33 @@ class Prediction:
             raise UserError(
                 f"{self.options.model}: has no head for {spec.name} ({spec.num_labels} outputs): fine-tune it"
             )
+        if self.task is not None and spec.kind == "classification":
+            self._require_names(found)
         tokenizer = load_tokenizer(found)
         require_rows(tokenizer, model.config.vocab_size, self.options.model)
         return spec, model.to(self.device).eval(), tokenizer
+
+    def _require_names(self, found: TeacherSource) -> None:
+        """Raises `UserError` unless the model names the task's classes, so that it is known which output is which.
+
+        In any order (the outputs are put into the task's), or as the task's files number them, in theirs.
+        """
+        import json
+
+        from engine.errors import UserError
+        from engine.teacher.loading import names_labels
+
+        assert self.task is not None
+        names = json.loads((found.folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        own = tuple(str(names[key]) for key in sorted(names, key=int))
+        if names_labels(found, self.task.spec) or (own and own == self.task.values):
+            return
+        given = ", ".join(own) if own else "LABEL_0, LABEL_1, ..."
+        raise UserError(
+            f"{self.options.model}: its classes are called {given}, those of {self.task.name}"
+            f" {', '.join(self.task.classes)}: which output is which cannot be told: write the names into id2label of"
+            " its config.json (ffnas convert --task or --labels does)"
+        )
 
     def _encode(self, name: str, rows: Rows) -> Split:
         from engine.data import encode_task, model_positions

@@ -40,7 +40,7 @@ from engine.student.supernet import build_student, extract
 from engine.training.checkpoint import load_weights
 from search.config.latency_tables import conditions
 from search.config.schema import SearchConfig
-from search.config.space import build_space
+from search.config.space import build_space, student_fields
 from search.console.progress import Reporter
 from search.context import Prepared, prepare
 from search.ledger.ledger import Trial
@@ -163,9 +163,8 @@ class _Resolution:
             prepared.spec,
             policy=prepared.space.policy,
             pad_token_id=prepared.teacher.tokenizer.pad_token_id,
-            hidden_dropout_prob=prepared.config.student.dropout,
-            attention_probs_dropout_prob=prepared.config.student.dropout,
             seed=0,
+            **student_fields(prepared.config),
         )
         load_weights(RunDir(self.folder).stage(3) / "supernet.safetensors", model)
         return model.to(prepared.device).eval()

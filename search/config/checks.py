@@ -40,6 +40,7 @@ def validate(config: SearchConfig) -> None:
     _positive("sampler.concurrent", config.sampler.concurrent)
     _positive("sampler.exploration", config.sampler.exploration, zero=True)
     _positive("kd.temperature", config.kd.temperature)
+    _choice("kd.text_teacher", config.kd.text_teacher, ("finetuned", "pretrained"))
     _positive("checkpoint_every", config.checkpoint_every)
     if config.threads is not None:
         _positive("threads", config.threads)
@@ -107,6 +108,8 @@ def _student(student: StudentConfig) -> None:
     if student.num_heads is not None:
         _positive("student.num_heads", student.num_heads)
         check_heads(student.hidden_size, student.num_heads)
+    if student.layer_norm_eps is not None:
+        _positive("student.layer_norm_eps", student.layer_norm_eps)
     _choice("student.embedding", student.embedding, ("trigram", "full"))
     _choice("student.init", student.init, ("teacher", "random"))
     if not 0 <= student.dropout < 1:
@@ -206,6 +209,8 @@ def _expression_stage(name: str, stage: StageConfig) -> None:
     _trials(name, stage)
     _positive(f"{name}.population", stage.population)
     _positive(f"{name}.rungs", stage.rungs, zero=True)
+    if not 0 < stage.score_share <= 1:
+        raise UserError(f"{name}.score_share: {stage.score_share!r} is out of range: a share in (0, 1]")
     if stage.reduction < 2:
         raise UserError(f"{name}.reduction: {stage.reduction} is out of range: give a number >= 2")
     for part in ("text", "task"):
@@ -250,6 +255,10 @@ def _phase(name: str, settings: PhaseSettings) -> None:
     _positive(f"{name}.clip", settings.clip)
     if not 0 < settings.fraction <= 1:
         raise UserError(f"{name}.fraction: {settings.fraction!r} is out of range: a share in (0, 1]")
+    if settings.sources is not None:
+        _positive(f"{name}.sources", settings.sources)
+        if name.endswith(".task"):
+            raise UserError(f"{name}.sources: {settings.sources}: a task has no sources of text: leave it out")
     if not 0 <= settings.warmup_ratio < 1:
         raise UserError(f"{name}.warmup_ratio: {settings.warmup_ratio!r} is out of range: a share in [0, 1)")
 

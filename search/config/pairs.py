@@ -1,4 +1,5 @@
-"""Pairs of values of which one is enough: steps and epochs of a phase, max_steps and epochs of the fine-tuning.
+"""Pairs of values of which one is enough: steps and epochs of a phase, max_steps and epochs of the fine-tuning, the
+task by name and the file it is in.
 
 A preset gives one of them. Who gives the other one, on the command line or in a configuration file, means it: the
 preset's is unset then, whether it is the one that is asked first or not.
@@ -15,8 +16,8 @@ from typing import Any
 from search.config.schema import SearchConfig
 
 _EXCLUSIVE = ("steps", "epochs")
-_TOGETHER = ("max_steps", "epochs")
-"""Both may be given, the smaller number counts."""
+_TOGETHER = (("max_steps", "epochs"), ("task", "train"))
+"""Both may be given: of two numbers the smaller one counts, and a task says how a file of one's own is written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,10 @@ def unset_by_values(values: Any) -> list[str]:
 def _pairs_of(kind: type, prefix: str) -> Iterator[tuple[str, Partner]]:
     types = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}
-    for pair in (_EXCLUSIVE, _TOGETHER):
+    for pair in (_EXCLUSIVE, *_TOGETHER):
         if names.issuperset(pair):
             for one, other in (pair, pair[::-1]):
-                yield prefix + one, Partner(prefix + other, pair is _TOGETHER)
+                yield prefix + one, Partner(prefix + other, pair is not _EXCLUSIVE)
     for name in sorted(names):
         if dataclasses.is_dataclass(types[name]):
             yield from _pairs_of(types[name], f"{prefix}{name}.")

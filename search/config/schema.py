@@ -14,6 +14,7 @@ from engine.data.config import DataConfig
 from engine.teacher.settings import FinetuneSettings
 from engine.training.settings import PhaseSettings, TargetSettings
 from kernels.language.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
+from search.config.distillation import KDConfig
 
 
 @dataclass
@@ -29,6 +30,7 @@ class StudentConfig:
         embedding_size: E, width of the factorized token embedding.
         dropout: dropout probability of hidden states and attention while training.
         init: 'teacher' starts the embedding from the teacher's (truncated SVD), 'random' from scratch.
+        layer_norm_eps: epsilon of every LayerNorm (null: 1e-12, with kd.paper_exact the published 1e-5).
     """
 
     hidden_size: int = 540
@@ -39,6 +41,7 @@ class StudentConfig:
     embedding_size: int = 128
     dropout: float = 0.1
     init: str = "teacher"
+    layer_norm_eps: float | None = None
 
 
 @dataclass
@@ -136,25 +139,6 @@ class ObjectiveConfig:
 
 
 @dataclass
-class KDConfig:
-    """Weights of the distillation terms.
-
-    Args:
-        hidden: weight of the hidden-state MSE.
-        attention: weight of the attention-score MSE.
-        prediction: weight of the prediction term.
-        temperature: temperature of the soft cross-entropy.
-        paper_exact: reproduce the published code's arithmetic (padding counted, class-averaged soft CE).
-    """
-
-    hidden: float = 1.0
-    attention: float = 1.0
-    prediction: float = 1.0
-    temperature: float = 1.0
-    paper_exact: bool = False
-
-
-@dataclass
 class StageConfig:
     """Stages 1 and 2: candidates are trained shortly, from the supernet's sliced weights.
 
@@ -168,6 +152,7 @@ class StageConfig:
         rungs: times before the end of the task distillation at which candidates that lag behind stop (successive
             halving); 0 trains all to the end.
         reduction: one of so many candidates passes a rung.
+        score_share: share of the score split that scores candidates, its last rows.
     """
 
     trials: int = 200
@@ -175,6 +160,7 @@ class StageConfig:
     population: int = 4
     rungs: int = 0
     reduction: int = 3
+    score_share: float = 1.0
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
 
@@ -217,12 +203,14 @@ class DeriveConfig:
         evaluations: times the checkpoint is compared on the selection split, evenly spread over the task phase.
         start: 'warmup' starts from the text-distilled stage-3 supernet (the paper's EfficientBERT),
             'supernet' from the task-distilled one (its EfficientBERT+).
+        score_rows: train on the rows of the score split too; the search, which they scored, is over by then.
     """
 
     text: PhaseSettings = field(default_factory=PhaseSettings)
     task: PhaseSettings = field(default_factory=PhaseSettings)
     evaluations: int = 10
     start: str = "warmup"
+    score_rows: bool = False
 
 
 @dataclass

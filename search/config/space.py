@@ -12,6 +12,7 @@ from fractions import Fraction
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.latency.table import LatencyTable
+from engine.published.presets import LAYER_NORM_EPS
 from kernels.language.operators import KRON
 from search.config.checks import parse_ratios
 from search.config.schema import SearchConfig
@@ -34,6 +35,15 @@ def student_shape(config: SearchConfig, vocab_size: int, teacher_hidden_size: in
     )
     chosen = config.space
     return with_block(shape, parse_ratios(chosen.ratios), chosen.linears, chosen.kron_block)
+
+
+def student_fields(config: SearchConfig) -> dict[str, float]:
+    """Further fields of `engine.student.FFNASConfig` that a configuration decides: dropout and LayerNorm's epsilon."""
+    student, eps = config.student, config.student.layer_norm_eps
+    if eps is None:
+        eps = LAYER_NORM_EPS if config.kd.paper_exact else 1e-12
+    dropout = {"hidden_dropout_prob": student.dropout, "attention_probs_dropout_prob": student.dropout}
+    return {**dropout, "layer_norm_eps": eps}
 
 
 def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | None = None) -> SearchSpace:

@@ -18,7 +18,7 @@ import torch
 
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
-from engine.distill import Member, Outcome, TeacherTargets, train_population
+from engine.distill import Distiller, Member, Outcome, TeacherTargets, train_population
 from engine.distill.population import Part, generator_state, side_by_side
 from engine.distill.room import free_bytes, students_at_once
 from engine.evaluation.evaluation import evaluate
@@ -56,11 +56,14 @@ class ProxyTrainer:
         self.name = name
         self.settings = settings
         self.supernet = supernet
-        self.distiller = ctx.distiller()
+        self.distillers: dict[Part, Distiller] = {
+            "task": ctx.distiller(stage=True),
+            "text": ctx.distiller("text", stage=True),
+        }
         self.sentinel = ctx.sentinel
         self.text = phase_data(ctx, ctx.data.text, settings.text, "proxy-text")
         self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
-        self.score_data = ctx.data.score
+        self.score_data = ctx.data.score.last(settings.score_share)
         self.text_targets = self._targets("text", settings.text)
         self.task_targets = self._targets("task", settings.task)
         self.total_steps = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
@@ -124,9 +127,9 @@ class ProxyTrainer:
 
     def _targets(self, part: Part, settings: PhaseSettings) -> TeacherTargets:
         """The teacher's answers for a part's batches; those of an earlier stage that trained on the same ones."""
-        key = (part, settings.batch_size, settings.fraction)
+        key = (part, settings.batch_size, settings.fraction, settings.first, settings.sources)
         if key not in self.ctx.proxy_targets:
-            self.ctx.proxy_targets[key] = TeacherTargets(self.distiller, need_logits=part == "task")
+            self.ctx.proxy_targets[key] = TeacherTargets(self.distillers[part], need_logits=part == "task")
         return self.ctx.proxy_targets[key]
 
     def _vocabulary(self) -> Vocabulary | None:
@@ -178,7 +181,7 @@ class ProxyTrainer:
         model, batch_size = member.model.train(), self.settings.task.batch_size
         batch = next(cycle(self.task, batch_size, seed=self.ctx.seed("proxy", "task"))).to(self.ctx.device)
         targets = self._answers(self.task_targets)(0, batch)
-        loss = partial(self.distiller.task_loss, model, batch, targets=targets)
+        loss = partial(self.distillers["task"].task_loss, model, batch, targets=targets)
         sentinel.training(self.name, model, loss, kind="task", steps=steps)
 
     def _halve(self, done: int, living: dict[int, Member], rungs: dict[int, dict[int, float]]) -> None:
@@ -203,7 +206,7 @@ class ProxyTrainer:
             f"{self.name} {part}",
             members,
             cycle(data, settings.batch_size, seed=self.ctx.seed("proxy", part)),
-            self.distiller,
+            self.distillers[part],
             settings,
             settings.total_steps(data.num_batches(settings.batch_size)),
             part,

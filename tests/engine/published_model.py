@@ -112,7 +112,7 @@ def hidden_states(state, layers, ffn, heads, ids, types, padding):
     def norm(name, x):
         mean = x.mean(-1, keepdim=True)
         variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + 1e-12) * state[f"{name}.weight"] + state[f"{name}.bias"]
+        return (x - mean) / torch.sqrt(variance + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     x = state["embeddings.token_embeddings.weight"][ids]
     if "embeddings.dense.weight" in state:

@@ -11,7 +11,9 @@ from published_model import hidden_states, logits, random_state, released
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
 from engine.export.saved import load_saved
-from engine.published.convert import from_published, read_published, to_published, write_published
+from engine.published.back import to_published
+from engine.published.convert import from_published
+from engine.published.files import read_published, write_published
 from engine.published.presets import PRESETS
 from search.cli import main
 
@@ -83,16 +85,16 @@ def test_every_preset_converts(name, size, tmp_path):
 
 
 def test_a_head_of_several_tasks_is_chosen(tmp_path):
-    state = tiny_state(heads=("classifiers.mnli", "classifiers.sst-2"), classes=3)
+    state = tiny_state(heads=("classifiers.first", "classifiers.second"), classes=3)
     path = saved(tmp_path, state)
-    with pytest.raises(UserError, match="heads for mnli, sst-2"):
+    with pytest.raises(UserError, match="heads for first, second"):
         converted(path)
     with pytest.raises(UserError, match="no head 'rte'"):
         converted(path, task="rte")
-    made = converted(path, task="sst-2")
-    assert made.notes == ("heads of other tasks left out: mnli",)
+    made = converted(path, task="second")
+    assert made.notes == ("heads of other tasks left out: first",)
     ids, types, padding = batch(TINY["vocab"])
-    expected = logits(state, released("truncate"), 24, 12, ids, types, padding, "classifiers.sst-2")
+    expected = logits(state, released("truncate"), 24, 12, ids, types, padding, "classifiers.second")
     assert_equal_logits(made.model, expected, ids, types, padding)
 
 
@@ -192,7 +194,7 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
     state = tiny_state()
     path = saved(tmp_path, state, "module.")
     out = tmp_path / "model"
-    arguments = [str(path), str(out), "--preset", "efficientbert", "--ffn-size", "24", "--labels", "bad,good"]
+    arguments = [str(path), str(out), "--architecture", str(ARCHITECTURE), "--labels", "bad,good"]
     assert main(["convert", *arguments]) == 0
     assert "FFNASForSequenceClassification" in capsys.readouterr().out
     model = load_saved(out)
@@ -200,7 +202,8 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
     assert (out / "architecture.png").read_bytes().startswith(b"\x89PNG")
     ids, types, padding = batch(TINY["vocab"])
     assert_equal_logits(model, logits(state, released("truncate"), 24, 12, ids, types, padding), ids, types, padding)
-    assert main(["convert", str(out), str(tmp_path / "back.bin"), "--back"]) == 0
+    assert main(["convert", str(out), str(tmp_path / "back.bin"), "--back", "--sliced"]) == 0
+    assert "sliced to the architecture" in capsys.readouterr().out
     back = read_published(tmp_path / "back.bin")
     assert set(back) == set(state)
     assert all(torch.equal(back[name], value) for name, value in state.items())

@@ -11,7 +11,7 @@ from torch import nn
 from engine.data import EncodedDataset
 from engine.distill import Member, PopulationStep, train_population
 from engine.distill.population import generator_state, side_by_side, uses_dropout
-from engine.objective import KDLoss
+from engine.objective import KDLoss, KDWeights
 from engine.seeding import seed_everything
 from engine.training.loop import cycle, run_phase
 from engine.training.settings import PhaseSettings
@@ -44,6 +44,7 @@ class CountingDistiller:
 
     device = torch.device("cpu")
     graphs = None
+    weights = KDWeights()
 
     def __init__(self) -> None:
         self.passes = 0

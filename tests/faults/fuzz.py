@@ -299,7 +299,8 @@ def checkpoint_target(folder: Path) -> Target:
 
     from engine.architecture.architecture import Architecture
     from engine.errors import UserError
-    from engine.published.convert import from_published, read_published
+    from engine.published.convert import from_published
+    from engine.published.files import read_published
 
     path, architecture = folder / "published.pt", Architecture.parse(FFN)
 

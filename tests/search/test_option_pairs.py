@@ -36,6 +36,8 @@ def test_every_pair_of_the_configuration_is_known():
     assert set(partners()) == {f"{p}.{k}" for p in PHASES for k in ("steps", "epochs")} | {
         "finetune.max_steps",
         "finetune.epochs",
+        "data.task",
+        "data.train",
     }
     for name, partner in partners().items():
         assert partners()[partner.name].name == name
