@@ -32,10 +32,9 @@ _DRAWN = "►"
 
 
 class Command(NamedTuple):
-    """A command, as README has it but in one line and without its comment, and whether a block of its own shows it."""
+    """A command, as README has it but in one line and without its comment."""
 
     text: str
-    in_block: bool
 
     @property
     def words(self) -> list[str]:
@@ -67,9 +66,15 @@ def commands(text: str = TEXT) -> list[Command]:
             words = shlex.split(line, comments=True)
             if words:
                 assert words[0] in PROGRAMS, f"README: what is {line!r}? Add its program to readme.PROGRAMS"
-                found.append(Command(_without_comment(line), True))
-    found += [Command(said, False) for said in _spans(text) if said.split()[0] in PROGRAMS and said not in PROGRAMS]
-    return list(dict.fromkeys(found))
+                found.append(Command(_without_comment(line)))
+    shown = [said for said in _spans(text) if said.split()[0] in PROGRAMS and said not in [*PROGRAMS, *named(text)]]
+    return list(dict.fromkeys([*found, *(Command(said) for said in shown)]))
+
+
+def named(text: str = TEXT) -> list[str]:
+    """Commands that the text speaks of without an argument: `ffnas prepare`, `make setup`."""
+    spoken = [said for said in _spans(text) if said.split()[0] in ("ffnas", "make") and len(said.split()) == 2]
+    return list(dict.fromkeys(spoken))
 
 
 def options(text: str = TEXT) -> list[str]:
@@ -123,9 +128,7 @@ def require_valid(words: Sequence[str], *, hub: bool = False) -> None:
         _require_module(rest[1], rest[2:])
     elif program == "pytest":
         assert all((REPO / word).exists() for word in rest if not word.startswith("-")), words
-        help_text = importlib.import_module("pytest_benchmark.plugin").__file__
-        given = [word for word in rest if word.startswith("-")]
-        assert all(f'"{word}"' in Path(help_text).read_text(encoding="utf-8") for word in given), words
+        assert {word for word in rest if word.startswith("-")} <= _benchmark_options(), words
     else:
         assert rest[0] == "install", words
         assert (REPO / "pyproject.toml").is_file()
@@ -146,6 +149,23 @@ def _require_ffnas(words: list[str], hub: bool) -> None:
         except Started:
             return
     raise AssertionError(f"ffnas {shlex.join(words)} ends with code {code} instead of beginning its work")
+
+
+def _benchmark_options() -> set[str]:
+    """Options that pytest has from pytest-benchmark."""
+    from pytest_benchmark.plugin import pytest_addoption
+
+    names: list[str] = []
+
+    class Recorder:
+        def getgroup(self, *_names: str) -> Recorder:
+            return self
+
+        def addoption(self, *given: str, **_options: object) -> None:
+            names.extend(given)
+
+    pytest_addoption(Recorder())
+    return set(names)
 
 
 def _require_make(words: list[str], hub: bool) -> None:
