@@ -8,6 +8,7 @@ started by their real entry points and stopped where the work begins (`readme.re
 import importlib
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ sys.path.insert(0, str(REPO / "tests" / "faults"))
 from fault_runs import make_inputs
 from fault_runs import options as small_search
 
+from engine.data.prepare import PrepareConfig
 from search.cli import main
 from search.config.options import parse
+from search.config.schema import SearchConfig
 
 MINUTES = "takes minutes"
 HUB = "takes models or data from the hub, and minutes"
@@ -122,6 +125,7 @@ def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(REPO))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_made_up")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0})  # text is packed here, not by workers that start up
     return folder
 
 
@@ -212,6 +216,10 @@ def test_what_a_new_block_says_is_looked_at():
     assert readme.options(text) == ["--seed 0"]
     with pytest.raises(AssertionError, match="what is 'curl x'"):
         readme.commands("```\ncurl x\n```\n")
+
+
+def test_packed_text_fits_the_search_that_reads_it():
+    assert {field.name: field.default for field in fields(PrepareConfig)}["tokenizer"] == SearchConfig().teacher
 
 
 def test_the_makefile_has_the_libraries_of_every_command():
