@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml setup.py
 	@echo "setting up .venv (once)"
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check setuptools ninja
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[demo,onnx]'
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)

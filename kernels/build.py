@@ -30,6 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from kernels.cache import cache_dir
+
 PACKAGE = Path(__file__).resolve().parent
 LIBRARY_NAME = "_ffnas_cpu.so"
 """Name of the library built at installation, in the package's folder."""
@@ -85,7 +87,7 @@ def library_path() -> Path:
     key = source_key(sources)
     if installed.exists() and key.encode() in installed.read_bytes():
         return installed
-    cache = cache_folder()
+    cache = cache_dir()
     compiler = find_compiler()
     if compiler is None:
         built = sorted(cache.glob(f"cpu-{key}-*.so"))
@@ -116,14 +118,6 @@ def source_key(sources: Path) -> str:
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
     digest.update(repr((_UNITS, _X86_UNITS, _COMMON_FLAGS, _extra_flags(), platform.machine())).encode())
     return "ffnas-" + digest.hexdigest()[:24]
-
-
-def cache_folder() -> Path:
-    """Where libraries built at first use are kept."""
-    own = os.environ.get("FFNAS_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffnas"
 
 
 def find_compiler() -> str | None:

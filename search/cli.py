@@ -78,9 +78,6 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
     from engine.errors import ToldElsewhere, UserError
     from search.console.environment import check_names, check_versions, give_home
 
-    note = give_home()
-    if note is not None:
-        _say(note)
     try:
         check_names()
         if not old:
@@ -88,6 +85,9 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
     except UserError as error:
         print(f"ffnas: error: {error}", file=sys.stderr)
         return 2
+    note = give_home()
+    if note is not None:
+        _say(note)
     from kernels.language.expression import ExpressionError
 
     show = warnings.showwarning

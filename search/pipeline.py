@@ -34,7 +34,7 @@ from search.report.card import architecture_png
 from search.report.tables import write_candidates
 from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
-from search.summary import summarise
+from search.summary import latency_line, summarise
 
 LICENSE = "apache-2.0"
 """Of the model card; data and teacher may ask for another, which their owner then writes there."""
@@ -183,6 +183,9 @@ def _finish(
         ctx.scalars.model("teacher", teacher_metrics)
         for name, derived in {"found": best, **baselines}.items():
             ctx.scalars.model(name, derived.dev)
+    if "latency" in summary:
+        asked = ctx.config.budget.latency_ms
+        ctx.reporter.info(latency_line(summary["latency"], asked, ctx.rundir.path))
     build_report(ctx.rundir.path)
     return summary
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,9 +13,13 @@ from engine.evaluation.metrics import primary
 from engine.latency.build import model_milliseconds
 from engine.student.supernet import extract
 from kernels.dispatch import preferred_backend
+from search.config.latency_tables import stated
 from search.context import Context
 from search.derive import Derived
 from search.scoring.trials import TrialLog
+
+OVER = 1.02
+"""A measured latency of so many times the limit still counts as met; timings differ by that much."""
 
 _PACKAGES = ("ffnas", "torch", "transformers", "datasets", "numpy", "optuna", "scikit-learn")
 
@@ -49,15 +54,38 @@ def describe_teacher(ctx: Context, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def latency(ctx: Context, best: Derived) -> dict[str, Any]:
-    """Predicted and measured latency of the found model, where the search had a latency table."""
+    """Predicted and measured latency of the found model and the table's error, where the search had a latency table."""
     table = ctx.space.limits.costs.table if ctx.space.limits is not None else None
     if table is None:
         return {}
     measured = model_milliseconds(extract(best.model, None), table.conditions)
     predicted = table.predict(best.architecture)
     return {
-        "latency": {"predicted_ms": predicted, "measured_ms": measured, "conditions": str(table.conditions)},
+        "latency": {
+            "limit_ms": ctx.config.budget.latency_ms,
+            "predicted_ms": predicted,
+            "measured_ms": measured,
+            "conditions": str(table.conditions),
+            "table": stated(table, ctx.config.budget.latency_ms),
+        },
     }
+
+
+def latency_line(took: dict[str, Any], limit: float | None, run: Path) -> str:
+    """The found model's latency for the log, with what to do where it is above the limit.
+
+    Args:
+        took: `latency` of summary.json.
+        limit: milliseconds asked for, if any.
+        run: the run's directory.
+    """
+    line = f"latency: {took['measured_ms']:.3g} ms measured, {took['predicted_ms']:.3g} predicted"
+    if limit is None:
+        return line
+    line += f", {limit:.3g} allowed"
+    if took["measured_ms"] <= OVER * limit:
+        return line
+    return f"{line}: too slow; ffnas search --resolve {run} --budget.latency-ms {limit:g} corrects by measurement"
 
 
 def summarise(
@@ -84,7 +112,7 @@ def summarise(
         "baselines": {name: describe(ctx, derived) for name, derived in baselines.items()},
         "teacher": describe_teacher(ctx, teacher_metrics),
         "student": {"hidden_size": ctx.shape.hidden_size, "layers": ctx.shape.num_layers},
-        "budget": {"params": list(ctx.space.budget), **(ctx.space.limits.active if ctx.space.limits else {})},
+        "budget": {"params": list(ctx.space.budget), **_limits(ctx)},
         **latency(ctx, best),
         "trials": {
             **{name: len(log.trials) for name, log in stages.items()},
@@ -99,6 +127,13 @@ def summarise(
         "versions": {"python": platform.python_version(), **_versions()},
         "notes": list(ctx.task.notes),
     }
+
+
+def _limits(ctx: Context) -> dict[str, float]:
+    """Limits beside the parameters, as they were asked for (of latency the space keeps a tighter one)."""
+    active = ctx.space.limits.active if ctx.space.limits is not None else {}
+    asked = ctx.config.budget.latency_ms
+    return {n: asked if n == "latency_ms" and asked is not None else v for n, v in active.items()}
 
 
 _SPLITS = ("train", "score", "select", "dev", "text")

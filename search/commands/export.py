@@ -1,7 +1,11 @@
 """`ffnas export`: a model directory also as `torch.export` program, ONNX and int8 ONNX, compared with PyTorch.
 
-ffnas export runs/NAME                      all formats of best/model, scored on the run's dev split
-ffnas export DIR --onnx --eval dev.csv      one format, scored on a labelled file
+ffnas export runs/NAME                              all formats of best/model, scored on the run's dev split
+ffnas export DIR --onnx --eval dev.csv              one format, scored on a labelled file
+ffnas export runs/NAME --push-to-hub USER/NAME      best/model as it is, model card included, to the hub
+
+Where libraries for ONNX are missing, everything else is written and the command ends with one line that names them and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -28,33 +32,67 @@ def command(argv: list[str]) -> None:
     """Exports, compares, scores; writes exports.json into the model directory and prints it as a table.
 
     Raises:
-        UserError: wrong options, no model there, or a library is missing.
+        UserError: wrong options, no model there, the hub refuses, or a library is missing (after everything that does
+            without it is written).
     """
-    parser = QuietParser(prog="ffnas export", description="A model directory in further formats.")
+    parser = QuietParser(prog="ffnas export", description="A model directory in further formats, or on the hub.")
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="run directory, or model directory")
     for name, what in zip(FORMATS, ("torch.export program", "ONNX", "ONNX with int8 weights"), strict=True):
         parser.add_argument(f"--{name}", action="store_true", help=f"{what} (default: all three)")
     parser.add_argument("--eval", metavar="FILE", help="labelled CSV, TSV, JSONL or Parquet to score on")
     add_reading_options(parser)
     parser.add_argument("--label-column", "--data.label_column", dest="label_column", help="label column of --eval")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="upload the model directory, card included; further formats only where they are asked for",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: for its owner alone")
     options = parser.parse_args(argv)
-    wanted = [name for name in FORMATS if getattr(options, name)] or list(FORMATS)
+    if options.private and options.push_to_hub is None:
+        raise UserError("--private goes with --push-to-hub USER/NAME")
+    asked = [name for name in FORMATS if getattr(options, name)]
+    wanted = asked or ([] if options.push_to_hub else list(FORMATS))
     source = Path(options.source)
     is_run = (source / "config.yaml").is_file()
     folder = source / "best" / "model" if is_run else source
     if not (folder / "config.json").is_file():
         raise UserError(f"{source}: neither a run directory with best/model nor a model directory: check the path")
+    if options.push_to_hub is not None:
+        from engine.export.hub import push_to_hub, require_hub
+
+        require_hub(options.push_to_hub)  # before minutes of work
+    if wanted:
+        _formats(wanted, options, folder, source if is_run else None)
+    if options.push_to_hub is not None:
+        address = push_to_hub(folder, options.push_to_hub, private=options.private)
+        print(f"on the hub: {address}")
+
+
+def _formats(wanted: list[str], options: argparse.Namespace, folder: Path, run: Path | None) -> None:
+    """Writes the formats that the installed libraries allow; raises `UserError` where they do not allow all."""
     from search.console.libraries import quiet
 
     quiet()
-    data = None
-    if options.eval is not None:
-        data = _labelled_file(folder, options)
-    elif is_run:
-        data = _dev_split(source, folder)
-    result = export_formats(folder, wanted, data)
-    write_json_atomic(folder / RESULT, result)
-    print(_table(result))
+    from engine.export.onnx import missing_onnx
+
+    missing = missing_onnx()
+    written = [name for name in wanted if name == "program" or not missing]
+    if written:
+        data = None
+        if options.eval is not None:
+            data = _labelled_file(folder, options)
+        elif run is not None:
+            data = _dev_split(run, folder)
+        result = export_formats(folder, written, data)
+        write_json_atomic(folder / RESULT, result)
+        print(_table(result))
+    left = [f"--{name}" for name in wanted if name not in written]
+    if left:
+        raise UserError(
+            f"{', '.join(left)}: not written, {', '.join(missing)} not installed: run pip install 'ffnas[onnx]' and the"
+            " command again"
+        )
 
 
 def export_formats(

@@ -44,7 +44,7 @@ def command(argv: list[str]) -> None:
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.config.latency_tables import conditions, default_path, measure
+    from search.config.latency_tables import conditions, default_path, describe, measure
     from search.config.options import parse
     from search.config.space import student_space
     from search.console.libraries import quiet
@@ -60,6 +60,7 @@ def build(argv: list[str]) -> None:
     at = conditions(config)
     reporter = Reporter()
     table = measure(space, heads, at, reporter, config.seed)
+    reporter.info(f"latency table: {describe(table, config.budget.latency_ms)}")
     path = Path(output) if output is not None else default_path(space, heads, at)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)

@@ -8,8 +8,9 @@ distillation, which a new search would add).
 
 A run of strategy inherit is answered from its block library (`search.commands.resolve_inherited`).
 
-A latency limit is checked on the exported model. Where it takes longer than the table said (another clock rate, other
-programs), predictions are scaled by what was measured and the choice is made again.
+A latency limit is kept by predictions first, tightened by the error the table states, and then checked on the exported
+model. Where it takes longer than the table said (another clock rate, other programs), predictions are scaled by what
+was measured and the choice is made again.
 
     RUN/resolved/NAME/   architecture.json   model/   summary.json
 
@@ -38,7 +39,7 @@ from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
 from engine.student.supernet import build_student, extract
 from engine.training.checkpoint import load_weights
-from search.config.latency_tables import conditions
+from search.config.latency_tables import conditions, stated
 from search.config.schema import SearchConfig
 from search.config.space import build_space, student_fields
 from search.console.progress import Reporter
@@ -49,13 +50,12 @@ from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted
 from search.space import SearchSpace
 from search.space.costs import text
+from search.summary import OVER
 
 NEW, TOGETHER = 32, 8
 """New candidates scored, at most, and how many are proposed at a time."""
 SECONDS = 20.0
 """No further candidates are proposed after this long."""
-OVER = 1.02
-"""A measured latency of so many times the limit still counts as met; timings differ by that much."""
 CORRECTIONS = 3
 
 
@@ -127,7 +127,7 @@ class _Resolution:
 
     def write(self, began: float) -> Path:
         """Finds, checks and writes the answer."""
-        limit, factor = self.space.limits.latency_ms if self.space.limits is not None else None, 1.0
+        limit, factor = self.prepared.config.budget.latency_ms, 1.0
         self._search(self.space)
         best = self._best(self.space)
         measured = None
@@ -251,6 +251,7 @@ class _Resolution:
                 "measured_ms": measured,
                 "correction": factor,
                 "conditions": str(space.limits.costs.table.conditions),
+                "table": stated(space.limits.costs.table, prepared.config.budget.latency_ms),
             }
         path = RunDir(self.folder).resolved(budget)
         path.parent.mkdir(exist_ok=True)

@@ -58,11 +58,10 @@ from search.ledger.copy import open_ledger
 from search.ledger.ledger import Trial
 from search.rundir import RunDir
 from search.space.costs import text
+from search.summary import OVER
 
 ENOUGH = 0.9
 """Share of some limit that a student of a ranked set of layers has to use: a smaller one leaves too much behind."""
-OVER = 1.02
-"""A measured latency of so many times the limit counts as met; timings differ by that much."""
 CORRECTIONS = 3
 
 

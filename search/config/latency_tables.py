@@ -15,7 +15,7 @@ from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.latency.build import ROUNDS, Clock, build_table
-from engine.latency.table import FIT_CORRELATION, Conditions, LatencyTable, hardware, identity
+from engine.latency.table import TRUSTED, Conditions, LatencyTable, hardware, identity
 from engine.training.precision import choose_device
 from kernels.cache import cache_dir
 from search.config.schema import SearchConfig
@@ -46,7 +46,7 @@ def default_path(space: SearchSpace, heads: int, at: Conditions) -> Path:
 
 
 def measure(space: SearchSpace, heads: int, at: Conditions, reporter: Reporter, seed: int = 0) -> LatencyTable:
-    """Measures a table for all of `space`, whatever its budget, and says what came out."""
+    """Measures a table for all of `space`, whatever its budget."""
     everything = SearchSpace(
         space.shape,
         budget=space.reachable(),
@@ -61,30 +61,47 @@ def measure(space: SearchSpace, heads: int, at: Conditions, reporter: Reporter, 
     training, check = _draw(everything, TRAINING, rng), _draw(everything, CHECK, rng)
     clock = Clock(space.shape, heads, space.policy, at, space.stacks, space.ratios)
     with reporter.phase("latency table", ROUNDS[1]) as bar:
-        table = build_table(clock, training, check, progress=lambda done, _: bar.update(done, "rounds"))
-    reporter.info(f"latency table: {describe(table)}")
-    return table
+        return build_table(clock, training, check, progress=lambda done, _: bar.update(done, "rounds"))
 
 
-def describe(table: LatencyTable) -> str:
-    """Conditions and check of a table in one line."""
-    if table.check is None:
+def describe(table: LatencyTable, limit: float | None = None) -> str:
+    """Conditions and check of a table in one line, and what it makes of a limit in milliseconds."""
+    check = table.check
+    if check is None:
         return f"{table.conditions}: not checked, so unfit"
-    verdict = "fit" if table.fit else f"UNFIT (below {FIT_CORRELATION})"
-    return (
-        f"{table.conditions}: rank correlation {table.check.rank_correlation:.3f}, {verdict}; error"
-        f" {table.check.mean_error:.1%} on average, {table.check.worst_error:.1%} at worst, on"
-        f" {len(table.check.pairs)} architectures"
+    said = (
+        f"{table.conditions}: off by {check.mean_error:.1%} on average, {check.worst_error:.1%} at worst, rank"
+        f" correlation {check.rank_correlation:.3f}, on {len(check.pairs)} architectures"
     )
+    if not table.fit(limit):
+        near = "" if limit is None else f" near {limit:.3g} ms"
+        return f"{said}; UNFIT, a tenth of its predictions{near} are off by {check.error(limit):.1%} or more"
+    if limit is None:
+        return said
+    return f"{said}; for at most {limit:.3g} ms it has to predict at most {table.allowed(limit):.3g}"
+
+
+def stated(table: LatencyTable, limit: float | None) -> dict[str, float | None]:
+    """The check of a table as summary.json holds it, and the most it may predict where `limit` ms are asked for."""
+    if table.check is None:
+        return {}
+    check = table.check
+    return {
+        "mean_error": check.mean_error,
+        "worst_error": check.worst_error,
+        "rank_correlation": check.rank_correlation,
+        "architectures": len(check.pairs),
+        "allowed_ms": None if limit is None else table.allowed(limit),
+    }
 
 
 def table_for(config: SearchConfig, space: SearchSpace, heads: int, reporter: Reporter) -> LatencyTable:
-    """The table a search with a latency budget or objective uses; measured now if there is none.
+    """The table a search with a latency budget or objective uses; measured now if there is none. Says how good it is.
 
     Raises:
         UserError: a given table cannot be read or is of another student or other conditions, or the table is unfit.
     """
-    at, given = conditions(config), config.objectives.latency_table
+    at, given, limit = conditions(config), config.objectives.latency_table, config.budget.latency_ms
     path = Path(given) if given is not None else default_path(space, heads, at)
     if given is None and not path.is_file():
         reporter.info(f"latency: no table for this student and device yet; measuring one ({at})")
@@ -94,11 +111,13 @@ def table_for(config: SearchConfig, space: SearchSpace, heads: int, reporter: Re
     else:
         table = LatencyTable.load(path)
         require_match(table, path, space, heads, at)
-    if not table.fit and not config.objectives.unfit_table:
+    if not table.fit(limit) and not config.objectives.unfit_table:
         raise UserError(
-            f"latency table {path}: is unfit ({describe(table)}): measure it again on a quieter machine with ffnas"
-            " latency --build-table, or accept it with --objectives.unfit_table true"
+            f"latency table {path}: cannot be trusted with a limit ({describe(table, limit)}, {TRUSTED:.0%} is"
+            " accepted): measure it again on a quieter machine with ffnas latency --build-table, or accept it with"
+            " --objectives.unfit_table true"
         )
+    reporter.info(f"latency table: {describe(table, limit)}")
     return table
 
 

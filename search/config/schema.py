@@ -118,7 +118,7 @@ class ObjectiveConfig:
         threads: CPU threads of the pass whose latency counts.
         latency_table: file made by `ffnas latency --build-table` (null: the one made before for this student, space
             and device, or one measured before the search begins).
-        unfit_table: use a latency table even where its predictions do not rank architectures as measurement does.
+        unfit_table: use a latency table even where a tenth of its predictions are off by more than 15 %.
         score: what candidates are scored by: 'metric' (the task's, see data.metric), 'neg_log_loss', the mean
             log-likelihood of the gold classes, which still tells candidates apart that were trained too shortly, or on
             too few examples, for accuracy to, or 'smooth' (that where there are classes, otherwise the metric).

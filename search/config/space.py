@@ -47,7 +47,8 @@ def student_fields(config: SearchConfig) -> dict[str, float]:
 
 
 def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | None = None) -> SearchSpace:
-    """The joint search space of a configuration, within its budget; latency is limited where there is a table.
+    """The joint search space of a configuration, within its budget; latency is limited where there is a table, by as
+    much less than the budget as the table's predictions are known to be off.
 
     Raises:
         UserError: the space's values do not fit together, or nothing fits the budget.
@@ -64,7 +65,9 @@ def build_space(config: SearchConfig, shape: ModelShape, table: LatencyTable | N
         batch_size=chosen.batch_size,
         table=table,
     )
-    limits = Limits(costs, budget.flops, budget.memory_mb, budget.latency_ms if table is not None else None)
+    latency = budget.latency_ms
+    latency = table.allowed(latency) if table is not None and latency is not None else None
+    limits = Limits(costs, budget.flops, budget.memory_mb, latency)
     return SearchSpace.from_config(
         shape,
         budget=budget.params,

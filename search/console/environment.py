@@ -11,7 +11,6 @@ import os
 import pwd
 import re
 import shutil
-import tempfile
 from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
@@ -63,14 +62,9 @@ def give_home(environment: MutableMapping[str, str] = os.environ) -> str | None:
     home = os.path.expanduser("~")
     if os.path.isdir(home):
         return None
-    place = Path(tempfile.gettempdir()) / f"ffnas-home-{os.getuid()}"
-    try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        own = place.stat().st_uid == os.getuid() and not place.is_symlink()
-    except OSError:
-        own = False
-    if not own:
-        place = Path(tempfile.mkdtemp(prefix="ffnas-home-"))
+    from kernels.cache import temporary_home  # not above: `check_names` says whose `kernels` that is
+
+    place = temporary_home()
     environment["HOME"] = str(place)
     return f"no home directory: caches go to {place} (set HOME or FFNAS_CACHE for another place)"
 

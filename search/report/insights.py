@@ -127,7 +127,7 @@ def latency(data: RunData) -> Figure | None:
         label = "exported models" if not place else None
         left.scatter([m["predicted_ms"]], [m["measured_ms"]], s=130, marker="*", color=BEST, ec="white", label=label)
     left.set(xlim=(low, high), ylim=(low, high), xlabel="predicted, ms", ylabel="measured, ms")
-    left.set_title(f"Rank correlation {table.check.rank_correlation:.3f}{'' if table.fit else ' (unfit)'}")
+    left.set_title(f"Rank correlation {table.check.rank_correlation:.3f}{'' if table.fit() else ' (unfit)'}")
     left.legend(loc="upper left", handletextpad=0.3)
     errors = sorted(100 * (p - m) / m for p, m in points)
     right.hist(errors, bins=15, color=STAGE_COLORS["1"], alpha=0.75, edgecolor="white")

@@ -68,13 +68,69 @@ def test_costs_from_noisy_latencies_rank_other_architectures(truth):
     assert min(found.operators.values()) >= 0
 
 
-def test_a_table_that_ranks_wrongly_is_unfit(truth):
-    assert not truth.fit
-    assert replace(truth, check=Check((), 0.951, 0.0, 0.0)).fit
-    assert not replace(truth, check=Check((), 0.949, 0.0, 0.0)).fit
+def checked(table, pairs):
+    return replace(table, check=Check.of(*map(list, zip(*pairs, strict=True))))
+
+
+def test_the_check_counts_ranks_and_errors():
     check = Check.of([1.0, 2.0, 4.0], [1.0, 4.0, 2.0])
     assert check.rank_correlation == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
     assert (check.mean_error, check.worst_error) == (pytest.approx(0.5), pytest.approx(1.0))
+
+
+def test_a_table_with_small_errors_serves_whatever_its_ranks(truth):
+    """All architectures take nearly the same, so that 2 % turn their order round."""
+    table = checked(truth, [(1.00 + k / 1000, 1.02 - k / 1000) for k in range(21)])
+    assert table.check.rank_correlation == pytest.approx(-1)
+    assert table.fit()
+    assert table.fit(1.0)
+
+
+def test_a_table_with_large_errors_is_unfit_whatever_its_ranks(truth):
+    table = checked(truth, [(ms, 1.16 * ms) for ms in (1.0, 2.0, 3.0, 4.0)])
+    assert table.check.rank_correlation == pytest.approx(1)
+    assert not table.fit()
+    assert checked(truth, [(ms, 1.14 * ms) for ms in (1.0, 2.0, 3.0, 4.0)]).fit()
+    assert not checked(truth, [(ms, 0.84 * ms) for ms in (1.0, 2.0, 3.0, 4.0)]).fit()  # too slow is wrong, too
+    assert not truth.fit()  # nobody has checked it
+
+
+def test_a_single_bad_moment_of_the_machine_makes_no_table_unfit(truth):
+    pairs = [(1.0 + k / 10, 1.0 + k / 10) for k in range(40)]
+    assert checked(truth, [(1.0, 3.0), (2.0, 6.0), *pairs[2:]]).fit()  # one in twenty
+    assert not checked(truth, [*((p, 3 * m) for p, m in pairs[:6]), *pairs[6:]]).fit()  # three in twenty
+
+
+def test_a_limit_is_tightened_by_what_measurement_lies_above_prediction(truth):
+    """Predictions are 4 % too low: of architectures predicted to take 10 / 1.04 ms, those measured take 10."""
+    table = checked(truth, [(ms, 1.04 * ms) for ms in (5.0, 8.0, 10.0, 12.0)])
+    assert table.allowed(10.0) == pytest.approx(10 / 1.04)
+    assert checked(truth, [(ms, 0.96 * ms) for ms in (5.0, 10.0)]).allowed(10.0) == 10.0  # never widened
+    assert truth.allowed(10.0) == 10.0
+
+
+def test_nine_of_ten_within_the_tightened_limit_keep_it(truth):
+    rng = np.random.default_rng(2)
+
+    def draw_pairs(count):
+        predicted = rng.uniform(2, 4, count)
+        return list(zip(predicted, predicted * rng.normal(1.01, 0.03, count), strict=True))
+
+    table = checked(truth, draw_pairs(50))
+    limit = 3.0
+    measured = [m for p, m in draw_pairs(20_000) if 0.99 <= p / table.allowed(limit) <= 1]  # the hardest: just inside
+    kept = sum(m <= limit for m in measured) / len(measured)
+    assert 0.8 < kept < 0.99  # 0.9, known from the 25 nearest of 50: a standard deviation of 0.06
+
+
+def test_errors_count_near_the_limit(truth):
+    """Predictions hold for small students and are a third too low for large ones."""
+    small, large = [(1 + k / 100, 1 + k / 100) for k in range(25)], [(9 + k / 100, 12 + k / 75) for k in range(25)]
+    table = checked(truth, small + large)
+    assert table.fit(1.0)
+    assert table.allowed(1.0) == 1.0
+    assert not table.fit(10.0)
+    assert table.allowed(10.0) == pytest.approx(7.5)
 
 
 def test_equal_programs_are_one_class():
@@ -95,6 +151,12 @@ def test_tables_survive_their_file(truth, tmp_path):
     raw.pop("layers_ms")
     (tmp_path / "t.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=r"t.json: is damaged \('layers_ms'\): build it again"):
+        LatencyTable.load(tmp_path / "t.json")
+    table.save(tmp_path / "t.json")
+    raw = json.loads((tmp_path / "t.json").read_text())
+    raw["check"]["pairs"][0][0] = 0.0
+    (tmp_path / "t.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"t.json: is damaged \(check.pairs"):
         LatencyTable.load(tmp_path / "t.json")
     with pytest.raises(UserError, match=r"cannot be read .*build it with ffnas latency --build-table"):
         LatencyTable.load(tmp_path / "none.json")

@@ -12,6 +12,7 @@ from newcomer import REPO, labelled, started, write_table
 from engine.data.config import words
 from engine.errors import UserError
 from engine.teacher.loading import require_language, require_one_label
+from kernels.cache import cache_dir, temporary_home
 from search.config.options import parse, parse_resolve
 from search.console.environment import give_home
 
@@ -107,14 +108,40 @@ def test_output_to_a_reader_that_has_ended():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_user_without_home_and_name(tmp_path, monkeypatch):
-    def nobody(_uid):
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """This process is a user without a home directory, a name, or an entry among the users; temporary files go into
+    `tmp_path`."""
+
+    def unknown(_uid):
         raise KeyError("uid not found")
 
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "FFNAS_CACHE"):
         monkeypatch.delenv(name, raising=False)
+    temporary_home.cache_clear()
+    yield
+    temporary_home.cache_clear()
+
+
+def test_caches_of_a_user_without_home_are_in_a_folder_of_their_own(nobody, tmp_path):
+    place = tmp_path / f"ffnas-home-{os.getuid()}"
+    assert cache_dir() == place / ".cache" / "ffnas"
+    assert place.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_cache_in_a_temporary_folder_somebody_else_may_write(nobody, tmp_path, monkeypatch):
+    """A link under the name ours would have, to where anything may lie."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"ffnas-home-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    found = cache_dir()
+    assert found.parents[1].parent == tmp_path
+    assert tmp_path / "theirs" not in found.resolve().parents
+    assert cache_dir() == found  # one for the process
+
+
+def test_a_user_without_home_and_name(nobody, tmp_path):
     note = give_home()
     place = Path(os.environ["HOME"])
     assert place.parent == tmp_path

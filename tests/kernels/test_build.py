@@ -1,5 +1,6 @@
 """Building the C++ library at first use, with a stand-in compiler that writes down how it was called."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -136,3 +137,22 @@ def test_installing_again_leaves_running_processes_their_library(tmp_path, monke
         assert running.read() == b"old library"
     assert library.read_bytes() == b"new"
     assert [p.name for p in library.parent.iterdir()] == [library.name]
+
+
+def test_kernels_serve_a_user_without_home_and_name(tmp_path):
+    """A container's user number: no HOME, no entry among the users, and no compiler, so that the reference serves."""
+    code = (
+        "import pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "import torch, kernels; from kernels import build; build.LIBRARY_NAME = 'absent.so'\n"
+        "print(kernels.FusedFFN(8, 4, 'linear(relu(linear(x,wb1)),wb2)')(torch.ones(2, 8)).shape)\n"
+    )
+    names = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "FFNAS_CACHE")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment |= {"TMPDIR": str(tmp_path), "CXX": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([2, 8])\n"
+    assert "no C++ compiler found" in done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / f"ffnas-home-{os.getuid()}"]

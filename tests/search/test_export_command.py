@@ -1,0 +1,86 @@
+"""`ffnas export` where libraries are missing, and to the hub (formats and scores: test_derive_command.py)."""
+
+import json
+
+import pytest
+import torch
+
+from engine.architecture.architecture import Architecture
+from engine.export.export import export_model
+from engine.student import FFNASConfig, FFNASForSequenceClassification
+from search.cli import main
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    config = FFNASConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        embedding_size=4,
+        max_position_embeddings=24,
+        layers=Architecture.parse(", ".join(["linear1_2(gelu(linear1_2(x,wb1)),wb2)"] * 2)),
+    )
+    export_model(FFNASForSequenceClassification(config), None, tmp_path / "model", None, {})
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """The libraries of the extra `onnx` but onnxscript are not installed."""
+    monkeypatch.setattr("engine.export.onnx.missing_onnx", lambda: ["onnx", "onnxruntime"])
+
+
+def test_what_needs_no_missing_library_is_written(model, without_onnx, capsys):
+    assert main(["export", str(model), "--onnx", "--int8", "--program"]) == 2
+    out, err = capsys.readouterr()
+    assert err == (
+        "ffnas: error: --onnx, --int8: not written, onnx, onnxruntime not installed: run pip install 'ffnas[onnx]' and"
+        " the command again\n"
+    )
+    assert "model.pt2" in out
+    assert [e["format"] for e in json.loads((model / "exports.json").read_text())] == ["pytorch", "program"]
+    loaded = torch.export.load(model / "model.pt2").module()
+    ids = torch.arange(12).view(2, 6)
+    expected = FFNASForSequenceClassification.from_pretrained(model)(ids).logits
+    logits = loaded(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))[0]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)  # fused kernels sum in another order
+
+
+def test_nothing_is_written_where_nothing_can_be(model, without_onnx, capsys):
+    before = sorted(model.iterdir())
+    assert main(["export", str(model), "--int8"]) == 2
+    assert capsys.readouterr().err.startswith("ffnas: error: --int8: not written, onnx, onnxruntime not installed")
+    assert sorted(model.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--private"], "--private goes with --push-to-hub USER/NAME"),
+        (["--push-to-hub", "small"], "'small' is no name on the hub: give USER/NAME"),
+        (["--push-to-hub", "ann/small", "--program"], "no token for the hub"),
+    ],
+)
+def test_what_the_hub_would_refuse_is_refused_before_any_work(model, options, message, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert main(["export", str(model), *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (model / "model.pt2").exists()
+
+
+def test_to_the_hub_goes_the_model_alone_unless_formats_are_asked_for(model, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_made_up")
+    monkeypatch.setattr(
+        "engine.export.hub.push_to_hub",
+        lambda folder, name, *, private: seen.append((folder, name, private)) or "there",
+    )
+    assert main(["export", str(model), "--push-to-hub", "ann/small", "--private"]) == 0
+    assert seen == [(model, "ann/small", True)]
+    assert capsys.readouterr().out == "on the hub: there\n"
+    assert not (model / "model.pt2").exists()
