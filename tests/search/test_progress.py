@@ -30,7 +30,6 @@ def test_a_terminal_shows_best_rate_remaining_time_and_failures():
         "best 0.7100",
         "failed 2: the loss is not finite at step #",
         "failed 1: out of memory",
-        "left",
     ):
         assert part in text
     assert "\x1b[32m" in text  # colours
