@@ -244,7 +244,7 @@ class Context(Prepared):
 
     Attributes:
         rundir, ledger, reporter: where results go.
-        scalars: TensorBoard, where wanted.
+        scalars: trackers, where wanted.
         joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
         proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.scoring.proxy`).
@@ -378,7 +378,7 @@ class Context(Prepared):
         model.eval()
 
     def log_phase(self, line: PhaseLog) -> None:
-        """Appends one line of mean losses to log.jsonl and, where wanted, to TensorBoard."""
+        """Appends one line of mean losses to log.jsonl and, where wanted, to the trackers."""
         self.rundir.log({"phase": line.phase, "step": line.step, "seconds": line.seconds, **line.losses})
         if self.scalars is not None:
             self.scalars.phase(line)

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 
 def command(argv: list[str]) -> None:
-    """Runs, resumes or resolves a search; raises `UserError` before anything is written when the input is wrong."""
+    """Runs, resumes or resolves a search, or tells how to; raises `UserError` before anything is written when the input
+    is wrong."""
     from engine.errors import ToldElsewhere, UserError
+    from search.config.help import asked_for_help, search_help
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
 
+    if asked_for_help(argv):
+        print(search_help(argv))
+        return
     given = parse_resolve(argv)
     if given is not None:
         _resolve(*given)
@@ -78,7 +83,7 @@ def _search(
     from search.pipeline import run
     from search.restart import sign
     from search.rundir import LATENCY_TABLE, RunDir, default_name
-    from search.tracking import Scalars
+    from search.tracking import open_scalars
 
     quiet()
     reporter = Reporter() if ranks.is_first else silent()
@@ -105,7 +110,7 @@ def _search(
             if table is not None:
                 table.save(rundir.path / LATENCY_TABLE)
         ledger = open_ledger(rundir.ledger, stack, reporter.info) if shared is None else stack.enter_context(shared)
-        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+        scalars = open_scalars(config, rundir.path, reporter.info) if ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")

@@ -25,7 +25,7 @@ examples:
   ffnas shrink ./my-classifier --train train.csv --dev dev.csv --keep 0.98
   ffnas shrink sentence-transformers/all-MiniLM-L6-v2 --train train.csv --share 0.125 --preset hour
 
-All further options are those of `ffnas search` (`ffnas search --help`)."""
+All further options are those of `ffnas search` (`ffnas search --help-all`)."""
 
 WORDS = {
     "--train": "--data.train",
@@ -42,7 +42,7 @@ WORDS = {
 
 def command(argv: list[str]) -> None:
     """Runs a search with strategy inherit."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
         print(HELP)
         return
     from search.run import command as search

@@ -83,7 +83,7 @@ def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
     """
     from search.config.options import parse
 
-    parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help.")
+    parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help-all.")
     parser.add_argument("--preset", help="sizes, architecture and recipe of a preset (`ffnas presets`)")
     parser.add_argument("--architecture", help="architecture file, or text such as 'linear4_2(gelu(...)), ...'")
     parser.add_argument("--settings", default="paper", help="search preset the other options start from (paper)")
@@ -179,7 +179,7 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks,
     from search.context import Context, agree_on, prepare
     from search.ledger.ledger import Ledger
     from search.rundir import RunDir, default_name
-    from search.tracking import Scalars
+    from search.tracking import open_scalars
 
     quiet()
     reporter = Reporter() if ranks.is_first else silent()
@@ -201,7 +201,7 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks,
             )
             save_config(config, rundir.config)
         ledger = stack.enter_context(Ledger(rundir.ledger))
-        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+        scalars = open_scalars(config, rundir.path, reporter.info) if ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
@@ -215,7 +215,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
     from search.evidence import gather_run
-    from search.pipeline import export, score_line, share_teacher, subjects, write_card
+    from search.pipeline import export, score_line, share_teacher, subjects, track_scores, write_card
     from search.report import build_report
     from search.summary import summarise
 
@@ -239,6 +239,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
         write_card(ctx, best, found, evidence)
         summary = {**summarise(ctx, best, {}, metrics, {}), "evidence": evidence}
         write_json_atomic(ctx.rundir.path / "summary.json", summary)
+        track_scores(ctx, metrics, {"found": best})
         build_report(ctx.rundir.path)
         return summary
 

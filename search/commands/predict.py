@@ -68,8 +68,8 @@ how:
   --encoding, --quoting, --delimiter     how text files are written (utf-8, standard, auto)
   --stride N, --null-threshold X         SQuAD: overlap of windows; lead at which "no answer" wins (0)
 
-Rows carry the answer's label and probability, of a regression the number. Where labels are given, the metric goes to
-standard error, with the 95 % interval that resampling the rows gives."""
+Rows carry the answer's label and probability, of a regression the number. Where labels are given, the
+metric goes to standard error, with the 95 % interval that resampling the rows gives."""
 
 
 def command(argv: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.errors import UserError
-from search.report import build_report
 
 
 def command(argv: list[str]) -> None:
@@ -15,4 +14,6 @@ def command(argv: list[str]) -> None:
         return
     if len(argv) != 1:
         raise UserError(f"report takes one run directory, got {len(argv)} arguments: ffnas report runs/NAME")
+    from search.report import build_report  # not above: seconds that help and mistakes do without
+
     print(f"report: {build_report(Path(argv[0]))}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 def command(argv: list[str]) -> None:
     """Runs stage 0 of a search alone, with the options of `ffnas search`."""
+    from search.config.help import asked_for_help, teacher_help
     from search.config.inputs import read_inputs
     from search.config.options import parse
 
+    if asked_for_help(argv):
+        print(teacher_help(argv))
+        return
     config, _ = parse(argv, prog="ffnas teacher")
     task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
 

@@ -80,6 +80,8 @@ def last_round(
                 trial.attrs.update(also(entrant.member.model))
         for trial in trials:
             ctx.ledger.record(trial)
+            if ctx.scalars is not None:
+                ctx.scalars.trial(trial)
     return trials
 
 
@@ -140,6 +142,7 @@ def _train(ctx: Context, library: Library, entrants: Sequence[Entrant]) -> None:
             if done in rungs:
                 step.retire_diverged("last round", done)
                 _compare(ctx, entrants, done, wanted, last=done == settings.round_steps)
+                _track(ctx, entrants, done)
             living = sum(m.alive for m in members)
             bar.update(done, f"{living} students, {time.monotonic() - began:.0f} s")
 
@@ -160,6 +163,18 @@ def _compare(
             assert entrant.member is not None
             entrant.stopped = done
             entrant.member.reason = f"stopped after {done} steps"
+
+
+def _track(ctx: Context, entrants: Sequence[Entrant], done: int) -> None:
+    """Students still trained and the least divergence of each group after `done` steps, for the trackers."""
+    if ctx.scalars is None:
+        return
+    told = {"students": float(sum(e.stopped is None or e.stopped >= done for e in entrants if done in e.rungs))}
+    for group in dict.fromkeys(e.group for e in entrants):
+        found = [-e.rungs[done] for e in entrants if e.group == group and done in e.rungs]
+        if found:
+            told[group] = min(found)
+    ctx.scalars.values("last round", told, done)
 
 
 def teacher_answers(ctx: Context, data: EncodedDataset) -> list[tuple[Batch, Tensor]]:

@@ -190,6 +190,8 @@ def _score(
             if number not in known:
                 known[number] = _scored(library, *divmod(number, len(library.variants.specs)), passes)
                 ctx.ledger.record(known[number])
+                if ctx.scalars is not None:
+                    ctx.scalars.trial(known[number])
             bar.update(done + 1, "")
 
 
