@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 USAGE = """usage: ffnas latency --build-table [--output FILE] [--json] [options of ffnas search]
        ffnas latency MODEL... [options]
 
---build-table measures random architectures of a search's student on this device, finds what every (stack, ratio) and
-operator costs, and compares its predictions with 50 further architectures. The table goes into the cache, where a
-search with the same student and conditions finds it (--budget.latency-ms, --objectives score,latency), or into FILE.
+--build-table measures random architectures of a search's student on this device, finds what every
+(stack, ratio) and operator costs, and compares its predictions with 50 further architectures. The
+table goes into the cache, where a search with the same student and conditions finds it
+(--budget.latency-ms, --objectives score,latency), or into FILE.
 
-  ffnas latency --build-table                                     the default student: one sequence, one thread
+  ffnas latency --build-table                             the default student, one sequence
   ffnas latency --build-table --preset paper --objectives.batch_size 8 --objectives.threads 4
   ffnas latency --build-table --student.hidden_size 360 --output table.json
 
-Without --build-table, finished models are compared over runtimes and batch sizes; see ffnas latency MODEL --help.
+Without --build-table, finished models are compared over runtimes and batch sizes; see
+ffnas latency MODEL --help.
 """
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 HELP = """usage: ffnas predict MODEL [TEXT ...] [--data FILE] [options]
 
-Answers texts, the rows of a table, or a published split. MODEL: a folder, hub name or package:NAME with a head.
+Answers texts, the rows of a table, or a published split. MODEL: a folder, hub name or package:NAME.
 
 examples:
   ffnas predict runs/NAME/best/model "the battery lasts two days"
@@ -51,14 +51,14 @@ examples:
 
 what to answer:
   TEXT ...               texts; without them and without --data: the lines of standard input
-  --data FILE            CSV, TSV, JSON Lines, Parquet or hub name; with --task the published file or folder
+  --data FILE            CSV, TSV, JSON Lines, Parquet, hub name; with --task the published file
   --text-columns A[,B]   its text columns (default: found by name)
-  --id-column NAME       what names a row (default: a column id, idx or guid, else the row's number from 1)
+  --id-column NAME       what names a row (default: column id, idx or guid, else its number from 1)
   --label-column NAME    labels to score the answers by (default: found by name; none are needed)
   --task NAME            published task: glue/sst2, squad_v2, race, ...
   --split NAME           of the published task: train, dev, test, ... (test)
 what to write:
-  --out FILE             .csv, .tsv or .jsonl, of SQuAD .json (default: standard output, CSV or JSON)
+  --out FILE             .csv, .tsv or .jsonl, of SQuAD .json (default: standard output)
   --probabilities        one for every label, not the answer's alone
   --glue-submission DIR  the task's test files of a GLUE submission
 how:
@@ -66,10 +66,10 @@ how:
   --batch-size N         sequences per pass (64)
   --device NAME          auto, cpu or cuda[:N] (auto)
   --encoding, --quoting, --delimiter     how text files are written (utf-8, standard, auto)
-  --stride N, --null-threshold X         SQuAD: overlap of windows; lead at which "no answer" wins (0)
+  --stride N, --null-threshold X         SQuAD: overlap of windows; lead for "no answer" (0)
 
-Rows carry the answer's label and probability, of a regression the number. Where labels are given, the
-metric goes to standard error, with the 95 % interval that resampling the rows gives."""
+Rows carry the answer's label and probability, of a regression the number. Where labels are given,
+the metric goes to standard error, with the 95 % interval that resampling the rows gives."""
 
 
 def command(argv: list[str]) -> None:

@@ -6,8 +6,8 @@ import argparse
 
 HELP = """usage: ffnas prepare --text FILES --out FOLDER [options]
 
-Tokenizes text and packs it into shards that `ffnas search --data.text FOLDER` maps. Called again with
-the same options it goes on where it was stopped.
+Tokenizes text and packs it into shards that `ffnas search --data.text FOLDER` maps. Called again
+with the same options it goes on where it was stopped.
 
 examples:
   ffnas prepare --text wiki.txt --out text/wiki
