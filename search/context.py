@@ -135,6 +135,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     if config.sampler.name not in SAMPLERS:
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = task or load_task(config.data, seed=config.seed)
+    reporter.doing("loading the teacher")
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     wanted = config.strategy != "paper" and task.spec.kind in ("classification", "regression")
     teacher = Teacher.load(config.teacher, task=task.spec, device=device, seed=config.seed, standard=wanted)
@@ -142,6 +143,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
+    reporter.doing("tokenizing")
     data = task.encode(teacher.tokenizer, config.data.max_length, max_positions=teacher.max_positions)
     if ranks.is_first:
         for line in describe(task, config.data.max_length, teacher.tokenizer):
@@ -152,6 +154,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
         space, heads = inherited_space(shape), teacher.num_heads
     else:
         shape, space, heads = _paper_space(config, teacher, reporter)
+    reporter.doing("trying precisions")
     precision, teacher_precision = config.precision, config.teacher_precision
     if not ranks.is_first:
         precision = teacher_precision = "fp32"
@@ -385,7 +388,8 @@ class Context(Prepared):
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the wall time of the block, if it finishes, to `seconds[name]`."""
+        """Adds the wall time of the block, if it finishes, to `seconds[name]`; the user is told what is done."""
+        self.reporter.doing(name)
         began = time.monotonic()
         yield
         if not self.counts_time:

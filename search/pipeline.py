@@ -181,6 +181,7 @@ def _finish(
     summary = {**summarise(ctx, best, baselines, teacher_metrics, stages), **facts, "evidence": evidence}
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
     track_scores(ctx, teacher_metrics, {"found": best, **baselines})
+    ctx.reporter.doing("drawing the report")
     build_report(ctx.rundir.path)
     return summary
 
@@ -241,7 +242,7 @@ def teach(prepared: Prepared, reporter: Reporter, scalars: Scalars | None = None
         if scalars is not None:
             scalars.values("teacher", metrics, done)
 
-    with reporter.phase("teacher", 1) as bar:
+    with reporter.phase("teacher", 1, most=True) as bar:
         return finetune(
             config.teacher,
             prepared.data,
@@ -264,6 +265,7 @@ def how_found(ctx: Context) -> dict[str, Any]:
 
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
+    ctx.reporter.doing("exporting the model")
     config = best.model.config
     save_architecture(config.full_architecture, ctx.rundir.architecture, config.shape)
     drawing = architecture_png(

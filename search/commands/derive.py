@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
     from search.config.schema import SearchConfig
+    from search.console.progress import Reporter
     from search.context import Context
 
 PLAN = "derive.json"
@@ -58,21 +58,25 @@ class Plan:
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
     from search.config.inputs import read_inputs
+    from search.console.progress import is_first, reporter_of_rank
 
-    try:
-        config, plan, resume = read(argv)
-        task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        raise ToldElsewhere(str(error)) from error
+    with reporter_of_rank() as reporter:
+        try:
+            config, plan, resume = read(argv)
+            reporter.doing("reading the data")
+            task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
+        except UserError as error:
+            if is_first():
+                raise
+            raise ToldElsewhere(str(error)) from error
 
-    import torch
+        reporter.doing("loading PyTorch")
+        import torch
 
-    from engine.distributed.parallel import join
+        from engine.distributed.parallel import join
 
-    with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
-        _derive(config, plan, resume, ranks, task)
+        with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
+            _derive(config, plan, resume, ranks, task, reporter)
 
 
 def read(argv: list[str]) -> tuple[SearchConfig, Plan, Path | None]:
@@ -172,17 +176,17 @@ def _read_plan(folder: Path) -> Plan:
         ) from error
 
 
-def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData) -> None:
+def _derive(
+    config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData, reporter: Reporter
+) -> None:
     from search.config.options import placed, save_config
     from search.console.libraries import quiet
-    from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
     from search.ledger.ledger import Ledger
     from search.rundir import RunDir, default_name
     from search.tracking import open_scalars
 
     quiet()
-    reporter = Reporter() if ranks.is_first else silent()
     prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
     config = prepared.config = placed(prepared.config)

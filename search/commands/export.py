@@ -45,16 +45,19 @@ def command(argv: list[str]) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{source}: neither a run directory with best/model nor a model directory: check the path")
     from search.console.libraries import quiet
+    from search.console.progress import Reporter
 
-    quiet()
-    data = None
-    if options.eval is not None:
-        data = _labelled_file(folder, options)
-    elif is_run:
-        data = _dev_split(source, folder)
-    result = export_formats(folder, wanted, data)
-    write_json_atomic(folder / RESULT, result)
-    print(_table(result))
+    with Reporter() as reporter:
+        reporter.doing("exporting")
+        quiet()
+        data = None
+        if options.eval is not None:
+            data = _labelled_file(folder, options)
+        elif is_run:
+            data = _dev_split(source, folder)
+        result = export_formats(folder, wanted, data)
+        write_json_atomic(folder / RESULT, result)
+        reporter.info(_table(result))
 
 
 def export_formats(

@@ -46,10 +46,7 @@ def command(argv: list[str]) -> None:
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.config.latency_tables import conditions, default_path, measure
     from search.config.options import parse
-    from search.config.space import student_space
-    from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     output, argv = _take(argv, "--output")
@@ -57,11 +54,17 @@ def build(argv: list[str]) -> None:
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise UserError(f"--output: the folder of {output!r} does not exist: create it or give another path")
     config, _ = parse(argv, prog="ffnas latency --build-table")
-    quiet()
-    space, heads = student_space(config)
-    at = conditions(config)
-    reporter = Reporter()
-    table = measure(space, heads, at, reporter, config.seed)
+    with Reporter() as reporter:
+        reporter.doing("loading PyTorch")
+        from search.config.latency_tables import conditions, default_path, measure
+        from search.config.space import student_space
+        from search.console.libraries import quiet
+
+        quiet()
+        reporter.doing("building the supernet")
+        space, heads = student_space(config)
+        at = conditions(config)
+        table = measure(space, heads, at, reporter, config.seed)
     path = Path(output) if output is not None else default_path(space, heads, at)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)

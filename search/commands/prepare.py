@@ -61,9 +61,8 @@ def command(argv: list[str]) -> None:
     values.pop("config", None)
     config = PrepareConfig(**values)
     config.validate()
-    quiet()
-    reporter = Reporter()
-    with reporter.phase("tokens (M)", 0) as bar:
+    with Reporter() as reporter, reporter.phase("tokens (M)", 0) as bar:
+        quiet()
         report = prepare_text(
             config, lambda tokens, note: bar.update(tokens // 1_000_000, note, total=tokens // 1_000_000)
         )

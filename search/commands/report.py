@@ -14,6 +14,10 @@ def command(argv: list[str]) -> None:
         return
     if len(argv) != 1:
         raise UserError(f"report takes one run directory, got {len(argv)} arguments: ffnas report runs/NAME")
-    from search.report import build_report  # not above: seconds that help and mistakes do without
+    from search.console.progress import Reporter
 
-    print(f"report: {build_report(Path(argv[0]))}")
+    with Reporter() as reporter:
+        reporter.doing("drawing the report")
+        from search.report import build_report  # not above: seconds that help and mistakes do without
+
+        reporter.info(f"report: {build_report(Path(argv[0]))}")

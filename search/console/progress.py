@@ -12,6 +12,7 @@ Rejected: a full-screen view. What earlier phases said would be gone when it end
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -46,10 +47,10 @@ class Bar(Protocol):
 
 
 class _State:
-    """What a phase last reported; `most` as of `Reporter.phase`."""
+    """What a phase last reported; `most` and `limit` as of `Reporter.phase`."""
 
-    def __init__(self, name: str, total: int, costs: Costs | None, most: bool) -> None:
-        self.name, self.total, self.most = name, total, most
+    def __init__(self, name: str, total: int, costs: Costs | None, most: bool, limit: float | None) -> None:
+        self.name, self.total, self.most, self.limit = name, total, most, limit
         self.began = time.monotonic()
         self.done, self.note = 0, ""
         self.failures: dict[str, int] = {}
@@ -71,6 +72,8 @@ class _State:
     def left(self) -> str:
         """The time left in words; nothing as long as it is a guess."""
         left = self.pace.left
+        if left is not None and self.limit is not None:
+            left = min(left, max(0.0, self.limit - (time.monotonic() - self.began)))
         return "" if left is None else f"{'at most ' if self.most else ''}{in_words(left)} left"
 
     def line(self, tail: str) -> str:
@@ -153,6 +156,16 @@ def silent() -> Reporter:
     return Reporter(Console(quiet=True))
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks, of several that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def reporter_of_rank() -> Reporter:
+    """A reporter of the process that speaks, and a silent one of the others."""
+    return Reporter() if is_first() else silent()
+
+
 class Reporter:
     """Where a run speaks to its user: information lines on standard output, bars while phases run.
 
@@ -198,7 +211,9 @@ class Reporter:
         self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
-    def phase(self, name: str, total: int, *, costs: Costs | None = None, most: bool = False) -> Iterator[Bar]:
+    def phase(
+        self, name: str, total: int, *, costs: Costs | None = None, most: bool = False, limit: float | None = None
+    ) -> Iterator[Bar]:
         """A phase; what shows its progress gives way to one closing line when the phase ends.
 
         Args:
@@ -206,8 +221,9 @@ class Reporter:
             total: units of work.
             costs: what each costs, where they differ and that is known; the time left is estimated from it.
             most: the phase may end before `total`, so the time left is an upper bound.
+            limit: seconds after which it ends in any case.
         """
-        state = _State(name, total, costs, most)
+        state = _State(name, total, costs, most, limit)
         if self.console.is_terminal and not self.console.quiet:
             self._bar = _LiveBar(state, self.console)
             try:

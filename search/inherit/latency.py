@@ -53,8 +53,8 @@ def layer_milliseconds(ctx: Context, library: Library) -> Milliseconds:
     known = recorded(path, ctx)
     if known is not None:
         return known
-    with ctx.timed("latency"):
-        times = measure(ctx, library)
+    with ctx.timed("latency"), ctx.reporter.phase("latency of the layers", ROUNDS) as bar:
+        times = measure(ctx, library, bar.update)
     path.parent.mkdir(exist_ok=True)
     write_json_atomic(path, {**times._asdict(), "variants": times.variants.tolist(), **conditions(ctx)})
     return times
@@ -83,8 +83,8 @@ def conditions(ctx: Prepared) -> dict[str, int | str]:
 
 
 @torch.no_grad()
-def measure(ctx: Prepared, library: Library) -> Milliseconds:
-    """Times everything, now."""
+def measure(ctx: Prepared, library: Library, progress: Callable[[int], None] = lambda _done: None) -> Milliseconds:
+    """Times everything, now; `progress` is told the rounds done, of `ROUNDS`."""
     at, base = conditions(ctx), library.model.base_model
     ids = torch.randint(0, base.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))
     ids = ids.to(ctx.device)
@@ -97,7 +97,7 @@ def measure(ctx: Prepared, library: Library) -> Milliseconds:
     before = torch.get_num_threads()
     torch.set_num_threads(int(at["threads"]))
     try:
-        least = _least(runs, _clock(at))
+        least = _least(runs, _clock(at), progress=progress)
     finally:
         torch.set_num_threads(before)
     *layers, rest, whole = least
@@ -111,7 +111,12 @@ def _clock(at: dict[str, int | str]) -> Callable[[], float]:
     return time.thread_time if alone else time.perf_counter
 
 
-def _least(runs: list[Callable[[], Tensor]], clock: Callable[[], float], rounds: int = ROUNDS) -> list[float]:
+def _least(
+    runs: list[Callable[[], Tensor]],
+    clock: Callable[[], float],
+    rounds: int = ROUNDS,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> list[float]:
     """Least milliseconds of each, in turns that change direction."""
     repeats = []
     for run in runs:
@@ -127,6 +132,7 @@ def _least(runs: list[Callable[[], Tensor]], clock: Callable[[], float], rounds:
             for _ in range(repeats[k]):
                 runs[k]()
             least[k] = min(least[k], 1e3 * (clock() - began) / repeats[k])
+        progress(turn + 1)
     return least
 
 
