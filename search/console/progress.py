@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from search.console.pace import Costs, Pace, in_words
+from search.console.ticker import Ticker
 
 QUIET_SECONDS = 20.0
 """Seconds between two progress lines of one phase where output is not a terminal."""
@@ -177,6 +179,7 @@ class Reporter:
         self._doing, self._since = "working", time.monotonic()
         self._bar: _LiveBar | None = None
         self._live: Live | None = None
+        self._ticker: Ticker | None = None
 
     @classmethod
     def on_error(cls) -> Reporter:
@@ -184,7 +187,32 @@ class Reporter:
         return cls(Console(file=sys.stderr, soft_wrap=True))
 
     def __enter__(self) -> Reporter:
-        if self.console.is_terminal and not self.console.quiet:
+        if self._shows:
+            self._tick() if self._may_fork() else self._draw()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._still()
+
+    @property
+    def _shows(self) -> bool:
+        """Whether anything moves."""
+        return self.console.is_terminal and not self.console.quiet
+
+    def _may_fork(self) -> bool:
+        """Whether libraries are still to be loaded, on a terminal that a process of its own can draw on."""
+        if "torch" in sys.modules or self.console.is_dumb_terminal or threading.active_count() > 1:
+            return False
+        return self.console.file in (sys.stdout, sys.stderr) and _is_terminal(self.console.file)
+
+    def _tick(self) -> None:
+        self._still()
+        self._ticker = Ticker(self.console.file.fileno(), self._doing)
+
+    def _draw(self) -> None:
+        """Lets this process draw, in place of the one that did while libraries were loaded."""
+        if self._live is None:
+            self._still()
             ours = self.console.file is sys.stdout
             self._live = Live(
                 console=self.console,
@@ -195,9 +223,11 @@ class Reporter:
                 redirect_stderr=_is_terminal(sys.stderr),
             )
             self._live.start(refresh=True)
-        return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def _still(self) -> None:
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -205,9 +235,13 @@ class Reporter:
     def doing(self, what: str) -> None:
         """Says what comes next, where nothing else shows that the program is alive."""
         self._doing, self._since = what, time.monotonic()
+        if self._ticker is not None:
+            self._tick() if self._may_fork() else self._draw()
 
     def info(self, text: str) -> None:
         """Prints one line."""
+        if self._ticker is not None:
+            self._draw()
         self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
@@ -224,9 +258,11 @@ class Reporter:
             limit: seconds after which it ends in any case.
         """
         state = _State(name, total, costs, most, limit)
-        if self.console.is_terminal and not self.console.quiet:
+        if self._shows:
             self._bar = _LiveBar(state, self.console)
             try:
+                if self._ticker is not None:
+                    self._draw()
                 with nullcontext() if self._live is not None else self:
                     yield self._bar
             finally:
