@@ -1,4 +1,4 @@
-"""Whoever may read new files of the user may read the results: a whole run, its model and the cache follow the umask."""
+"""Results belong to whom the umask says: every file of a run, of its model and of the cache follows it."""
 
 import pytest
 from fault_runs import options
