@@ -44,7 +44,7 @@ OTHER_EXPRESSIONS = (
 )
 """The last three of that architecture."""
 OPTIONS = (
-    *("--preset", "demo", "--device", "cpu", "--teacher_precision", "fp32", "--tensorboard", "false"),
+    *("--preset", "demo", "--device", "cpu", "--teacher_precision", "fp32", "--tracker", "none"),
     *("--budget.params", "0", "1e9"),
 )
 SPLITS = ("score", "select", "dev")

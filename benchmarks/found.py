@@ -66,7 +66,7 @@ def search(task: str, budget: float, seed: int, given: Sequence[str], runs: Path
             arguments = ["--resume", str(run)]
         else:
             own = ["--preset", "demo", "--runs", str(runs), "--name", run.name, "--seed", str(seed)]
-            arguments = [*own, "--budget.encoder", str(budget), "--tensorboard", "false", *given]
+            arguments = [*own, "--budget.encoder", str(budget), "--tracker", "none", *given]
         subprocess.run([sys.executable, "-m", "search.run", *arguments], check=True, stdout=sys.stderr)
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return summary

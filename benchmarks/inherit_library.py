@@ -41,7 +41,7 @@ SECONDS, ABOVE = 60.0, 1.1
 
 def measure(folder: Path, speedups: Sequence[float], options: Sequence[str]) -> dict[str, Any]:
     """Builds a library in a run directory `folder` and measures students."""
-    config, _ = parse(["--preset", "demo", "--strategy", "inherit", "--tensorboard", "false", *options])
+    config, _ = parse(["--preset", "demo", "--strategy", "inherit", "--tracker", "none", *options])
     prepared = prepare(config, silent())
     prepared.teacher = teach(prepared, silent())
     with RunDir(folder).open() as rundir, contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ OPTIONS = (
     *("--warmup.steps", "0", "--stage1.population", "4", "--stage1.startup", "8", "--sampler.concurrent", "2"),
     *("--stage2.trials", "1", "--stage2.task.steps", "1", "--stage3.trials", "1", "--derive.evaluations", "1"),
     *("--stage3.text.steps", "0", "--stage3.task.steps", "0", "--derive.text.steps", "0", "--derive.task.steps", "1"),
-    *("--baselines.gelu", "false", "--baselines.random", "false", "--tensorboard", "false"),
+    *("--baselines.gelu", "false", "--baselines.random", "false", "--tracker", "none"),
 )
 
 

@@ -91,6 +91,8 @@ def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context manager giving an empty temporary folder that becomes `path` when the block ends without an exception.
 
+    Everything in it has the rights that the process's mask (umask) gives new files and folders.
+
     An existing folder at `path` is replaced: it is moved aside first and removed after the new one is in place, so a
     kill in between leaves either the old folder, or the new one, or for one rename's time neither, never a mixture.
 
@@ -109,7 +111,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             for folder, _, names in os.walk(temporary):
                 for name in names:
                     _fsync(Path(folder) / name)
-            temporary.chmod(_default_mode() | 0o111)
+                    (Path(folder) / name).chmod(_default_mode())  # safetensors gives 0600
+            temporary.chmod(_default_mode(0o777))
             _replace_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -182,11 +185,20 @@ def _replace_directory(temporary: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _default_mode() -> int:
-    """Permission bits a plain `open` would give; `mkstemp` gives 0600."""
-    mask = os.umask(0)
+def _default_mode(asked: int = 0o666) -> int:
+    """Permission bits that a plain `open` (of a folder, with 0o777, `mkdir`) gives; `mkstemp` gives 0600."""
+    return asked & ~_umask()
+
+
+def _umask() -> int:
+    """The process's mask, read where the system tells it: setting it to learn it lends other threads the wrong one."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mask
 
 
 def _fsync(path: Path) -> None:

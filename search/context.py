@@ -136,6 +136,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     if config.sampler.name not in SAMPLERS:
         raise UserError(f"sampler.name: {config.sampler.name!r} is not known: choose one of {', '.join(SAMPLERS)}")
     task = task or load_task(config.data, seed=config.seed)
+    reporter.doing("loading the teacher")
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     paper = config.strategy == "paper" or config.kd.paper_exact
     wanted = not paper and task.spec.kind in ("classification", "regression")
@@ -146,6 +147,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     check_budget(config)
     if config.strategy == "inherit" and ranks.size > 1:
         raise UserError("strategy: inherit is one process: start it without torchrun, or use --strategy paper")
+    reporter.doing("tokenizing")
     positions = {"max_positions": teacher.max_positions, "published": exact}
     data = task.encode(teacher.tokenizer, config.data.max_length, **positions)
     if ranks.is_first:
@@ -157,6 +159,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
         space, heads = inherited_space(shape), teacher.num_heads
     else:
         shape, space, heads = _paper_space(config, teacher, reporter)
+    reporter.doing("trying precisions")
     precision, teacher_precision = config.precision, config.teacher_precision
     if not ranks.is_first:
         precision = teacher_precision = "fp32"
@@ -251,7 +254,7 @@ class Context(Prepared):
 
     Attributes:
         rundir, ledger, reporter: where results go.
-        scalars: TensorBoard, where wanted.
+        scalars: trackers, where wanted.
         joined: run directory of the search this process helps; its weights are waited for and read from there.
         seconds: wall time per finished phase; kept in phases.json, so a resumed run reports the whole time.
         proxy_targets: the teacher's answers for proxy training by what decides its batches (`search.scoring.proxy`).
@@ -371,14 +374,15 @@ class Context(Prepared):
         model.eval()
 
     def log_phase(self, line: PhaseLog) -> None:
-        """Appends one line of mean losses to log.jsonl and, where wanted, to TensorBoard."""
+        """Appends one line of mean losses to log.jsonl and, where wanted, to the trackers."""
         self.rundir.log({"phase": line.phase, "step": line.step, "seconds": line.seconds, **line.losses})
         if self.scalars is not None:
             self.scalars.phase(line)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the wall time of the block, if it finishes, to `seconds[name]`."""
+        """Adds the wall time of the block, if it finishes, to `seconds[name]`; the user is told what is done."""
+        self.reporter.doing(name)
         began = time.monotonic()
         yield
         if not self.counts_time:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from search.report.tables import write_candidates
 from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import latency_line, summarise
+from search.tracking import Scalars
 
 LICENSE = "apache-2.0"
 """Of the model card; data and teacher may ask for another, which their owner then writes there."""
@@ -179,15 +180,20 @@ def _finish(
     write_card(ctx, best, told, evidence)
     summary = {**summarise(ctx, best, baselines, teacher_metrics, stages), **facts, "evidence": evidence}
     write_json_atomic(ctx.rundir.path / "summary.json", summary)
-    if ctx.scalars is not None:
-        ctx.scalars.model("teacher", teacher_metrics)
-        for name, derived in {"found": best, **baselines}.items():
-            ctx.scalars.model(name, derived.dev)
+    track_scores(ctx, teacher_metrics, {"found": best, **baselines})
     if "latency" in summary:
         asked = ctx.config.budget.latency_ms
         ctx.reporter.info(latency_line(summary["latency"], asked, ctx.rundir.path))
+    ctx.reporter.doing("drawing the report")
     build_report(ctx.rundir.path)
     return summary
+
+
+def track_scores(ctx: Context, teacher_metrics: dict[str, float], finished: Mapping[str, Derived]) -> None:
+    """Final scores of the teacher and of the finished students, for the trackers."""
+    if ctx.scalars is not None:
+        for name, metrics in {"teacher": teacher_metrics, **{n: d.dev for n, d in finished.items()}}.items():
+            ctx.scalars.model(name, metrics)
 
 
 _TITLES = {
@@ -217,7 +223,7 @@ def subjects(
 
 def share_teacher(ctx: Context) -> None:
     """Stage 0 on the first rank; the others, whose teacher is still as it was loaded, take over its weights."""
-    tuned = ctx.ranks.first(lambda: teach(ctx, ctx.reporter))
+    tuned = ctx.ranks.first(lambda: teach(ctx, ctx.reporter, ctx.scalars))
     if tuned is not None:
         ctx.teacher = tuned
     ctx.ranks.spread(ctx.teacher.model)
@@ -231,10 +237,16 @@ def _check_answers(ctx: Context) -> None:
         check_teacher(ctx.config.teacher, distiller.targets(batch, need_logits=need_logits))
 
 
-def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
+def teach(prepared: Prepared, reporter: Reporter, scalars: Scalars | None = None) -> Teacher:
     """Stage 0: the teacher fine-tuned on the task, or found in the cache."""
     config = prepared.config
-    with reporter.phase("teacher", 1) as bar:
+
+    def progress(done: int, total: int, **metrics: float) -> None:
+        bar.update(done, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()), total=total)
+        if scalars is not None:
+            scalars.values("teacher", metrics, done)
+
+    with reporter.phase("teacher", 1, most=True) as bar:
         return finetune(
             config.teacher,
             prepared.data,
@@ -242,7 +254,7 @@ def teach(prepared: Prepared, reporter: Reporter) -> Teacher:
             cache_dir=teacher_cache(),
             device=prepared.device,
             precision=config.teacher_precision,
-            progress=lambda done, total, **metrics: bar.update(done, "", total=total),
+            progress=progress,
             standard=config.strategy == "inherit",
             published=config.kd.paper_exact,
         )
@@ -258,6 +270,7 @@ def how_found(ctx: Context) -> dict[str, Any]:
 
 def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     """Writes best/architecture.json and best/model/; `found` is listed in the model card."""
+    ctx.reporter.doing("exporting the model")
     config = best.model.config
     save_architecture(config.full_architecture, ctx.rundir.architecture, config.shape)
     drawing = architecture_png(

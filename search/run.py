@@ -11,7 +11,6 @@ they do can reach the run's files.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,56 +20,70 @@ if TYPE_CHECKING:
     from engine.data import TaskData
     from engine.distributed.parallel import Ranks
     from search.config.schema import SearchConfig
+    from search.console.progress import Reporter
 
 
 def command(argv: list[str]) -> None:
-    """Runs, resumes or resolves a search; raises `UserError` before anything is written when the input is wrong."""
+    """Runs, resumes or resolves a search, or tells how to; raises `UserError` before anything is written when the input
+    is wrong."""
     from engine.errors import ToldElsewhere, UserError
+    from search.config.help import asked_for_help, search_help
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
+    from search.console.progress import is_first, reporter_of_rank
 
-    given = parse_resolve(argv)
-    if given is not None:
-        _resolve(*given)
+    if asked_for_help(argv):
+        print(search_help(argv))
         return
-    try:
-        config, resume = parse(argv)
-        task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        raise ToldElsewhere(str(error)) from error
+    with reporter_of_rank() as reporter:
+        given = parse_resolve(argv)
+        if given is not None:
+            _resolve(*given, reporter)
+            return
+        try:
+            config, resume = parse(argv)
+            reporter.doing("reading the data")
+            task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
+        except UserError as error:
+            if is_first():
+                raise
+            raise ToldElsewhere(str(error)) from error
 
-    import torch
+        reporter.doing("loading PyTorch")
+        import torch
 
-    from engine.distributed.parallel import join
-    from search.restart import continued
+        from engine.distributed.parallel import join
+        from search.restart import continued
 
-    read = config.data
-    with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
-        if resume is None and ranks.size > 1:
-            config, resume = continued(config, argv, ranks)
-        _search(config, resume, ranks, argv, task if config.data == read else None)
+        read = config.data
+        with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
+            if resume is None and ranks.size > 1:
+                config, resume = continued(config, argv, ranks)
+            _search(config, resume, ranks, argv, reporter, task if config.data == read else None)
 
 
-def _resolve(folder: Path, config: SearchConfig) -> None:
+def _resolve(folder: Path, config: SearchConfig, reporter: Reporter) -> None:
     from search.console.libraries import quiet
-    from search.console.progress import Reporter
 
+    reporter.doing("loading the libraries")
     quiet()
     if config.strategy == "inherit":
         from search.commands.resolve_inherited import resolve_inherited as resolve
     else:
         from search.commands.resolve import resolve
-    resolve(folder, config, Reporter())
+    resolve(folder, config, reporter)
 
 
 def _search(
-    config: SearchConfig, resume: Path | None, ranks: Ranks, argv: list[str], task: TaskData | None = None
+    config: SearchConfig,
+    resume: Path | None,
+    ranks: Ranks,
+    argv: list[str],
+    reporter: Reporter,
+    task: TaskData | None = None,
 ) -> None:
     from search.config.options import placed, save_config
     from search.console.libraries import quiet
-    from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
     from search.inherit.strategy import check
     from search.ledger.copy import open_ledger
@@ -78,10 +91,9 @@ def _search(
     from search.pipeline import run
     from search.restart import sign
     from search.rundir import LATENCY_TABLE, RunDir, default_name
-    from search.tracking import Scalars
+    from search.tracking import open_scalars
 
     quiet()
-    reporter = Reporter() if ranks.is_first else silent()
     if resume is not None and (resume / LATENCY_TABLE).is_file():
         config.objectives.latency_table = str(resume / LATENCY_TABLE)
     shared = ranks.together(lambda: Ledger(config.ledger, run=config.name) if config.ledger else None)
@@ -105,7 +117,7 @@ def _search(
             if table is not None:
                 table.save(rundir.path / LATENCY_TABLE)
         ledger = open_ledger(rundir.ledger, stack, reporter.info) if shared is None else stack.enter_context(shared)
-        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+        scalars = open_scalars(config, rundir.path, reporter.info) if ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")

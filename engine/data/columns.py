@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
 from engine.errors import UserError
@@ -62,6 +62,9 @@ LABELS = (
 )
 """Column names of labels, first match wins."""
 
+IDS = ("id", "idx", "guid")
+"""Column names that say which row is which, first match wins."""
+
 GLUE_METRICS = {
     "cola": "mcc",
     "sst2": "accuracy",
@@ -108,12 +111,17 @@ def find_label_column(columns: Sequence[str], wanted: str | None, texts: Sequenc
         if wanted in texts:
             raise UserError(f"data.label_column {wanted!r} is a text column too: choose another")
         return wanted
-    rest = [c for c in columns if c not in texts]
-    for name in LABELS:
-        match = _find(name, rest)
-        if match is not None:
-            return match
-    raise UserError(f"{where}: no label column among {_listing(columns)}: name it with --data.label_column")
+    found = known_column(LABELS, columns, texts)
+    if found is None:
+        raise UserError(f"{where}: no label column among {_listing(columns)}: name it with --data.label_column")
+    return found
+
+
+def known_column(names: Sequence[str], columns: Sequence[str], others: Collection[str] = ()) -> str | None:
+    """The column with the first of `names` that occurs among `columns`, those in `others` left aside; None if none
+    does."""
+    rest = [c for c in columns if c not in others]
+    return next((match for name in names if (match := _find(name, rest)) is not None), None)
 
 
 def require_column(name: str, columns: Sequence[str], where: str, option: str) -> None:

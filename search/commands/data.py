@@ -7,8 +7,8 @@ from typing import Any
 
 HELP = """usage: ffnas data TRAIN [DEV] [options of ffnas search]
 
-Shows in a second what a search would make of the files: columns, rows, classes, lengths, what is cut or left out, task
-and metric. Nothing is trained or written.
+Shows in a second what a search would make of the files: columns, rows, classes, lengths, what is
+cut or left out, task and metric. Nothing is trained or written.
 
 examples:
   ffnas data reviews.csv
@@ -16,14 +16,15 @@ examples:
   ffnas data train.csv --teacher bert-base-uncased           lengths in its tokens instead of words
   ffnas data --data.task glue/cola --data.dir glue_data
 
-Options are those of `ffnas search` (`ffnas search --help`); --preset and --data.max_length say where texts are cut."""
+Options are those of `ffnas search` (--help-all); --preset and --data.max_length say where texts are
+cut."""
 
 
 def command(argv: list[str]) -> None:
     """Prints the lines; raises `UserError` where a search would."""
     from engine.errors import UserError
 
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
         print(HELP)
         return
     files = []

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from engine.student.modeling import FFNASPreTrainedModel
     from engine.training.settings import PhaseSettings
     from search.config.schema import SearchConfig
+    from search.console.progress import Reporter
     from search.context import Context
 
 PLAN = "derive.json"
@@ -65,23 +65,27 @@ class Plan:
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
     from search.config.inputs import read_inputs
+    from search.console.progress import is_first, reporter_of_rank
 
-    try:
-        config, plan, resume = read(argv)
-        task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
-        if resume is None:
-            config, plan, _ = read(argv, task)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        raise ToldElsewhere(str(error)) from error
+    with reporter_of_rank() as reporter:
+        try:
+            config, plan, resume = read(argv)
+            reporter.doing("reading the data")
+            task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
+            if resume is None:
+                config, plan, _ = read(argv, task)
+        except UserError as error:
+            if is_first():
+                raise
+            raise ToldElsewhere(str(error)) from error
 
-    import torch
+        reporter.doing("loading PyTorch")
+        import torch
 
-    from engine.distributed.parallel import join
+        from engine.distributed.parallel import join
 
-    with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
-        _derive(config, plan, resume, ranks, task)
+        with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
+            _derive(config, plan, resume, ranks, task, reporter)
 
 
 def read(argv: list[str], task: TaskData | None = None) -> tuple[SearchConfig, Plan, Path | None]:
@@ -96,7 +100,7 @@ def read(argv: list[str], task: TaskData | None = None) -> tuple[SearchConfig, P
     """
     from search.config.options import parse
 
-    parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help.")
+    parser = QuietParser(prog="ffnas derive", allow_abbrev=False, epilog="All other options: ffnas search --help-all.")
     parser.add_argument("--preset", help="sizes, architecture and recipe of a preset (`ffnas presets`)")
     parser.add_argument("--architecture", help="architecture file, or text such as 'linear4_2(gelu(...)), ...'")
     parser.add_argument(
@@ -230,17 +234,17 @@ def _read_plan(folder: Path) -> Plan:
         ) from error
 
 
-def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData) -> None:
+def _derive(
+    config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks, task: TaskData, reporter: Reporter
+) -> None:
     from search.config.options import placed, save_config
     from search.console.libraries import quiet
-    from search.console.progress import Reporter, silent
     from search.context import Context, agree_on, prepare
     from search.ledger.ledger import Ledger
     from search.rundir import RunDir, default_name
-    from search.tracking import Scalars
+    from search.tracking import open_scalars
 
     quiet()
-    reporter = Reporter() if ranks.is_first else silent()
     prepared = ranks.together(lambda: prepare(config, reporter, ranks, task))
     agree_on(prepared)
     config = prepared.config = placed(prepared.config)
@@ -259,7 +263,7 @@ def _derive(config: SearchConfig, plan: Plan, resume: Path | None, ranks: Ranks,
             )
             save_config(config, rundir.config)
         ledger = stack.enter_context(Ledger(rundir.ledger))
-        scalars = Scalars(rundir.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+        scalars = open_scalars(config, rundir.path, reporter.info) if ranks.is_first else None
         if scalars is not None:
             stack.callback(scalars.close)
         reporter.info(f"run directory: {rundir.path}")
@@ -275,7 +279,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
     from search.evidence import gather_run
-    from search.pipeline import export, score_line, share_teacher, subjects, write_card
+    from search.pipeline import export, score_line, share_teacher, subjects, track_scores, write_card
     from search.report import build_report
     from search.summary import summarise
 
@@ -299,6 +303,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
         write_card(ctx, best, found, evidence)
         summary = {**summarise(ctx, best, {}, metrics, {}), "evidence": evidence}
         write_json_atomic(ctx.rundir.path / "summary.json", summary)
+        track_scores(ctx, metrics, {"found": best})
         build_report(ctx.rundir.path)
         return summary
 

@@ -72,21 +72,24 @@ def command(argv: list[str]) -> None:
 def _formats(wanted: list[str], options: argparse.Namespace, folder: Path, run: Path | None) -> None:
     """Writes the formats that the installed libraries allow; raises `UserError` where they do not allow all."""
     from search.console.libraries import quiet
+    from search.console.progress import Reporter
 
-    quiet()
     from engine.export.onnx import missing_onnx
 
     missing = missing_onnx()
     written = [name for name in wanted if name == "program" or not missing]
     if written:
-        data = None
-        if options.eval is not None:
-            data = _labelled_file(folder, options)
-        elif run is not None:
-            data = _dev_split(run, folder)
-        result = export_formats(folder, written, data)
-        write_json_atomic(folder / RESULT, result)
-        print(_table(result))
+        with Reporter() as reporter:
+            reporter.doing("exporting")
+            quiet()
+            data = None
+            if options.eval is not None:
+                data = _labelled_file(folder, options)
+            elif run is not None:
+                data = _dev_split(run, folder)
+            result = export_formats(folder, written, data)
+            write_json_atomic(folder / RESULT, result)
+            reporter.info(_table(result))
     left = [f"--{name}" for name in wanted if name not in written]
     if left:
         raise UserError(

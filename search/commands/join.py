@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from search.config.schema import SearchConfig
+    from search.console.progress import Reporter
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,8 +59,16 @@ def _parse(argv: list[str]) -> tuple[SearchConfig, Path]:
 def command(argv: list[str]) -> None:
     """Helps until there is nothing left to do; raises `UserError` when the input is wrong."""
     config, run = _parse(argv)
-    from search.console.libraries import quiet
     from search.console.progress import Reporter
+
+    with Reporter() as reporter:
+        reporter.doing("loading PyTorch")
+        _help(config, run, reporter)
+    reporter.info(f"nothing left to do: the search goes on in {run}")
+
+
+def _help(config: SearchConfig, run: Path, reporter: Reporter) -> None:
+    from search.console.libraries import quiet
     from search.context import Context, prepare
     from search.ledger.ledger import Ledger
     from search.pipeline import help_out
@@ -68,14 +77,12 @@ def command(argv: list[str]) -> None:
     quiet()
     if (run / LATENCY_TABLE).is_file():
         config.objectives.latency_table = str(run / LATENCY_TABLE)
-    reporter = Reporter()
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(config.ledger or "", run=config.name))
         prepared = prepare(config, reporter)
         elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-worker-"))
         rundir = stack.enter_context(RunDir(elsewhere).open())
         help_out(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, joined=run))
-    reporter.info(f"nothing left to do: the search goes on in {run}")
 
 
 if __name__ == "__main__":

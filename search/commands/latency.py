@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 USAGE = """usage: ffnas latency --build-table [--output FILE] [--json] [options of ffnas search]
        ffnas latency MODEL... [options]
 
---build-table measures random architectures of a search's student on this device, finds what every (stack, ratio) and
-operator costs, and compares its predictions with 50 further architectures. The table goes into the cache, where a
-search with the same student and conditions finds it (--budget.latency-ms, --objectives score,latency), or into FILE.
+--build-table measures random architectures of a search's student on this device, finds what every
+(stack, ratio) and operator costs, and compares its predictions with 50 further architectures. The
+table goes into the cache, where a search with the same student and conditions finds it
+(--budget.latency-ms, --objectives score,latency), or into FILE.
 
-  ffnas latency --build-table                                     the default student: one sequence, one thread
+  ffnas latency --build-table                             the default student, one sequence
   ffnas latency --build-table --preset paper --objectives.batch_size 8 --objectives.threads 4
   ffnas latency --build-table --student.hidden_size 360 --output table.json
 
-Without --build-table, finished models are compared over runtimes and batch sizes; see ffnas latency MODEL --help.
+Without --build-table, finished models are compared over runtimes and batch sizes; see
+ffnas latency MODEL --help.
 """
 
 
@@ -44,10 +46,7 @@ def command(argv: list[str]) -> None:
 
 def build(argv: list[str]) -> None:
     """Measures a table for the student of the search options `argv` and writes it."""
-    from search.config.latency_tables import conditions, default_path, describe, measure
     from search.config.options import parse
-    from search.config.space import student_space
-    from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     output, argv = _take(argv, "--output")
@@ -55,12 +54,18 @@ def build(argv: list[str]) -> None:
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise UserError(f"--output: the folder of {output!r} does not exist: create it or give another path")
     config, _ = parse(argv, prog="ffnas latency --build-table")
-    quiet()
-    space, heads = student_space(config)
-    at = conditions(config)
-    reporter = Reporter()
-    table = measure(space, heads, at, reporter, config.seed)
-    reporter.info(f"latency table: {describe(table, config.budget.latency_ms)}")
+    with Reporter() as reporter:
+        reporter.doing("loading PyTorch")
+        from search.config.latency_tables import conditions, default_path, describe, measure
+        from search.config.space import student_space
+        from search.console.libraries import quiet
+
+        quiet()
+        reporter.doing("building the supernet")
+        space, heads = student_space(config)
+        at = conditions(config)
+        table = measure(space, heads, at, reporter, config.seed)
+        reporter.info(f"latency table: {describe(table, config.budget.latency_ms)}")
     path = Path(output) if output is not None else default_path(space, heads, at)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)

@@ -16,8 +16,10 @@ from search.console.arguments import QuietParser
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
-    from engine.latency.models import Timing
+    from engine.latency.models import Case, Timing
+    from search.console.progress import Reporter
 
 SIDE_NAMES = {
     "eager": "PyTorch eager",
@@ -39,6 +41,14 @@ def command(argv: list[str]) -> None:
         UserError: wrong options, an unknown model, or a library is missing.
     """
     options = _parser().parse_args(argv)
+    from search.console.progress import Reporter
+
+    with Reporter() as reporter:
+        reporter.doing("loading PyTorch")
+        _compare(options, reporter)
+
+
+def _compare(options: argparse.Namespace, reporter: Reporter) -> None:
     from search.console.libraries import quiet
 
     quiet()
@@ -47,9 +57,7 @@ def command(argv: list[str]) -> None:
     from engine.latency.models import Case, measure, subjects_of
     from engine.latency.others import missing
     from engine.training.precision import choose_device
-    from search.console.progress import Reporter
 
-    reporter = Reporter()
     sides = list(SIDE_NAMES) if options.sides is None else options.sides
     for side in [s for s in sides if missing(s)]:
         lacks = f"{SIDE_NAMES[side]}: {', '.join(missing(side))} not installed (pip install 'ffnas[onnx]' openvino)"
@@ -69,7 +77,7 @@ def command(argv: list[str]) -> None:
     names = list(dict.fromkeys([*options.models, *([] if options.baseline == "none" else [options.baseline])]))
     with subjects_of(names, device) as subjects:
         total = sum(side in s.sides for s in subjects for side in sides) * len(cases)
-        with reporter.phase("latency", total) as bar:
+        with reporter.phase("latency", total, costs=_costs(cases, total)) as bar:
             timings = measure(
                 subjects,
                 cases,
@@ -88,8 +96,17 @@ def command(argv: list[str]) -> None:
     folder = Path(options.out)
     text = table(timings, options.baseline)
     _write(folder, result, text, timings)
-    print(text)
-    print(f"files: {folder / 'latency.json'}, {folder / 'latency.md'}, {folder / 'latency.png'}")
+    reporter.info(text)
+    reporter.info(f"files: {folder / 'latency.json'}, {folder / 'latency.md'}, {folder / 'latency.png'}")
+
+
+def _costs(cases: Sequence[Case], total: int) -> list[float]:
+    """What the timings of every case cost beside those of the others: by the tokens of a pass, and the threads for it.
+
+    All timings of a case are reported when the last of them is done, so which costs how much within it is the same.
+    """
+    sides = total // max(1, len(cases))
+    return [case.batch * case.length / case.threads for case in cases for _ in range(sides)]
 
 
 def _parser() -> argparse.ArgumentParser:

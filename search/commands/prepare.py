@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import argparse
 
-EXAMPLES = """
+HELP = """usage: ffnas prepare --text FILES --out FOLDER [options]
+
+Tokenizes text and packs it into shards that `ffnas search --data.text FOLDER` maps. Called again
+with the same options it goes on where it was stopped.
+
 examples:
   ffnas prepare --text wiki.txt --out text/wiki
-  ffnas prepare --text '[wikimedia/wikipedia:20231101.en,bookcorpus/bookcorpus]' --join '[1,64]' --weights '[1,2]' \\
-      --tokenizer bert-base-uncased --out text/wiki-books
+  ffnas prepare --text '[wikimedia/wikipedia:20231101.en,bookcorpus/bookcorpus]' --join '[1,64]' \\
+      --weights '[1,2]' --out text/wiki-books
   ffnas search --data.text text/wiki-books ...
 
-Called again with the same options it goes on where it was stopped.
-"""
+options:
+  --text A,B             .txt (a blank line ends a document), .csv, .tsv, .jsonl, .parquet, or hub
+                         names NAME[:CONFIG][@SPLIT], which are streamed
+  --out FOLDER           where the shards go
+  --tokenizer NAME       of a teacher, as `ffnas search --teacher` takes it (bert-base-uncased)
+  --max-length N         tokens of a sequence, special tokens included (128)
+  --weights A,B          how often an epoch goes through each source: 2 is twice (once)
+  --join A,B             rows that make one document, per source (1)
+  --max-documents N      most documents of each source (all)
+  --shard-tokens N       tokens after which a shard ends (32000000)
+  --workers N            processes that tokenize (one per core)
+  --text-columns NAME    column with the text (found by name)
+  --encoding NAME        of text files (utf-8)
+  --quoting NAME         none: quotation marks in CSV and TSV files are plain characters (standard)
+  --delimiter C          between fields of CSV and TSV files: one character, or tab (auto)
+  --config FILE          any of these, in YAML"""
 
 
 def command(argv: list[str]) -> None:
     """Prepares text; raises `UserError` when the input is wrong."""
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
+        print(HELP)
+        return
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from engine.data.prepare import PrepareConfig, prepare_text
     from engine.errors import UserError
-    from search.config.options import HelpFormatter, one_line
+    from search.config.options import one_line
     from search.console.libraries import quiet
     from search.console.progress import Reporter
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="ffnas prepare",
-        description="Tokenize and pack text into memory-mapped shards.",
-        epilog=EXAMPLES,
         exit_on_error=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the values below.")
     parser.add_class_arguments(PrepareConfig, as_group=False)
@@ -43,9 +61,8 @@ def command(argv: list[str]) -> None:
     values.pop("config", None)
     config = PrepareConfig(**values)
     config.validate()
-    quiet()
-    reporter = Reporter()
-    with reporter.phase("tokens (M)", 0) as bar:
+    with Reporter() as reporter, reporter.phase("tokens (M)", 0) as bar:
+        quiet()
         report = prepare_text(
             config, lambda tokens, note: bar.update(tokens // 1_000_000, note, total=tokens // 1_000_000)
         )

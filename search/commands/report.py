@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.errors import UserError
-from search.report import build_report
 
 
 def command(argv: list[str]) -> None:
@@ -15,4 +14,10 @@ def command(argv: list[str]) -> None:
         return
     if len(argv) != 1:
         raise UserError(f"report takes one run directory, got {len(argv)} arguments: ffnas report runs/NAME")
-    print(f"report: {build_report(Path(argv[0]))}")
+    from search.console.progress import Reporter
+
+    with Reporter() as reporter:
+        reporter.doing("drawing the report")
+        from search.report import build_report  # not above: seconds that help and mistakes do without
+
+        reporter.info(f"report: {build_report(Path(argv[0]))}")

@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.training.settings import PhaseSettings
 from search.config.schema import SearchConfig, SharedStageConfig, SpaceConfig, StageConfig, StudentConfig
 from search.ledger import url as ledger_url
+from search.trackers import names_of
 
 
 def validate(config: SearchConfig) -> None:
@@ -42,6 +43,7 @@ def validate(config: SearchConfig) -> None:
     _positive("kd.temperature", config.kd.temperature)
     _choice("kd.text_teacher", config.kd.text_teacher, ("finetuned", "pretrained"))
     _positive("checkpoint_every", config.checkpoint_every)
+    names_of(config.tracker)
     if config.threads is not None:
         _positive("threads", config.threads)
     if config.ledger is not None:

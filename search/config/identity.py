@@ -20,7 +20,7 @@ from engine.latency.table import LatencyTable
 from search.config.schema import SearchConfig
 
 IRRELEVANT = (
-    *("preset", "runs", "name", "device", "threads", "ledger", "tensorboard", "checkpoint_every"),
+    *("preset", "runs", "name", "device", "threads", "ledger", "tracker", "checkpoint_every"),
     *("teacher", "data", "targets", "derive", "baselines"),
 )
 """Sections and fields of the configuration on which no trial depends, or that are compared by content."""

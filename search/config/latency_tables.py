@@ -14,7 +14,7 @@ import numpy as np
 from engine.architecture.architecture import Architecture
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
-from engine.latency.build import ROUNDS, Clock, build_table
+from engine.latency.build import ROUNDS, SECONDS, Clock, build_table
 from engine.latency.table import TRUSTED, Conditions, LatencyTable, hardware, identity
 from engine.training.precision import choose_device
 from kernels.cache import cache_dir
@@ -60,7 +60,7 @@ def measure(space: SearchSpace, heads: int, at: Conditions, reporter: Reporter, 
     rng = np.random.default_rng(seed)
     training, check = _draw(everything, TRAINING, rng), _draw(everything, CHECK, rng)
     clock = Clock(space.shape, heads, space.policy, at, space.stacks, space.ratios)
-    with reporter.phase("latency table", ROUNDS[1]) as bar:
+    with reporter.phase("latency table", ROUNDS[1], most=True, limit=SECONDS) as bar:
         return build_table(clock, training, check, progress=lambda done, _: bar.update(done, "rounds"))
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from engine.files import copy_atomic, write_text_atomic
 from search.config.checks import validate
 from search.config.pairs import unset_by_option, unset_by_values
 from search.config.schema import BudgetConfig, SearchConfig
-from search.config.words import MODE, install, joined
+from search.config.words import MODE, install, joined, tracker_of
 from search.ledger.url import without_password
 
 EXAMPLES = """
@@ -70,7 +71,7 @@ def build_parser(prog: str = "ffnas search") -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
         parser_mode=MODE,
-        description="Search an FFN architecture for a small BERT-like encoder and derive it from a teacher.",
+        description="Make a small, fast BERT-like encoder of a teacher, for a task.",
         epilog=EXAMPLES,
         exit_on_error=False,
         formatter_class=HelpFormatter,
@@ -91,18 +92,18 @@ def parse(argv: list[str], prog: str = "ffnas search") -> tuple[SearchConfig, Pa
         UserError: an option, a file or a value is wrong.
     """
     argv = normalise(argv)
-    resume = _value_of(argv, "--resume")
+    resume = value_of(argv, "--resume")
     if resume is not None:
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise UserError(f"--resume: {resume!r} holds no config.yaml: give the folder of an earlier run")
         if any(a.startswith("--") and a.split("=")[0] not in ("--resume", "--config", "--ledger") for a in argv):
             raise UserError("--resume takes the run's own configuration: give no other option with it but --ledger")
-        ledger = _value_of(argv, "--ledger")  # the saved one is without its password
+        ledger = value_of(argv, "--ledger")  # the saved one is without its password
         argv = ["--config", str(_sound_config(folder)), *(("--ledger", ledger) if ledger else ())]
     else:
         folder = None
-        preset = _value_of(argv, "--preset") or SearchConfig.preset
+        preset = value_of(argv, "--preset") or SearchConfig.preset
         argv = ["--config", str(preset_path(preset)), *argv]
         argv = _with_space_files(argv)
     config = _read(argv, prog)
@@ -120,7 +121,7 @@ def parse_resolve(argv: list[str], prog: str = "ffnas search") -> tuple[Path, Se
         UserError: the folder is no run, another option is given, or no constraint.
     """
     argv = normalise(argv)
-    folder = _value_of(argv, "--resolve")
+    folder = value_of(argv, "--resolve")
     if folder is None:
         return None
     config_file = Path(folder) / "config.yaml"
@@ -143,7 +144,7 @@ def parse_resolve(argv: list[str], prog: str = "ffnas search") -> tuple[Path, Se
 
 
 def _read(argv: list[str], prog: str) -> SearchConfig:
-    for given in _values_of(argv, "--config"):
+    for given in values_of(argv, "--config"):
         _check_file(given)
     try:
         parser = build_parser(prog)
@@ -208,6 +209,10 @@ def normalise(argv: list[str]) -> list[str]:
             file = value if equals else next(iter(rest), "")
             if name == "config" and Path(file).is_file():
                 result += unset_by_values(_values_in(file))
+            if name == "tensorboard":
+                value = value if equals or not rest else rest.pop(0)
+                result.append(f"--tracker={tracker_of(value)}")
+                continue
             if name == "objectives":
                 names = value if equals or not rest else rest.pop(0)
                 result.append(f"--objectives.names=[{names.strip('[]')}]")
@@ -276,12 +281,25 @@ def save_config(config: SearchConfig, path: Path) -> None:
     """Writes every value, resolved, as YAML that `--config` and `--resume` read back; twice, the second time hidden.
     A password in the ledger's URL is left out; files and folders are named from the root, so that the run goes on from
     wherever it is resumed."""
-    values = dataclasses.asdict(placed(config))
-    if config.ledger is not None:
-        values["ledger"] = without_password(config.ledger)
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(saved_values(placed(config)), sort_keys=False, allow_unicode=True)
     write_text_atomic(_copy_of(path), text)
     write_text_atomic(path, text)
+
+
+def saved_values(config: SearchConfig) -> dict[str, Any]:
+    """A configuration as plain values, without a password in the ledger's URL."""
+    values = dataclasses.asdict(config)
+    if config.ledger is not None:
+        values["ledger"] = without_password(config.ledger)
+    return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
 
 
 def placed(config: SearchConfig) -> SearchConfig:
@@ -348,14 +366,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _values_of(argv: list[str], option: str) -> list[str]:
+def values_of(argv: list[str], option: str) -> list[str]:
     """Every value given for `option`."""
     pairs = itertools.pairwise(argv)
     inline = [a.partition("=")[2] for a in argv if a.startswith(option + "=")]
     return [value for name, value in pairs if name == option] + inline
 
 
-def _value_of(argv: list[str], option: str) -> str | None:
+def value_of(argv: list[str], option: str) -> str | None:
     """The last value given for `option`, which is the one that counts."""
     value = None
     for index, argument in enumerate(argv):

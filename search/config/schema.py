@@ -341,7 +341,8 @@ class SearchConfig:
         ledger: database URL of a ledger that several workers share, such as postgresql://USER@HOST/DATABASE; needs
             `name`, the run's name in it (null: study.db in the run directory, for this search alone). Passwords belong
             into ~/.pgpass or PGPASSWORD; one in the URL is not saved.
-        tensorboard: write TensorBoard scalars to the run directory.
+        tracker: where losses, trials and scores go too: 'tensorboard' (files in the run directory), 'wandb', 'mlflow',
+            several a,b, or 'none'.
         checkpoint_every: optimizer steps between checkpoints of a long phase.
         sentinel: compare the fused kernels with plain PyTorch on the first batch of every phase (on a CPU, of phases
             under 20 steps, the first of each kind), and fall back to it where they differ.
@@ -374,6 +375,6 @@ class SearchConfig:
     inherit: InheritConfig = field(default_factory=InheritConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
     ledger: str | None = None
-    tensorboard: bool = True
+    tracker: str = "tensorboard"
     checkpoint_every: int = 500
     sentinel: bool = True

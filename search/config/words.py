@@ -20,12 +20,22 @@ MODE = "ffnas"
 """Name of the loader, for a parser's `parser_mode`."""
 
 
+_TENSORBOARD = {"true": "tensorboard", "false": "none"}
+
+
+def tracker_of(tensorboard: object) -> str:
+    """`tracker` for a value of `tensorboard`, its name while there was no other; runs that were begun then go on."""
+    return _TENSORBOARD.get(str(tensorboard).lower(), str(tensorboard))
+
+
 def install() -> None:
     """Makes `MODE` known to jsonargparse; more calls change nothing."""
     usual = get_loader("yaml")
 
     def load(text: str) -> Any:
         value = usual(text)
+        if isinstance(value, dict) and "tensorboard" in value:
+            value.setdefault("tracker", tracker_of(value.pop("tensorboard")))
         data = value.get("data") if isinstance(value, dict) else None
         if isinstance(data, dict) and any(name in data for name in WORDS):
             written = yaml.load(text, Loader=yaml.BaseLoader)["data"]  # every scalar as text

@@ -29,6 +29,7 @@ from engine.objective import KDLoss
 from engine.teacher.settings import capped_steps
 from engine.training.checkpoint import load_weights
 from engine.training.settings import PhaseSettings
+from search.console.pace import Costs
 from search.console.progress import Bar, Reporter, silent
 from search.context import Context
 from search.derive import BestWeights, Derived
@@ -243,7 +244,9 @@ class _Part(Reporter):
         self.shared, self.number = shared, number
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Bar]:
+    def phase(
+        self, name: str, total: int, *, costs: Costs | None = None, most: bool = False, limit: float | None = None
+    ) -> Iterator[Bar]:
         yield _PartBar(self, name)
 
 

@@ -29,6 +29,7 @@ from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
 from search.context import Context
 from search.inherit.library import Library
+from search.inherit.variants import Variants
 from search.ledger.ledger import Trial
 
 STAGE = "round"
@@ -80,6 +81,8 @@ def last_round(
                 trial.attrs.update(also(entrant.member.model))
         for trial in trials:
             ctx.ledger.record(trial)
+            if ctx.scalars is not None:
+                ctx.scalars.trial(trial)
     return trials
 
 
@@ -128,20 +131,36 @@ def _train(ctx: Context, library: Library, entrants: Sequence[Entrant]) -> None:
     workers, threads = side_by_side(len(entrants), ctx.device)
     members = [e.member for e in entrants if e.member is not None]
     batches = cycle(ctx.data.train, settings.batch_size, seed=ctx.seed("round", "order"))
+    costs = _costs(library.variants, entrants, settings.round_steps, rungs)
     began = time.monotonic()
     with (
         PopulationStep(
             distiller, members, phase, settings.round_steps, "task", workers=workers, threads=threads
         ) as step,
-        ctx.reporter.phase("last round", settings.round_steps) as bar,
+        ctx.reporter.phase("last round", settings.round_steps, costs=costs) as bar,
     ):
         for done in range(1, settings.round_steps + 1):
             step(next(batches), done - 1)
             if done in rungs:
                 step.retire_diverged("last round", done)
                 _compare(ctx, entrants, done, wanted, last=done == settings.round_steps)
+                _track(ctx, entrants, done)
             living = sum(m.alive for m in members)
             bar.update(done, f"{living} students, {time.monotonic() - began:.0f} s")
+
+
+def _costs(variants: Variants, entrants: Sequence[Entrant], steps: int, rungs: Sequence[int]) -> list[float]:
+    """What every step costs, in passes through the teacher's layers: its own, and of each student still trained one
+    forward and back, through a share of them that is the entrants' mean. At every rung half of each group stops."""
+    whole = variants.encoder(variants.whole) * max(1, len(entrants))
+    share = sum(variants.encoder(e.architecture) for e in entrants) / whole
+    living = [sum(e.group == group for e in entrants) for group in dict.fromkeys(e.group for e in entrants)]
+    costs = []
+    for step in range(1, steps + 1):
+        costs.append(1.0 + 3.0 * share * sum(living))
+        if step in rungs:
+            living = [-(-count // 2) for count in living]
+    return costs
 
 
 def _compare(
@@ -160,6 +179,18 @@ def _compare(
             assert entrant.member is not None
             entrant.stopped = done
             entrant.member.reason = f"stopped after {done} steps"
+
+
+def _track(ctx: Context, entrants: Sequence[Entrant], done: int) -> None:
+    """Students still trained and the least divergence of each group after `done` steps, for the trackers."""
+    if ctx.scalars is None:
+        return
+    told = {"students": float(sum(e.stopped is None or e.stopped >= done for e in entrants if done in e.rungs))}
+    for group in dict.fromkeys(e.group for e in entrants):
+        found = [-e.rungs[done] for e in entrants if e.group == group and done in e.rungs]
+        if found:
+            told[group] = min(found)
+    ctx.scalars.values("last round", told, done)
 
 
 def teacher_answers(ctx: Context, data: EncodedDataset) -> list[tuple[Batch, Tensor]]:

@@ -56,8 +56,8 @@ def layer_milliseconds(ctx: Context, library: Library) -> Milliseconds:
     known = recorded(path, ctx)
     if known is not None:
         return known
-    with ctx.timed("latency"):
-        times = measure(ctx, library)
+    with ctx.timed("latency"), ctx.reporter.phase("latency of the layers", ROUNDS) as bar:
+        times = measure(ctx, library, bar.update)
     path.parent.mkdir(exist_ok=True)
     write_json_atomic(path, {**times._asdict(), "variants": times.variants.tolist(), **conditions(ctx)})
     return times
@@ -86,8 +86,8 @@ def conditions(ctx: Prepared) -> dict[str, int | str]:
 
 
 @torch.no_grad()
-def measure(ctx: Prepared, library: Library) -> Milliseconds:
-    """Times everything, now."""
+def measure(ctx: Prepared, library: Library, progress: Callable[[int], None] = lambda _done: None) -> Milliseconds:
+    """Times everything, now; `progress` is told the rounds done, of `ROUNDS`."""
     at, model = conditions(ctx), library.model
     ids = torch.randint(0, model.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))
     ids = ids.to(ctx.device)
@@ -99,7 +99,8 @@ def measure(ctx: Prepared, library: Library) -> Milliseconds:
     torch.set_num_threads(int(at["threads"]))
     try:
         timed = [*pairs, single, model]
-        least = _least([lambda m=m: m(ids).logits for m in timed], _clock(at))  # type: ignore[misc]
+        runs: list[Callable[[], Tensor]] = [lambda m=m: m(ids).logits for m in timed]  # type: ignore[misc]
+        least = _least(runs, _clock(at), progress=progress)
     finally:
         torch.set_num_threads(before)
     *two, one, whole = least
@@ -122,7 +123,12 @@ def _clock(at: dict[str, int | str]) -> Callable[[], float]:
     return time.thread_time if alone else time.perf_counter
 
 
-def _least(runs: list[Callable[[], Tensor]], clock: Callable[[], float], rounds: int = ROUNDS) -> list[float]:
+def _least(
+    runs: list[Callable[[], Tensor]],
+    clock: Callable[[], float],
+    rounds: int = ROUNDS,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> list[float]:
     """Least milliseconds of each, in turns that change direction."""
     repeats = []
     for run in runs:
@@ -138,6 +144,7 @@ def _least(runs: list[Callable[[], Tensor]], clock: Callable[[], float], rounds:
             for _ in range(repeats[k]):
                 runs[k]()
             least[k] = min(least[k], 1e3 * (clock() - began) / repeats[k])
+        progress(turn + 1)
     return least
 
 

@@ -184,13 +184,22 @@ def _score(
                 batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
             ).logits
         library.answers.append((batch, logits.float()))
-    with ctx.reporter.phase("block library", len(numbers)) as bar:
+    costs = [0.0 if number in known else _cost(library.variants, number) for number in numbers]
+    with ctx.reporter.phase("block library", len(numbers), costs=costs) as bar:
         passes = _passes(library)
         for done, number in enumerate(numbers):
             if number not in known:
                 known[number] = _scored(library, *divmod(number, len(library.variants.specs)), passes)
                 ctx.ledger.record(known[number])
+                if ctx.scalars is not None:
+                    ctx.scalars.trial(known[number])
             bar.update(done + 1, "")
+
+
+def _cost(variants: Variants, number: int) -> float:
+    """What scoring a variant costs beside the others: every layer above it is run, and it is fitted and run itself."""
+    index, choice = divmod(number, len(variants.specs))
+    return 0.0 if variants.specs[choice] == variants.own else 1.0 + variants.shape.num_layers - index
 
 
 def _texts(ctx: Prepared) -> Iterator[Batch]:

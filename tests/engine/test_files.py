@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from engine import files
 from engine.files import atomic_directory, file_hash, write_atomic, write_json_atomic, write_text_atomic
 
 
@@ -104,3 +105,39 @@ def test_hash(tmp_path, size):
     path = tmp_path / "f"
     path.write_bytes(b"x" * size)
     assert file_hash(path) == hashlib.sha256(b"x" * size).hexdigest()
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def mask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_everything_follows_the_mask(tmp_path, mask):
+    """Files that a library writes with rights of its own (safetensors: 0600), and folders, as `open` and `mkdir` would
+    make them."""
+    import torch
+    from safetensors.torch import save_file
+
+    with write_atomic(tmp_path / "file") as temporary:
+        temporary.write_text("1")
+    with atomic_directory(tmp_path / "folder") as temporary:
+        save_file({"a": torch.zeros(2)}, temporary / "model.safetensors")
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").write_text("1")
+        (temporary / "sub" / "a").chmod(0o600)
+    found = {p.relative_to(tmp_path): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert len(found) == 5
+    for path, mode in found.items():
+        assert mode == (0o777 if (tmp_path / path).is_dir() else 0o666) & ~mask, path
+
+
+def test_the_mask_is_found_without_the_system_telling(monkeypatch, mask):
+    assert files._umask() == mask
+
+    def nowhere(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", nowhere)
+    assert files._umask() == mask

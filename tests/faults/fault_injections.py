@@ -27,6 +27,11 @@ def full_disk_at(count: str) -> None:
     engine.files.os.fsync = fsync
 
 
+def mask(octal: str) -> None:
+    """The process's umask."""
+    os.umask(int(octal, 8))
+
+
 def jumping_clock() -> None:
     """Wall-clock time jumps by up to a day at every look, mostly backwards."""
     rng, real = random.Random(0), time.time

@@ -239,7 +239,7 @@ def test_predict_takes_the_reading_options_it_recommends(inputs, tmp_path, capsy
         assert problem in capsys.readouterr().err
         given += [problem, remedy]
     assert main([*command, "--data.delimiter", "^", *given]) == 0
-    assert [line.split("\t")[0] for line in (tmp_path / "o.tsv").read_text().splitlines()] == ["index", "0", "1"]
+    assert [line.split("\t")[0] for line in (tmp_path / "o.tsv").read_text().splitlines()] == ["id", "1", "2"]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(inputs, tmp_path, refused):

@@ -1,17 +1,12 @@
-"""What a person sees: a live view on a terminal, plain lines elsewhere; TensorBoard scalars of trials."""
+"""What a person sees: a live view on a terminal, plain lines elsewhere."""
 
 import io
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.architecture.shape import ModelShape
 from search.console.progress import Reporter
-from search.ledger.ledger import Trial
 from search.scoring.failures import by_reason
-from search.space import SearchSpace
-from search.tracking import Scalars
 
 FAILURES = {"the loss is not finite at step #": 2, "out of memory": 1}
 
@@ -30,7 +25,6 @@ def test_a_terminal_shows_best_rate_remaining_time_and_failures():
         "best 0.7100",
         "failed 2: the loss is not finite at step #",
         "failed 1: out of memory",
-        "left",
     ):
         assert part in text
     assert "\x1b[32m" in text  # colours
@@ -68,24 +62,3 @@ def _break_off(reporter):
 def test_reasons_that_differ_in_numbers_are_one():
     found = by_reason(["loss 1.5e3 at step 7", "loss 2 at step 12", None, "layer2 broke"])
     assert found == {"loss # at step #": 2, "unknown": 1, "layer2 broke": 1}
-
-
-def test_scalars_of_trials(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    arch = SearchSpace(ModelShape(24, 2, 24)).sample(np.random.default_rng(0))
-    scalars = Scalars(tmp_path)
-    for number, (score, state) in enumerate([(0.5, "complete"), (None, "failed"), (0.4, "complete"), (0.9, "pruned")]):
-        attrs = {"latency_ms": 3.0 + number, "rungs": {"4": 0.1}}
-        scalars.trial(Trial("stage1", number, arch, str(number), score, 1000, 0.25, state, None, attrs))
-    scalars.model("found", {"accuracy": 0.75})
-    scalars.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    values = {tag: [(e.step, round(e.value, 6)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert values["stage1/score"] == [(0, 0.5), (2, 0.4), (3, 0.9)]
-    assert values["stage1/best"] == [(0, 0.5), (2, 0.5)]
-    assert [v for _, v in values["stage1/failed"]] == [0, 1, 1, 1]
-    assert [v for _, v in values["stage1/latency_ms"]] == [3, 4, 5, 6]
-    assert values["models/found/accuracy"] == [(0, 0.75)]
-    assert not any("rungs" in tag for tag in values)

@@ -345,7 +345,7 @@ def test_help_teaches(capsys):
 
     assert main(["search", "--help"]) == 0
     printed = capsys.readouterr().out
-    for word in ("--data.train", "--budget.params", "--resume", "examples:"):
+    for word in ("--data.train", "--budget.encoder", "--resume", "--help-all"):
         assert word in printed
 
 
