@@ -26,6 +26,7 @@ from search.console.progress import Reporter
 from search.context import Context, Prepared, teacher_cache
 from search.derive import Derived, derive
 from search.evidence import Subject, gather_run
+from search.finished import remove_spent
 from search.inherit.last_round import STAGE as ROUND
 from search.inherit.library import STAGE as LIBRARY
 from search.inherit.strategy import find, how_inherited
@@ -184,6 +185,7 @@ def _finish(
         for name, derived in {"found": best, **baselines}.items():
             ctx.scalars.model(name, derived.dev)
     build_report(ctx.rundir.path)
+    remove_spent(ctx.rundir, ctx.config.files, ctx.reporter)
     return summary
 
 

@@ -28,6 +28,7 @@ def command(argv: list[str]) -> None:
     from engine.errors import ToldElsewhere, UserError
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
+    from search.finished import close, summary_of
 
     given = parse_resolve(argv)
     if given is not None:
@@ -35,6 +36,11 @@ def command(argv: list[str]) -> None:
         return
     try:
         config, resume = parse(argv)
+        summary = summary_of(resume) if resume is not None else None
+        if resume is not None and summary is not None:
+            if os.environ.get("RANK", "0") == "0":
+                close(resume, config.files, summary)
+            return
         task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -58,9 +58,15 @@ class Plan:
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
     from search.config.inputs import read_inputs
+    from search.finished import close, summary_of
 
     try:
         config, plan, resume = read(argv)
+        summary = summary_of(resume) if resume is not None else None
+        if resume is not None and summary is not None:
+            if os.environ.get("RANK", "0") == "0":
+                close(resume, config.files, summary)
+            return
         task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -215,6 +221,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
     from search.evidence import gather_run
+    from search.finished import remove_spent
     from search.pipeline import export, score_line, share_teacher, subjects, write_card
     from search.report import build_report
     from search.summary import summarise
@@ -240,6 +247,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
         summary = {**summarise(ctx, best, {}, metrics, {}), "evidence": evidence}
         write_json_atomic(ctx.rundir.path / "summary.json", summary)
         build_report(ctx.rundir.path)
+        remove_spent(ctx.rundir, ctx.config.files, ctx.reporter)
         return summary
 
     return ctx.ranks.first(finish) or {}

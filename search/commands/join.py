@@ -61,6 +61,7 @@ def command(argv: list[str]) -> None:
     from search.console.libraries import quiet
     from search.console.progress import Reporter
     from search.context import Context, prepare
+    from search.finished import RunFinished, summary_of
     from search.ledger.ledger import Ledger
     from search.pipeline import help_out
     from search.rundir import LATENCY_TABLE, RunDir
@@ -69,11 +70,15 @@ def command(argv: list[str]) -> None:
     if (run / LATENCY_TABLE).is_file():
         config.objectives.latency_table = str(run / LATENCY_TABLE)
     reporter = Reporter()
+    if summary_of(run) is not None:
+        reporter.info(f"nothing left to do: the search in {run} has finished")
+        return
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(config.ledger or "", run=config.name))
         prepared = prepare(config, reporter)
         elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-worker-"))
         rundir = stack.enter_context(RunDir(elsewhere).open())
+        stack.enter_context(contextlib.suppress(RunFinished))
         help_out(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, joined=run))
     reporter.info(f"nothing left to do: the search goes on in {run}")
 
