@@ -44,8 +44,7 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     rundir = RunDir(folder)
     try:
         summary = json.loads(rundir.summary.read_text(encoding="utf-8"))
-        best = summary["best"]
-        if "weights" in best and best["weights"] != weights_hash(rundir):
+        if "weights" in summary and summary["weights"] != weights_hash(rundir):
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -22,6 +22,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from search.phase_names import phase_name
+
 QUIET_SECONDS = 20.0
 """Seconds between two progress lines of one phase where output is not a terminal."""
 REASONS = 4
@@ -158,8 +160,8 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Bar]:
-        """A phase of `total` units; what shows its progress gives way to one closing line when the phase ends."""
-        state = _State(name, total)
+        """A phase of `total` units, called what `phase_name` says; what shows its progress gives way to one closing line when the phase ends."""
+        state = _State(phase_name(name), total)
         if self.console.is_terminal:
             bar = _LiveBar(state, self.console)
             with bar.live:
