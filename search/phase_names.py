@@ -1,8 +1,8 @@
 """Phases by names that say what happens, for terminal and report.
 
-Files and TensorBoard keep the short ones (log.jsonl, phases.json, checkpoints, seeds): a run begun by an older version goes on, and its
-report has the same names as any other. Rejected: renaming them there too; a name would then be a promise that no
-sentence could ever be made clearer.
+Files and TensorBoard keep the short ones (log.jsonl, phases.json, checkpoints, seeds): a run begun by an older version
+goes on, and its report has the same names as any other. Rejected: renaming them there too; a name would then be a
+promise, and no sentence could ever be made clearer.
 """
 
 from __future__ import annotations

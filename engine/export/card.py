@@ -15,7 +15,7 @@ import yaml
 from engine.architecture.params import count_parameters, layer_parameters
 from engine.architecture.shape import inner_width
 from engine.export.answers import answers_section
-from engine.export.evidence import evidence_section
+from engine.export.evidence import evidence_section, speed_section
 from engine.export.markdown import code, plain, table
 from engine.export.usage import TASKS, usage_section
 from engine.student.configuration import FFNASConfig
@@ -53,6 +53,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing:
         plain(card.get("about") or "A BERT-like encoder whose feed-forward networks were found by ffnas."),
         evidence_section(evidence) if evidence else "",
         _scores(card),
+        speed_section(evidence) if evidence else "",
         usage_section(type(model).__name__, card.get("examples", ())),
         _listed("What it was trained on", card.get("trained_on", ())),
         answers_section(evidence["answers"], split) if evidence and evidence.get("answers") else "",

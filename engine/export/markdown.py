@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_SPECIAL = re.compile(r"[\\`*_{}\[\]|~$#!^]|(?<!\w)@|^[-+](?=\s)|^(?=\d+[.)]\s)")
+_SPECIAL = re.compile(r"[\\`*_\[\]|~$]|^[#+=-]")
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s)")
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Characters that turn the direction of what follows, past the text they stand in."""
 
@@ -17,7 +18,8 @@ def plain(text: Any) -> str:
     """`text` in one line, with everything escaped that Markdown, HTML or a table cell would take for more than text."""
     one_line = " ".join(_TURNING.sub("", str(text)).split())
     visible = "".join(" " if unicodedata.category(c) == "Cc" else c for c in one_line)
-    return "".join(_HTML.get(c, c) for c in _SPECIAL.sub(lambda m: f"\\{m[0]}", visible))
+    escaped = _NUMBERED.sub(r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", visible))
+    return "".join(_HTML.get(c, c) for c in escaped)
 
 
 def code(text: str) -> str:

@@ -53,7 +53,7 @@ def usage_section(name: str, examples: Sequence[str]) -> str:
 def _code(name: str, examples: Sequence[str], *, plain: bool) -> list[str]:
     task, auto_class = TASKS[name], AUTO_CLASSES[name]
     trust = ", trust_remote_code=True" if plain else ""
-    if task not in _PIPELINES:
+    if task not in _PIPELINES or (task == "question-answering" and not plain):
         return [
             f"from transformers import {auto_class}, AutoTokenizer",
             "",

@@ -160,7 +160,10 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Bar]:
-        """A phase of `total` units, called what `phase_name` says; what shows its progress gives way to one closing line when the phase ends."""
+        """A phase of `total` units, called what `phase_name` says.
+
+        What shows its progress gives way to one closing line when the phase ends.
+        """
         state = _State(phase_name(name), total)
         if self.console.is_terminal:
             bar = _LiveBar(state, self.console)

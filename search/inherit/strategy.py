@@ -91,7 +91,7 @@ def facts(ctx: Prepared, derived: Derived) -> dict[str, Any]:
 def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
     """What the model card says about the search."""
     layers = ", ".join(str(layer) for layer in facts["layers"])
-    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher, counted from 0"}
     if "keep" in facts:
         told["size"] = facts["keep"]["verdict"]
     if facts["embedding_rank"] is not None:

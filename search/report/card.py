@@ -59,8 +59,8 @@ def about(ctx: Prepared, best: Derived) -> str:
     own, whole = parameters(best.model), parameters(ctx.teacher.model)
     task = f"{spec.kind.replace('_', ' ')} of {'pairs of texts' if spec.is_pair else 'texts'}"
     sizes = (
-        f"{own['encoder'] / whole['encoder']:.0%} of the parameters of {teacher}'s layers,"
-        f" {own['total'] / whole['total']:.0%} of all its parameters, embeddings included."
+        f"It has {_percent(own['encoder'] / whole['encoder'])} of the parameters of {teacher}'s layers and"
+        f" {_percent(own['total'] / whole['total'])} of all its parameters, embeddings included."
     )
     if ctx.config.strategy == "inherit":
         layers = best.model.config.num_hidden_layers
@@ -74,6 +74,10 @@ def about(ctx: Prepared, best: Derived) -> str:
             f" answer as {teacher} does."
         )
     return f"{made} {sizes}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def dataset_hub_name(task: TaskData) -> str | None:
@@ -97,7 +101,7 @@ def trained_on(task: TaskData, name: str) -> list[str]:
         f"{name}: {len(task.train):,} rows to learn from, {len(task.score):,} to compare candidates,"
         f" {len(task.select):,} to choose checkpoints, {len(task.dev):,} (dev) for the scores on this page alone"
     )
-    lines.append(f"text: {' and '.join(spec.text_columns)}; label: {spec.label_column}")
+    lines.append(f"columns read: {', '.join(spec.text_columns)} (text), {spec.label_column} (label)")
     if task.train.labels is None:
         return lines
     labels = task.train.labels
@@ -106,7 +110,9 @@ def trained_on(task: TaskData, name: str) -> list[str]:
     elif not spec.is_choice:
         counts = np.bincount(labels, minlength=spec.num_labels)
         pairs = list(zip(spec.label_names, counts.tolist(), strict=True))
-        told = ", ".join(f"{label} {count:,} ({count / len(labels):.0%})" for label, count in pairs[:MOST_CLASSES])
+        told = ", ".join(
+            f"{label} {count:,} ({_percent(count / len(labels))})" for label, count in pairs[:MOST_CLASSES]
+        )
         more = f" and {len(pairs) - MOST_CLASSES} more" if len(pairs) > MOST_CLASSES else ""
         lines.append(f"classes of the rows to learn from: {told}{more}")
     return lines
@@ -118,7 +124,7 @@ def limits(ctx: Prepared, english: bool) -> list[str]:
     kind = "English texts like those above" if english else "the language and the kind of text it was trained on"
     return [
         f"Measured on {kind}, {len(task.dev):,} rows: nothing is known about other languages, subjects and sources.",
-        f"It reads {config.data.max_length} tokens of a text at training; what is behind them played no part.",
+        f"Texts were cut at {config.data.max_length} tokens: what is behind them it has never seen.",
         f"One search with one seed ({config.seed}): another may end a little better or worse.",
         "Not evaluated for fairness, nor for texts written to mislead it; what its teacher and the labels get wrong, it"
         " has learned.",

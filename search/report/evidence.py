@@ -174,7 +174,8 @@ def _conditions(path: Path, raw: Mapping[str, Any]) -> str:
     lengths = {entry.get("length") for model in raw["models"] for entry in model.get("speed") or []}
     tokens = ", ".join(str(length) for length in sorted(lengths, key=str))
     device, threads = speed.get("processor") or speed.get("device", "unknown"), speed.get("threads", "unknown")
-    return f"{device}, {threads} thread{'' if threads == 1 else 's'}, {speed.get('precision', 'fp32')}, sequences of {tokens} tokens"
+    together = f"{threads} thread{'' if threads == 1 else 's'}"
+    return f"{device}, {together}, {speed.get('precision', 'fp32')}, sequences of {tokens} tokens"
 
 
 def _signed(span: Range) -> str:
