@@ -70,11 +70,10 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(ended, kept, capsys
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_what_stays_is_enough_for_further_commands(ended, nursery, folder, tmp_path, capsys, monkeypatch):
+def test_what_stays_is_enough_for_further_commands(ended, nursery, folder, tmp_path):
     """Report, predict, export and another budget from a run that kept its models alone."""
     run = tmp_path / "run"
     shutil.copytree(ended["-models"], run)
-    monkeypatch.setenv("FFNAS_CACHE", str(folder / "cache"))
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").is_file()
