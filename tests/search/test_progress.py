@@ -56,7 +56,7 @@ def test_a_phase_that_breaks_off_leaves_no_closing_line():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with pytest.raises(KeyboardInterrupt):
         _break_off(Reporter(console))
-    assert "1/5" not in console.file.getvalue()
+    assert "warm up the first supernet on text: 1/5" not in console.file.getvalue()
 
 
 def _break_off(reporter):
