@@ -47,8 +47,8 @@ from search.config.schema import SearchConfig
 from search.config.space import build_space, inherited_space, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
-from search.joined import load_awaited
 from search.ledger.board import Board, LocalBoard, RankBoard
+from search.ledger.joined import load_awaited
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
 from search.rundir import RunDir
@@ -362,7 +362,7 @@ class Context(Prepared):
         return model.to(self.device)
 
     def load_joined(self, name: str | Path, model: nn.Module) -> None:
-        """The weights file `name` of the joined search, loaded into `model` (`search.joined`)."""
+        """The weights file `name` of the joined search, loaded into `model` (`search.ledger.joined`)."""
         if self.joined is None:
             raise RuntimeError("no search was joined")
         load_awaited(self.joined, name, model, self.reporter)

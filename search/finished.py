@@ -73,20 +73,3 @@ def _spent(rundir: RunDir) -> Iterator[Path]:
     for folder in folders:
         for pattern in _WEIGHTS:
             yield from (path for path in folder.rglob(pattern) if path != kept and path.is_file())
-
-
-def close(folder: Path, files: str, summary: dict[str, Any]) -> None:
-    """What `--resume` does with a finished run: completes report and cleaning, and says that there is nothing to do."""
-    from search.report import build_report
-
-    reporter = Reporter()
-    with RunDir(folder).open(resume=True) as rundir:
-        if not rundir.report.is_file():
-            build_report(rundir.path)
-        remove_spent(rundir, files, reporter)
-    reporter.info(f"{folder} has finished, nothing is left to do")
-    verdict = summary.get("evidence", {}).get("verdict")
-    if verdict:
-        reporter.info(verdict)
-    reporter.info(f"model:  {rundir.model}")
-    reporter.info(f"report: {rundir.report}")

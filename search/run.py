@@ -28,7 +28,7 @@ def command(argv: list[str]) -> None:
     from engine.errors import ToldElsewhere, UserError
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
-    from search.finished import close, summary_of
+    from search.finished import summary_of
 
     given = parse_resolve(argv)
     if given is not None:
@@ -39,6 +39,8 @@ def command(argv: list[str]) -> None:
         summary = summary_of(resume) if resume is not None else None
         if resume is not None and summary is not None:
             if os.environ.get("RANK", "0") == "0":
+                from search.commands.finished_run import close
+
                 close(resume, config.files, summary)
             return
         task = read_inputs(config)  # mistakes in files are told before frameworks are loaded

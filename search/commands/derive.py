@@ -58,13 +58,15 @@ class Plan:
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
     from search.config.inputs import read_inputs
-    from search.finished import close, summary_of
+    from search.finished import summary_of
 
     try:
         config, plan, resume = read(argv)
         summary = summary_of(resume) if resume is not None else None
         if resume is not None and summary is not None:
             if os.environ.get("RANK", "0") == "0":
+                from search.commands.finished_run import close
+
                 close(resume, config.files, summary)
             return
         task = read_inputs(config)  # mistakes in files are told before frameworks are loaded

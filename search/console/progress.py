@@ -22,7 +22,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from search.phase_names import phase_name
+from search.console.phase_names import phase_name
 
 QUIET_SECONDS = 20.0
 """Seconds between two progress lines of one phase where output is not a terminal."""

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
-from search.phase_names import phase_name
+from search.console.phase_names import phase_name
 from search.report.evidence import Evidence, read_evidence
 from search.report.fields import field_of
 from search.report.tables import Candidate, read_candidates

@@ -11,7 +11,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from search.phase_names import phase_name
+from search.console.phase_names import phase_name
 from search.report.data import TERMS, Curve, Model, RunData, Stage
 from search.report.theme import (
     BEST,

@@ -15,8 +15,8 @@ from engine.data import Rows, TaskSpec
 from engine.errors import UserError
 from engine.export.answers import answers_section
 from engine.export.markdown import plain
+from search.console.phase_names import phase_name
 from search.evidence.shown import LONGEST, SHOWN, shown
-from search.phase_names import phase_name
 from search.report import build_report
 from search.report.answers import confusions
 from search.report.data import read_run
