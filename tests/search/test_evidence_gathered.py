@@ -245,6 +245,6 @@ def test_the_model_card_says_how_the_model_compares(gathered):
     for line, model in zip(table[2:], evidence["models"], strict=True):
         assert f"{model['metric']['value']:.4f} ({model['metric']['low']:.4f}" in line
     assert "95% intervals of a bootstrap over the 400 rows of dev" in text
-    worse = {**evidence, "advice": ["try\nmore"], "models": [{**evidence["models"][0], "title": "a|b"}]}
+    worse = {**evidence, "advice": ["try\nmore"], "models": [{**evidence["models"][1], "title": "a|b"}]}
     assert "\n\n- try more\n\n" in evidence_section(worse)
     assert "a\\|b" in evidence_section(worse)
