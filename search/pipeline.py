@@ -26,19 +26,18 @@ from search.console.progress import Reporter
 from search.context import Context, Prepared, teacher_cache
 from search.derive import Derived, derive
 from search.evidence import Subject, gather_run
+from search.finished import remove_spent
 from search.inherit.last_round import STAGE as ROUND
 from search.inherit.library import STAGE as LIBRARY
 from search.inherit.strategy import find, how_inherited
 from search.report import build_report
-from search.report.card import architecture_png
+from search.report.card import architecture_png, card_facts
 from search.report.tables import write_candidates
+from search.report.titles import teacher_name
 from search.scoring.trials import TrialLog
 from search.stages import stage1, stage2, stage3, stage3_supernet, warm_up
 from search.summary import latency_line, summarise
 from search.tracking import Scalars
-
-LICENSE = "apache-2.0"
-"""Of the model card; data and teacher may ask for another, which their owner then writes there."""
 
 TEACHER = Path("checkpoints") / "teacher.safetensors"
 """The fine-tuned teacher in the run directory, for workers that join; written where the ledger is shared."""
@@ -186,6 +185,7 @@ def _finish(
         ctx.reporter.info(latency_line(summary["latency"], asked, ctx.rundir.path))
     ctx.reporter.doing("drawing the report")
     build_report(ctx.rundir.path)
+    remove_spent(ctx.rundir, ctx.config.files, ctx.reporter)
     return summary
 
 
@@ -275,33 +275,18 @@ def export(ctx: Context, best: Derived, found: dict[str, Any]) -> None:
     save_architecture(config.full_architecture, ctx.rundir.architecture, config.shape)
     drawing = architecture_png(
         best.model.config,
-        teacher=ctx.config.teacher,
+        teacher=teacher_name(ctx.config.teacher),
         teacher_layers=ctx.teacher.num_layers,
         layer_map=config.source_layers or layer_map(config.num_hidden_layers, ctx.teacher.num_layers),
     )
-    card = model_facts(ctx, best, found)
+    card = card_facts(ctx, best, found)
     tokenizer = ctx.teacher.tokenizer if best.tokenizer is None else best.tokenizer
     export_model(best.model, tokenizer, ctx.rundir.model, None, card, drawing=drawing)
 
 
 def write_card(ctx: Context, best: Derived, found: dict[str, Any], evidence: dict[str, Any]) -> None:
     """Writes the model card of best/model/ again, with the evidence, which takes longer to gather than the model."""
-    rewrite_card(best.model, ctx.rundir.model, {**model_facts(ctx, best, found), "evidence": evidence})
-
-
-def model_facts(ctx: Context, best: Derived, found: dict[str, Any]) -> dict[str, Any]:
-    """What the model card says, `found` among it."""
-    name, value = primary(ctx.spec, best.dev)
-    return {
-        "name": ctx.rundir.path.name,
-        "task": ctx.spec.name,
-        "teacher": ctx.config.teacher,
-        "license": LICENSE,
-        "metric": {"name": name, "value": value, "split": "dev"},
-        "metrics": best.dev,
-        **found,
-        "seed": ctx.config.seed,
-    }
+    rewrite_card(best.model, ctx.rundir.model, {**card_facts(ctx, best, found), "evidence": evidence})
 
 
 def score_line(name: str, ctx: Context, metrics: dict[str, float]) -> str:

@@ -31,6 +31,7 @@ def command(argv: list[str]) -> None:
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
     from search.console.progress import is_first, reporter_of_rank
+    from search.finished import summary_of
 
     if asked_for_help(argv):
         print(search_help(argv))
@@ -42,6 +43,13 @@ def command(argv: list[str]) -> None:
             return
         try:
             config, resume = parse(argv)
+            summary = summary_of(resume) if resume is not None else None
+            if resume is not None and summary is not None:
+                if is_first():
+                    from search.commands.finished_run import close
+
+                    close(resume, config.files, summary)
+                return
             reporter.doing("reading the data")
             task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
         except UserError as error:

@@ -16,6 +16,8 @@ from kernels.dispatch import preferred_backend
 from search.config.latency_tables import stated
 from search.context import Context
 from search.derive import Derived
+from search.finished import weights_hash
+from search.report.titles import title_of
 from search.scoring.trials import TrialLog
 
 OVER = 1.02
@@ -106,9 +108,11 @@ def summarise(
     """
     logs = list(stages.values())
     return {
+        "title": title_of(ctx, best.model),
         "task": {**ctx.spec.to_dict(), "rows": {n: len(getattr(ctx.data, n)) for n in _SPLITS}},
         "score": {"name": ctx.score_spec.metric, "split": "score"},
         "best": {**describe(ctx, best), "model": "best/model"},
+        "weights": weights_hash(ctx.rundir),
         "baselines": {name: describe(ctx, derived) for name, derived in baselines.items()},
         "teacher": describe_teacher(ctx, teacher_metrics),
         "student": {"hidden_size": ctx.shape.hidden_size, "layers": ctx.shape.num_layers},

@@ -17,7 +17,7 @@ import io
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, cast
 
@@ -43,12 +43,20 @@ class Damaged(UserError):
     """A file and its second copy are missing or not what was written."""
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Writes the parameters and persistent buffers of `model`, twice; tensors shared by two names are stored once."""
+def untrained(model: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained, which whoever goes on has from elsewhere."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def save_weights(path: Path, model: nn.Module, *, without: Collection[str] = ()) -> None:
+    """Writes the parameters and persistent buffers of `model`, twice; tensors shared by two names are stored once.
+
+    Those named in `without` are left out: the model they are read into has them already.
+    """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
+        if name in without or (tensor.data_ptr() in seen and tensor.numel()):
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().cpu().contiguous()
@@ -57,8 +65,10 @@ def save_weights(path: Path, model: nn.Module) -> None:
     copy_atomic(path, second_copy(path))
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ()) -> None:
     """Reads what `save_weights` wrote into `model`; a damaged or lost file is made again from its second copy.
+
+    Tensors named in `without` need not be in the file and stay as they are then.
 
     Raises:
         Damaged: neither the file nor its copy can be used.
@@ -76,7 +86,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         copy_atomic(copy, path)
     own = model.state_dict()
     shared = {t.data_ptr() for n, t in own.items() if n in tensors}
-    missing = [n for n, t in own.items() if n not in tensors and t.data_ptr() not in shared]
+    missing = [n for n, t in own.items() if n not in tensors and n not in without and t.data_ptr() not in shared]
     wrong = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
     if missing or wrong:
         raise UserError(
@@ -86,6 +96,23 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def sound_weights(path: Path) -> bool:
+    """Whether `load_weights` finds a whole file at `path` or beside it."""
+    for candidate in (path, second_copy(path)):
+        try:
+            _read_weights(candidate)
+        except _Unsound:
+            continue
+        return True
+    return False
+
+
+def remove_weights(path: Path) -> None:
+    """Removes what `save_weights` wrote; nothing there is no error."""
+    second_copy(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def second_copy(path: Path) -> Path:
@@ -110,14 +137,16 @@ def save_training_state(
 ) -> None:
     """Writes everything a phase needs to go on after `step` steps, bit for bit; the state before it is kept.
 
-    Called by every rank: the first one writes, the generators of all are saved.
+    Called by every rank: the first one writes, the generators of all are saved. Parameters that are not trained are
+    left out: whoever goes on has made the same model.
     """
     generators = ranks.gather(generator_state(ranks))
     if not ranks.is_first:
         return
+    same = untrained(model)
     state = {
         "step": step,
-        "model": model.state_dict(),
+        "model": {name: tensor for name, tensor in model.state_dict().items() if name not in same},
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "extra": extra,
@@ -161,7 +190,8 @@ def load_training_state(
         return 0, {}
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+        own, same = model.state_dict(), untrained(model)
+        model.load_state_dict({**{name: own[name] for name in same}, **state["model"]})
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         if ranks.rank < len(state["generators"]):

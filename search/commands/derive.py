@@ -66,10 +66,18 @@ def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
     from search.config.inputs import read_inputs
     from search.console.progress import is_first, reporter_of_rank
+    from search.finished import summary_of
 
     with reporter_of_rank() as reporter:
         try:
             config, plan, resume = read(argv)
+            summary = summary_of(resume) if resume is not None else None
+            if resume is not None and summary is not None:
+                if is_first():
+                    from search.commands.finished_run import close
+
+                    close(resume, config.files, summary)
+                return
             reporter.doing("reading the data")
             task = read_inputs(config)  # mistakes in files are told before frameworks are loaded
             if resume is None:
@@ -279,6 +287,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
     from engine.evaluation.evaluation import evaluate_dev
     from search.derive import derive
     from search.evidence import gather_run
+    from search.finished import remove_spent
     from search.pipeline import export, score_line, share_teacher, subjects, track_scores, write_card
     from search.report import build_report
     from search.summary import summarise
@@ -305,6 +314,7 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
         write_json_atomic(ctx.rundir.path / "summary.json", summary)
         track_scores(ctx, metrics, {"found": best})
         build_report(ctx.rundir.path)
+        remove_spent(ctx.rundir, ctx.config.files, ctx.reporter)
         return summary
 
     return ctx.ranks.first(finish) or {}

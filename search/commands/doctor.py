@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from search.console.environment import OLDEST, unused_gpu
+from search.console.environment import OLDEST, processor, unused_gpu
 
 VARIABLES = ("FFNAS_BACKEND", "FFNAS_CPU_ISA", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "CXX")
 """Variables worth knowing; only these are shown, and of those that may hold a path whether they are set."""
@@ -94,7 +94,7 @@ def devices() -> Lines:
     """Processors and GPUs, and the case of a GPU that this PyTorch cannot use."""
     import torch
 
-    yield "cpu", f"{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads"
+    yield "cpu", f"{processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads"
     if torch.version.cuda is None:
         yield "cuda", unused_gpu() or "this PyTorch is built without CUDA"
         return
@@ -277,14 +277,6 @@ SECTIONS: dict[str, Callable[[], Lines]] = {
     "names and settings": names,
     "self-test": self_test,
 }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _free_memory() -> int | None:

@@ -71,10 +71,9 @@ def command(argv: list[str]) -> None:
 
 def _formats(wanted: list[str], options: argparse.Namespace, folder: Path, run: Path | None) -> None:
     """Writes the formats that the installed libraries allow; raises `UserError` where they do not allow all."""
+    from engine.export.onnx import missing_onnx
     from search.console.libraries import quiet
     from search.console.progress import Reporter
-
-    from engine.export.onnx import missing_onnx
 
     missing = missing_onnx()
     written = [name for name in wanted if name == "program" or not missing]

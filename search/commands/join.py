@@ -60,7 +60,11 @@ def command(argv: list[str]) -> None:
     """Helps until there is nothing left to do; raises `UserError` when the input is wrong."""
     config, run = _parse(argv)
     from search.console.progress import Reporter
+    from search.finished import summary_of
 
+    if summary_of(run) is not None:
+        Reporter().info(f"nothing left to do: the search in {run} has finished")
+        return
     with Reporter() as reporter:
         reporter.doing("loading PyTorch")
         _help(config, run, reporter)
@@ -70,6 +74,7 @@ def command(argv: list[str]) -> None:
 def _help(config: SearchConfig, run: Path, reporter: Reporter) -> None:
     from search.console.libraries import quiet
     from search.context import Context, prepare
+    from search.finished import RunFinished
     from search.ledger.ledger import Ledger
     from search.pipeline import help_out
     from search.rundir import LATENCY_TABLE, RunDir
@@ -82,6 +87,7 @@ def _help(config: SearchConfig, run: Path, reporter: Reporter) -> None:
         prepared = prepare(config, reporter)
         elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-worker-"))
         rundir = stack.enter_context(RunDir(elsewhere).open())
+        stack.enter_context(contextlib.suppress(RunFinished))
         help_out(Context(**vars(prepared), rundir=rundir, ledger=ledger, reporter=reporter, joined=run))
 
 

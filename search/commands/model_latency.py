@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
 from search.console.arguments import QuietParser
+from search.console.environment import processor
 
 if TYPE_CHECKING:
     import argparse
@@ -181,22 +182,13 @@ def _conditions(device: Any, rounds: int) -> dict[str, Any]:
             versions[name] = "not installed"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads_available": torch.get_num_threads(),
         "backend": preferred_backend(device.type),
         "rounds": rounds,
         "input": "full sequences without a mask, inference mode; medians of interleaved runs",
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    import platform
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
-    return " ".join(named[0].split()) if named else platform.processor() or platform.machine()
 
 
 def _write(folder: Path, result: dict[str, Any], text: str, timings: list[Timing]) -> None:

@@ -44,7 +44,9 @@ from search.config.schema import SearchConfig
 from search.config.space import build_space, student_fields
 from search.console.progress import Reporter
 from search.context import Prepared, prepare
+from search.derive import Derived
 from search.ledger.ledger import Trial
+from search.report.card import card_facts
 from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted
@@ -256,11 +258,7 @@ class _Resolution:
         path = RunDir(self.folder).resolved(budget)
         path.parent.mkdir(exist_ok=True)
         card = {
-            "name": f"{self.folder.name} {path.name}",
-            "task": spec.name,
-            "teacher": prepared.config.teacher,
-            "metric": summary["metric"],
-            "metrics": dev,
+            **card_facts(prepared, Derived(model, best.architecture, 0, {}, dev), {}),
             "found": "by search, then chosen for other constraints with the supernet's weights, not distilled further",
         }
         with atomic_directory(path) as temporary:

@@ -56,6 +56,7 @@ from search.inherit.total import Tables
 from search.inherit.variants import kept
 from search.ledger.copy import open_ledger
 from search.ledger.ledger import Trial
+from search.report.card import card_facts
 from search.rundir import RunDir
 from search.space.costs import text
 from search.summary import OVER
@@ -200,7 +201,8 @@ class _Resolution:
         dev = evaluate_dev(model, self.tables.data(table), precision=prepared.precision, keep=answers.append)
         apart = self._apart(answers[0])
         metric, value = primary(spec, dev)
-        told = facts(prepared, Derived(model, answer.architecture, 0, {}, dev))
+        made = Derived(model, answer.architecture, 0, {}, dev)
+        told = facts(prepared, made)
         again = command(self.folder, prepared.config, path.name)
         params = self.tables.total(answer.architecture, table)
         summary: dict[str, Any] = {
@@ -228,15 +230,10 @@ class _Resolution:
         path.parent.mkdir(exist_ok=True)
         warning = "inherited weights, fitted by least squares: not distilled, expect much more after distillation"
         card = {
-            "name": f"{self.folder.name} {path.name}",
-            "task": spec.name,
-            "teacher": prepared.config.teacher,
-            "metric": summary["metric"],
-            "metrics": dev,
-            **how_inherited(told),
+            **card_facts(prepared, made, how_inherited(told)),
             "weights": warning,
             "divergence from the teacher": f"{apart:.4f}, mean over {len(answers[0]):,} rows of dev",
-            "to distil it": f"`{again}`",
+            "commands": {"To distil it": again},
         }
         tokenizer = self.tables.tokenizer_of(table) or prepared.teacher.tokenizer
         config = model.config

@@ -33,6 +33,7 @@ def validate(config: SearchConfig) -> None:
     _objectives(config)
     _choice("precision", config.precision, ("auto", "fp32", "bf16"))
     _choice("teacher_precision", config.teacher_precision, ("auto", "fp32", "bf16"))
+    _choice("files", config.files, ("models", "all"))
     _choice("targets.cache", config.targets.cache, ("memory", "disk", "off"))
     _choice("targets.dtype", config.targets.dtype, ("exact", "bf16"))
     _choice("derive.start", config.derive.start, ("warmup", "supernet"))

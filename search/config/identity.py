@@ -21,7 +21,7 @@ from search.config.schema import SearchConfig
 
 IRRELEVANT = (
     *("preset", "runs", "name", "device", "threads", "ledger", "tracker", "checkpoint_every"),
-    *("teacher", "data", "targets", "derive", "baselines"),
+    *("teacher", "data", "targets", "derive", "baselines", "report", "files"),
 )
 """Sections and fields of the configuration on which no trial depends, or that are compared by content."""
 

@@ -15,6 +15,7 @@ from engine.teacher.settings import FinetuneSettings
 from engine.training.settings import PhaseSettings, TargetSettings
 from kernels.language.operators import LINEAR, PAPER_BINARY, PAPER_UNARY
 from search.config.distillation import KDConfig
+from search.config.outputs import ReportConfig
 
 
 @dataclass
@@ -338,6 +339,9 @@ class SearchConfig:
         derive: final distillation.
         inherit: strategy inherit.
         baselines: what the found model is compared with.
+        report: what report and model card show.
+        files: what of a finished run stays: 'models' (the model, the report and what further commands need) or 'all'
+            (checkpoints and the other students' weights too).
         ledger: database URL of a ledger that several workers share, such as postgresql://USER@HOST/DATABASE; needs
             `name`, the run's name in it (null: study.db in the run directory, for this search alone). Passwords belong
             into ~/.pgpass or PGPASSWORD; one in the URL is not saved.
@@ -374,6 +378,8 @@ class SearchConfig:
     derive: DeriveConfig = field(default_factory=DeriveConfig)
     inherit: InheritConfig = field(default_factory=InheritConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    files: str = "models"
     ledger: str | None = None
     tracker: str = "tensorboard"
     checkpoint_every: int = 500

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import pwd
 import re
 import shutil
@@ -80,3 +81,13 @@ def unused_gpu() -> str | None:
         f"this machine has an NVIDIA driver, but PyTorch {torch.__version__} is built without CUDA, so the CPU is"
         ' used: install a CUDA build (pytorch.org, "Get started"), or say --device cpu'
     )
+
+
+def processor() -> str:
+    """The processor's name, as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (" ".join(line.partition(":")[2].split()) for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from search.console.pace import Costs, Pace, in_words
+from search.console.phase_names import phase_name
 from search.console.ticker import Ticker
 
 QUIET_SECONDS = 20.0
@@ -251,13 +252,13 @@ class Reporter:
         """A phase; what shows its progress gives way to one closing line when the phase ends.
 
         Args:
-            name: what is done.
+            name: what is done; shown as `phase_name` calls it.
             total: units of work.
             costs: what each costs, where they differ and that is known; the time left is estimated from it.
             most: the phase may end before `total`, so the time left is an upper bound.
             limit: seconds after which it ends in any case.
         """
-        state = _State(name, total, costs, most, limit)
+        state = _State(phase_name(name), total, costs, most, limit)
         if self._shows:
             self._bar = _LiveBar(state, self.console)
             try:

@@ -4,7 +4,8 @@ split, rows, metric, confidence, seed, resamples
 models    [{name, title, kind, metric: {name, value, low, high}, difference: {value, low, high, words} or null,
           params: {encoder, total} or null, bytes, speed: [{side, batch, length, milliseconds}], seconds, note}]
 missing   [{name, reason}]: baselines there are none of
-speed     {threads, device, precision}: how it was measured
+speed     {processor, threads, device, precision}: how it was measured
+answers   of the found model, see `search.evidence.shown`
 verdict   the sentence          advice   [lines]
 """
 
@@ -20,11 +21,13 @@ import torch
 from torch import nn
 
 from engine.data import EncodedTask, TaskData
+from search.console.environment import processor
 from search.context import Context
 from search.evidence.answers import Answers, write_predictions
 from search.evidence.baselines import BAG_OF_WORDS, MAJORITY, bag_of_words, majority
 from search.evidence.compare import CONFIDENCE, Comparison, Difference
 from search.evidence.resample import default_resamples
+from search.evidence.shown import shown
 from search.evidence.speed import LENGTH, SECONDS, Timing, bytes_on_disk, measure_speed, parameters
 from search.evidence.verdict import advice, sentence, title
 
@@ -66,6 +69,7 @@ def gather_run(ctx: Context, subjects: Sequence[Subject]) -> dict[str, Any]:
             seed=ctx.seed("evidence") % 2**32,
             length=min(ctx.config.data.max_length, LENGTH),
             seconds=min(SECONDS, max(LEAST_SECONDS, spent)),
+            samples=ctx.config.report.samples,
         )
     ctx.reporter.info(evidence["verdict"])
     for line in evidence["advice"]:
@@ -82,6 +86,7 @@ def gather(
     seed: int = 0,
     length: int = LENGTH,
     seconds: float = SECONDS,
+    samples: bool = True,
 ) -> dict[str, Any]:
     """Compares the found model with every other one, with a bag of words and with a constant answer.
 
@@ -95,6 +100,7 @@ def gather(
         seed: of resamples and samples.
         length: tokens of the sequences speed is measured on.
         seconds: about how long measuring speed may take; 0 leaves it out.
+        samples: whether texts of dev may be part of it.
 
     Returns:
         see the module.
@@ -129,6 +135,7 @@ def gather(
         "models": models,
         "missing": [{"name": a.name, "reason": a.note} for a in (words, constant) if a.rows is None],
         "speed": _conditions(found) if timings else None,
+        "answers": shown(task.spec, found.rows, task.dev, samples=samples, seed=seed),
         **_in_words(comparison, answers, subjects, list(differences.values()), words),
     }
 
@@ -196,4 +203,5 @@ def _speed(subjects: Sequence[Subject], data: EncodedTask, length: int, seconds:
 
 def _conditions(found: Subject) -> dict[str, Any]:
     device = "cpu" if found.model is None else str(next(found.model.parameters()).device)
-    return {"threads": torch.get_num_threads(), "device": device, "precision": "fp32"}
+    name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    return {"processor": name, "threads": torch.get_num_threads(), "device": device, "precision": "fp32"}

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,13 +28,14 @@ from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate, evaluate_dev, predict_rows
 from engine.objective import KDLoss
 from engine.teacher.settings import capped_steps
-from engine.training.checkpoint import load_weights
+from engine.training.checkpoint import sound_weights
 from engine.training.settings import PhaseSettings
 from search.console.pace import Costs
 from search.console.progress import Bar, Reporter, silent
 from search.context import Context
 from search.derive import BestWeights, Derived
-from search.inherit.last_round import weights_of
+from search.inherit.last_round import STAGE as ROUND
+from search.inherit.last_round import Entrant, load_best, remove_round, train_again, weights_of
 from search.inherit.library import Library
 from search.inherit.total import Tables
 from search.phases import batch_plan, train_phase
@@ -93,13 +95,35 @@ class Finisher:
     _teacher: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def finish_all(self, winners: Sequence[Winner]) -> list[Derived]:
-        """Distils the winners in full, on the CPU side by side.
+    def finish_all(self, winners: Sequence[Winner], entrants: Sequence[Entrant]) -> list[Derived]:
+        """Distils the winners in full, on the CPU side by side; `entrants` are those of the round they come from.
 
         A thin student's step has products too small to keep two threads busy, so each student has a thread (with more
         threads than students, an equal share of them), and whoever comes first to a batch asks the teacher for all.
         How many threads a student has does not depend on who else is still at work: same settings, same result.
         """
+        ctx = self.ctx
+        self._restore(winners, entrants)
+        finished = self._side_by_side(winners)
+        remove_round(ctx, [winner.group for winner in winners])
+        return finished
+
+    def _restore(self, winners: Sequence[Winner], entrants: Sequence[Entrant]) -> None:
+        """Sees to it that students which are not finished have the weights they start from."""
+        ctx = self.ctx
+        lost = [w.group for w in winners if not self._is_finished(w) and not sound_weights(weights_of(ctx, w.group))]
+        if lost:
+            ctx.reporter.info(f"weights of the last round are lost or damaged ({', '.join(lost)}): trained again")
+            train_again(ctx, self.library, entrants, ctx.ledger.trials(ROUND))
+
+    def _result(self, winner: Winner) -> Path:
+        """Weights of the student distilled in full."""
+        return self.ctx.rundir.checkpoints / winner.name / "task.safetensors"
+
+    def _is_finished(self, winner: Winner) -> bool:
+        return sound_weights(self._result(winner))
+
+    def _side_by_side(self, winners: Sequence[Winner]) -> list[Derived]:
         ctx = self.ctx
         _ = ctx.distiller(), ctx.sentinel  # made once, before several ask for them
         threads = torch.get_num_threads()
@@ -143,12 +167,12 @@ class Finisher:
             targets = self.ctx.targets(ORDER, need_logits=True, plan=batch_plan(ctx, ctx.data.train, phase, ORDER))
             table = self.tables.choose(architecture)
             start = self.library.assemble(architecture)
-            load_weights(weights_of(ctx, winner.group), start)
+            if not self._is_finished(winner):
+                load_best(ctx, winner.group, start)
             model, data = self.tables.student(start, table), self.tables.data(table)
             judge = self._closeness(data)
         best = BestWeights(ctx, model, max(1, round(total / settings.evaluations)), judge)
-        folder = ctx.rundir.checkpoints / winner.name
-        folder.mkdir(exist_ok=True)
+        self._result(winner).parent.mkdir(exist_ok=True)
 
         def loss(batch: Batch, step: int) -> KDLoss:
             if self._stop.is_set():
@@ -164,7 +188,7 @@ class Finisher:
             data.train,
             phase,
             loss,
-            folder / "task.safetensors",
+            self._result(winner),
             order=ORDER,
             after_step=best.after_step,
             extra_state=best.state,

@@ -33,7 +33,7 @@ from search.context import Context, Prepared
 from search.derive import Derived
 from search.evidence.resample import metric, resampled
 from search.inherit.candidates import first_layers
-from search.inherit.last_round import Entrant, last_round, scoring_rows
+from search.inherit.last_round import Entrant, last_round, remove_round, scoring_rows
 from search.inherit.latency import Milliseconds
 from search.inherit.library import Library
 from search.inherit.limits import budget_of
@@ -51,8 +51,8 @@ two students fell from 0.039 and 0.109 after the round to 0.030 and 0.045."""
 METRIC = "metric"
 """Of a trial of the ladder: the metric on the rows of the last round."""
 
-Finish = Callable[[str, Architecture], Derived]
-"""Distils a student in full, under a name."""
+Finish = Callable[[str, Architecture, Sequence[Entrant]], Derived]
+"""Distils a student in full, under a name; given the round it comes from, too."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ def hold(
     trials = last_round(
         ctx,
         library,
-        [Entrant(rung.name, rung.architecture) for rung in rungs],
+        _entrants(rungs),
         lambda a: tables.total(a, tables.choose(a)),
         lambda model: {METRIC: _score(ctx, _rows(ctx, model, splits), splits)},
     )
@@ -119,8 +119,9 @@ def hold(
         rung.early = _early(trial, own)
         told = "training failed" if rung.early is None else f"{rung.early:.3f} of the teacher's {ctx.spec.metric}"
         ctx.reporter.info(f"{rung.share:g} of the encoder, after the last round: {told}")
-    measured = _Held(ctx, tables, finish)
+    measured = _Held(ctx, tables, lambda name, architecture: finish(name, architecture, _entrants(rungs)))
     chosen = climb(rungs, keep, measured)
+    remove_round(ctx, [rung.name for rung in rungs])
     for rung in rungs:
         if rung.late is not None:
             ctx.reporter.info(f"{rung.share:g} of the encoder, distilled: {_words(rung.late)}")
@@ -129,6 +130,11 @@ def hold(
     facts = _facts(rungs, chosen, keep, measured.value, ctx, library.variants)
     ctx.reporter.info(facts["verdict"])
     return chosen.derived, found, facts
+
+
+def _entrants(rungs: Sequence[Rung]) -> list[Entrant]:
+    """Of the last round, a group each."""
+    return [Entrant(rung.name, rung.architecture) for rung in rungs]
 
 
 def ladder(ctx: Prepared, library: Library, tables: Tables) -> list[Rung]:
@@ -165,7 +171,7 @@ def climb(rungs: Sequence[Rung], keep: float, measure: Callable[[Rung], float]) 
 class _Held:
     """Distils and measures rungs; the teacher is measured once."""
 
-    def __init__(self, ctx: Context, tables: Tables, finish: Finish) -> None:
+    def __init__(self, ctx: Context, tables: Tables, finish: Callable[[str, Architecture], Derived]) -> None:
         self.ctx, self.tables, self.finish = ctx, tables, finish
         self.splits = [ctx.data.score, ctx.data.select]
         self.labels = np.concatenate([split.labels for split in self.splits])

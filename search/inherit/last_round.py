@@ -4,7 +4,8 @@ Groups are the solved students, the uniform ones and the random ones. All get th
 batch; each rung keeps the better half of every group, so that no group is judged more kindly than another. A student's
 score is minus the mean KL divergence from the teacher on the scoring rows: its own weights, its own training.
 
-The round is one piece of work: a kill repeats it from its beginning, which gives the same trials.
+The round is one piece of work: a kill repeats it from its beginning, which gives the same trials. The weights of each
+group's best student are kept until that student is distilled in full, without the tables, which are the teacher's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from engine.distill.inherited import InheritedDistiller, divergence
 from engine.distill.population import PopulationStep, generator_state, side_by_side
 from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
-from engine.training.checkpoint import save_weights
+from engine.training.checkpoint import load_weights, remove_weights, save_weights, untrained
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
 from search.context import Context
@@ -71,11 +72,7 @@ def last_round(
     with ctx.timed("last round"):
         _train(ctx, library, entrants)
         trials = [_trial(params, number, entrant) for number, entrant in enumerate(entrants)]
-        for group in dict.fromkeys(e.group for e in entrants):
-            winner = best_of(trials, group)
-            member = entrants[winner.number].member if winner is not None else None
-            if member is not None:
-                save_weights(weights_of(ctx, group), member.model)
+        _save_best(ctx, entrants, trials)
         for trial, entrant in zip(trials, entrants, strict=True):
             if trial.state == "complete" and entrant.member is not None:
                 trial.attrs.update(also(entrant.member.model))
@@ -86,12 +83,41 @@ def last_round(
     return trials
 
 
+def train_again(ctx: Context, library: Library, entrants: Sequence[Entrant], trials: Sequence[Trial]) -> None:
+    """Makes lost weights of a finished round: from the same seed it ends as it did, with the `trials` of the ledger."""
+    with ctx.timed("last round"):
+        _train(ctx, library, entrants)
+        _save_best(ctx, entrants, trials)
+
+
+def _save_best(ctx: Context, entrants: Sequence[Entrant], trials: Sequence[Trial]) -> None:
+    """Writes the weights of every group's best student."""
+    for group in dict.fromkeys(e.group for e in entrants):
+        winner = best_of(trials, group)
+        member = entrants[winner.number].member if winner is not None else None
+        if member is not None:
+            save_weights(weights_of(ctx, group), member.model, without=untrained(member.model))
+
+
+def load_best(ctx: Context, group: str, model: torch.nn.Module) -> None:
+    """Reads the weights of a group's best student into `model`, assembled from the library."""
+    tables = {f"{name}.weight" for name, part in model.named_modules() if name.rpartition(".")[2] in _TABLES}
+    load_weights(weights_of(ctx, group), model, without=tables)
+
+
 def weights_of(ctx: Context, group: str) -> Path:
     """Weights of a group's best student at the end of the round."""
     return ctx.rundir.checkpoints / f"round {group}.safetensors"
 
 
-def best_of(trials: list[Trial], group: str) -> Trial | None:
+def remove_round(ctx: Context, groups: Sequence[str]) -> None:
+    """Removes the weights of the groups' students, unless the run keeps everything."""
+    if ctx.config.files == "models":
+        for group in groups:
+            remove_weights(weights_of(ctx, group))
+
+
+def best_of(trials: Sequence[Trial], group: str) -> Trial | None:
     """The best student of a group that trained to the end of the round; of none that did, the best stopped one."""
     own = [t for t in trials if t.attrs.get("group") == group and t.score is not None]
     finished = [t for t in own if t.state == "complete"] or own
@@ -209,10 +235,13 @@ def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Bat
     return float(torch.cat(rows).mean())
 
 
+_TABLES = ("token_embeddings", "position_embeddings", "segment_embeddings")
+
+
 def freeze_embeddings(model: torch.nn.Module, share: torch.nn.Module | None = None) -> None:
     """Tables of tokens, positions and segments are not trained; with `share`, they are that model's own."""
     own = model.base_model.embeddings
-    for name in ("token_embeddings", "position_embeddings", "segment_embeddings"):
+    for name in _TABLES:
         table = getattr(own, name)
         if share is not None:
             table.weight = torch.nn.Parameter(getattr(share.base_model.embeddings, name).weight, requires_grad=False)

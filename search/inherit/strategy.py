@@ -14,7 +14,7 @@ from search.derive import Derived
 from search.inherit.candidates import entrants
 from search.inherit.finish import Finisher, Winner
 from search.inherit.keep import check_ladder, hold
-from search.inherit.last_round import best_of, last_round
+from search.inherit.last_round import best_of, last_round, remove_round
 from search.inherit.latency import conditions, layer_milliseconds, student_milliseconds
 from search.inherit.library import Library, build_library
 from search.inherit.limits import budget_of
@@ -35,7 +35,9 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     library = build_library(ctx, made)
     finisher = Finisher(ctx, library, tables)
     if ctx.config.budget.keep is not None:
-        best, students, ladder = hold(ctx, library, tables, lambda n, a: finisher.finish_all([Winner(n, n, a)])[0])
+        best, students, ladder = hold(
+            ctx, library, tables, lambda name, made, round_: finisher.finish_all([Winner(name, name, made)], round_)[0]
+        )
         return best, students, {"chosen": "search", **facts(ctx, best), "keep": ladder}
     budget = budget_of(ctx, made, tables, lambda: layer_milliseconds(ctx, library))
     settings = ctx.config.inherit
@@ -51,7 +53,8 @@ def find(ctx: Context) -> tuple[Derived, dict[str, Derived], dict[str, Any]]:
     found = [(name, group, best_of(trials, group)) for group, name in GROUPS.items()]
     winners = {name: Winner(name, group, trial.architecture) for name, group, trial in found if trial is not None}
     different = {w.architecture: w for w in reversed(winners.values())}  # of equal ones, the first
-    models = dict(zip(different, finisher.finish_all(list(different.values())), strict=True))
+    models = dict(zip(different, finisher.finish_all(list(different.values()), field), strict=True))
+    remove_round(ctx, list(GROUPS))
     finished = {name: models[winner.architecture] for name, winner in winners.items()}
     chosen = max(finished, key=lambda name: (finished[name].choice, name == "search"))
     told = {"chosen": chosen, **facts(ctx, finished[chosen])}
@@ -88,7 +91,7 @@ def facts(ctx: Prepared, derived: Derived) -> dict[str, Any]:
 def how_inherited(facts: dict[str, Any]) -> dict[str, Any]:
     """What the model card says about the search."""
     layers = ", ".join(str(layer) for layer in facts["layers"])
-    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher"}
+    told = {"strategy": "inherit", "made of": f"layers {layers} of the teacher, counted from 0"}
     if "keep" in facts:
         told["size"] = facts["keep"]["verdict"]
     if facts["embedding_rank"] is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.files import write_text_atomic
+from search.report.answers import confusions
 from search.report.data import Model, RunData, read_run
 from search.report.drawing import draw_architecture
 from search.report.evidence import intervals
@@ -73,6 +74,12 @@ PLOTS = (
         "Points are measurements, lines their intervals. Right: where a line does not touch 0, the found model is"
         " better (right of 0) or worse (left of it) than that model by more than the choice of rows explains.",
         lambda data: intervals(data.evidence),
+    ),
+    Plot(
+        "confusions",
+        "How many rows of each label (from left to right) got each answer; the diagonal is right. Shades are shares of"
+        " a label's rows.",
+        lambda data: confusions(data.evidence.answers if data.evidence is not None else None),
     ),
     Plot(
         "architecture",
@@ -157,6 +164,7 @@ def _render(data: RunData, images: dict[str, tuple[str, str]]) -> str:
     environment.filters.update(millions=millions, duration=duration, shorten=shorten)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
+        title=data.title,
         name=data.path.resolve().name,
         images=images,
         finished=bool(data.summary),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
+from search.console.phase_names import phase_name
 from search.report.evidence import Evidence, read_evidence
 from search.report.fields import field_of
 from search.report.tables import Candidate, read_candidates
@@ -124,6 +125,11 @@ class RunData:
     evidence: Evidence | None = None
 
     @property
+    def title(self) -> str:
+        """What was made, for people; of runs from before there were titles, and unfinished ones, the folder's name."""
+        return self.summary.get("title") or self.path.resolve().name
+
+    @property
     def best(self) -> Model | None:
         return next((m for m in self.models if m.kind == "best"), None)
 
@@ -153,13 +159,13 @@ _BASELINES = {
     "random": "Random search",
 }
 _STAGES = {
-    "1": ("stage1", "Stage 1: expressions, stacks, ratios"),
-    "2": ("stage2", "Stage 2: expressions"),
-    "3": ("stage3", "Stage 3: stacks, ratios"),
-    "library": ("library", "Block library: one layer changed at a time"),
-    "round": ("round", "Last round: whole students, distilled shortly"),
+    "1": ("stage1", "stage1 candidates"),
+    "2": ("stage2", "stage2 candidates"),
+    "3": ("stage3", "stage3 candidates"),
+    "library": ("library", "library"),
+    "round": ("round", "last round"),
 }
-"""Folders of stages in a run directory, and their titles."""
+"""Folders of stages in a run directory, and their phases."""
 
 
 def read_run(path: Path) -> RunData:
@@ -171,8 +177,8 @@ def read_run(path: Path) -> RunData:
     if not path.is_dir():
         raise UserError(f"run directory {path}: does not exist: check the path")
     summary = _object(path / "summary.json") or {}
-    stages = [s for s in (_stage(path / folder, n, title) for n, (folder, title) in _STAGES.items()) if s is not None]
-    random = _stage(path / "baselines" / "random", "random", "Baseline: random search")
+    stages = [s for s in (_stage(path / folder, n, phase) for n, (folder, phase) in _STAGES.items()) if s is not None]
+    random = _stage(path / "baselines" / "random", "random", "random candidates")
     if random is not None:
         stages.append(random)
     curves = _curves(path / "log.jsonl")
@@ -249,7 +255,7 @@ def _object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _stage(folder: Path, key: str, title: str) -> Stage | None:
+def _stage(folder: Path, key: str, phase: str) -> Stage | None:
     if not (folder / "candidates.csv").is_file():
         return None
     trials = sorted(read_candidates(folder / "candidates.csv"), key=lambda t: t.number)
@@ -259,7 +265,8 @@ def _stage(folder: Path, key: str, title: str) -> Stage | None:
         best = field_of(folder / "best.json", record, "number", int)
     else:
         best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
-    return Stage(key, title, trials, best)
+    title = phase_name(phase)
+    return Stage(key, title[:1].upper() + title[1:], trials, best)
 
 
 def _curves(path: Path) -> dict[str, Curve]:
@@ -290,6 +297,8 @@ def _check_summary(path: Path, summary: dict[str, Any]) -> None:
     for name in ("baselines", "trials", "seconds", "versions", "task", "score", "student", "budget"):
         if name in summary:
             field_of(path, summary, name, dict)
+    if "title" in summary:
+        field_of(path, summary, "title", str)
     if "score" in summary:
         field_of(path, summary["score"], "name", str, "score.")
     for name, kind in (("trials", int), ("seconds", float)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.report.answers import Answers, read_answers
 from search.report.fields import field_of
 from search.report.theme import BASELINE, BEST, FAINT, INK, MUTED, TEACHER, WIDTH, figure, millions, shorten
 
@@ -80,6 +81,7 @@ class Evidence:
     models: list[Compared]
     missing: list[str]
     conditions: str
+    answers: Answers | None = None
 
     @property
     def batches(self) -> list[int]:
@@ -130,6 +132,7 @@ def read_evidence(path: Path, summary: Mapping[str, Any]) -> Evidence | None:
         models=[_compared(path, model, f"evidence.models.{number}.") for number, model in enumerate(models)],
         missing=missing,
         conditions=_conditions(path, raw),
+        answers=read_answers(path, raw),
     )
 
 
@@ -170,8 +173,9 @@ def _conditions(path: Path, raw: Mapping[str, Any]) -> str:
     speed = field_of(path, raw, "speed", dict, "evidence.")
     lengths = {entry.get("length") for model in raw["models"] for entry in model.get("speed") or []}
     tokens = ", ".join(str(length) for length in sorted(lengths, key=str))
-    device, threads = (speed.get(name, "unknown") for name in ("device", "threads"))
-    return f"{device}, {threads} threads, {speed.get('precision', 'fp32')}, sequences of {tokens} tokens"
+    device, threads = speed.get("processor") or speed.get("device", "unknown"), speed.get("threads", "unknown")
+    together = f"{threads} thread{'' if threads == 1 else 's'}"
+    return f"{device}, {together}, {speed.get('precision', 'fp32')}, sequences of {tokens} tokens"
 
 
 def _signed(span: Range) -> str:

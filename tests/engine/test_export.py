@@ -23,7 +23,8 @@ from transformers import (
 from engine.architecture.file import load_architecture
 from engine.architecture.params import count_parameters
 from engine.errors import UserError
-from engine.export.export import export_model, model_card
+from engine.export.card import model_card
+from engine.export.export import export_model
 from engine.student import FFNASForMaskedLM, FFNASForSequenceClassification
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very"]

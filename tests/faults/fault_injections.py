@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def full_disk_at(count: str) -> None:
 def mask(octal: str) -> None:
     """The process's umask."""
     os.umask(int(octal, 8))
+
+
+def killed_after_removing(count: str) -> None:
+    """The `count`-th file that goes once summary.json is there is the last thing this process does."""
+    number, unlink = itertools.count(1), Path.unlink
+
+    def counted(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if any((folder / "summary.json").exists() for folder in path.parents) and next(number) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.unlink = counted
 
 
 def jumping_clock() -> None:

@@ -31,8 +31,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def calm(nursery, folder) -> dict:
-    """The undisturbed run: its outcome, its directory, and the seconds it took."""
-    ended = nursery.run(options(folder, folder / "runs", "calm"), folder / "cache")
+    """The undisturbed run: its outcome, its directory with every file there is, and the seconds it took."""
+    ended = nursery.run([*options(folder, folder / "runs", "calm"), "--files", "all"], folder / "cache")
     assert ended.code == 0, ended.err
     return {"outcome": outcome(folder / "runs" / "calm"), "path": folder / "runs" / "calm", "seconds": ended.seconds}
 
@@ -115,6 +115,7 @@ def test_all_kinds_of_files_damaged_at_once_are_made_again(nursery, folder, calm
 def test_lost_weights_are_trained_again_to_the_same_bytes(nursery, folder, calm, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(calm["path"], run)
+    (run / "summary.json").unlink()  # as if it had not finished
     for name in ("stage1/supernet.safetensors", "checkpoints/derive/text.safetensors"):
         for path in (run / name, (run / name).with_name(f".{Path(name).name}.copy")):
             path.write_bytes(path.read_bytes()[:100])
@@ -197,6 +198,7 @@ def test_a_ledger_locked_by_another_process_is_named(nursery, folder, calm, tmp_
     run = tmp_path / "run"
     shutil.copytree(calm["path"], run)
     (run / "stage3" / "best.json").unlink()
+    (run / "summary.json").unlink()  # as if it had not finished
     other = sqlite3.connect(run / "study.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     ended = nursery.run(["--resume", str(run)], folder / "cache", inject="impatient_ledger")

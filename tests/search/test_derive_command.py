@@ -50,7 +50,7 @@ def options(folder, name):
     return [
         *("--settings", "smoke", "--runs", str(folder / "runs"), "--name", name, "--teacher", str(folder / "teacher")),
         *("--data.train", str(folder / "train.csv"), "--data.dev", str(folder / "dev.csv"), "--threads", "1"),
-        *("--precision", "fp32", "--teacher_precision", "fp32"),
+        *("--precision", "fp32", "--teacher_precision", "fp32", "--files", "all"),
         *("--student.hidden_size", "24", "--student.ffn_size", "24", "--student.embedding_size", "8"),
         *(
             "--data.max_length",

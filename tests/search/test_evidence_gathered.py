@@ -238,13 +238,13 @@ def test_damaged_evidence_is_named(run, edit, message):
 def test_the_model_card_says_how_the_model_compares(gathered):
     evidence = gathered[3]
     text = evidence_section(evidence)
-    assert evidence["verdict"] in text
+    assert evidence["verdict"].replace("found:", "This model:", 1) in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(evidence["models"])
     assert len({line.count("|") for line in table}) == 1
     for line, model in zip(table[2:], evidence["models"], strict=True):
         assert f"{model['metric']['value']:.4f} ({model['metric']['low']:.4f}" in line
     assert "95% intervals of a bootstrap over the 400 rows of dev" in text
-    worse = {**evidence, "advice": ["try\nmore"], "models": [{**evidence["models"][0], "title": "a|b"}]}
+    worse = {**evidence, "advice": ["try\nmore"], "models": [{**evidence["models"][1], "title": "a|b"}]}
     assert "\n\n- try more\n\n" in evidence_section(worse)
     assert "a\\|b" in evidence_section(worse)

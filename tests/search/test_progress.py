@@ -29,7 +29,7 @@ def test_a_terminal_shows_best_rate_remaining_time_and_failures():
         assert part in text
     assert "\x1b[32m" in text  # colours
     last = text.rstrip("\n").rpartition("\n")[2]
-    assert "stage1: candidates: 3/10, best 0.7100, 3 failed, 0." in last  # what stays
+    assert "stage 1: try FFN formulas and sizes: 3/10, best 0.7100, 3 failed, 0." in last  # what stays
 
 
 def test_no_color_is_respected(monkeypatch):
@@ -41,7 +41,7 @@ def test_no_color_is_respected(monkeypatch):
 
 def test_elsewhere_lines_alone():
     text = shown(Console(file=io.StringIO(), width=200))
-    assert text.startswith("stage1: candidates: 3/10, best 0.7100, 3 failed, 0.")
+    assert text.startswith("stage 1: try FFN formulas and sizes: 3/10, best 0.7100, 3 failed, 0.")
     assert text.count("\n") == 1
     assert "\x1b" not in text
 
@@ -50,7 +50,7 @@ def test_a_phase_that_breaks_off_leaves_no_closing_line():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with pytest.raises(KeyboardInterrupt):
         _break_off(Reporter(console))
-    assert "warm-up: 1/5" not in console.file.getvalue()
+    assert "warm up the first supernet on text: 1/5" not in console.file.getvalue()
 
 
 def _break_off(reporter):

@@ -202,7 +202,7 @@ def test_a_missing_part_leaves_its_section_out(tiny, quick, missing):
     assert headings(tiny) == [h for h in HEADINGS if h not in SECTIONS[missing]]
     words = page(tiny).words
     assert ("This run has not finished" in words) == (missing == "summary.json")
-    assert ("Stage 2: expressions" in words) == (missing != "stage2")
+    assert ("Stage 2: try more formulas" in words) == (missing != "stage2")
 
 
 def test_parts_of_a_summary_may_be_missing(tiny, quick):
