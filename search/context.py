@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,13 +41,13 @@ from engine.training.precision import choose_device, choose_precision
 from engine.training.sentinel import Sentinel
 from kernels.cache import cache_dir
 from search.config.checks import check_budget, check_heads
+from search.config.distillers import make_distiller
 from search.config.identity import facts
 from search.config.latency_tables import table_for
 from search.config.schema import SearchConfig
 from search.config.space import build_space, inherited_space, student_fields, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
-from search.distillers import Part, make_distiller
 from search.ledger.board import Board, LocalBoard, RankBoard
 from search.ledger.joined import load_awaited
 from search.ledger.ledger import Ledger
@@ -299,9 +299,10 @@ class Context(Prepared):
             return self.teacher
         return Teacher.load(self.config.teacher, device=self.device, published=self.config.kd.paper_exact)
 
-    def distiller(self, part: Part = "task", *, stage: bool = False) -> Distiller:
-        """Teacher, layer map and objective for this run's student, see `search.distillers`."""
-        return make_distiller(self, part, stage=stage)
+    def distiller(self, part: Literal["text", "task"] = "task", *, stage: bool = False) -> Distiller:
+        """Teacher, layer map and objective for this run's student: `search.config.distillers.make_distiller`."""
+        teacher = self.text_teacher if part == "text" else self.teacher
+        return make_distiller(self.config, teacher, self.shape.num_layers, self.spec, self.device, stage=stage)
 
     @cached_property
     def sentinel(self) -> Sentinel | None:

@@ -6,9 +6,9 @@
     STAGE/params, seconds, COST    size, wall time and costs (FLOPs, memory, latency) of each trial
     models/NAME/METRIC             of the found model, the baselines and the teacher on the reported split
 
-They go to the trackers the configuration names (`search.trackers`). A resumed run goes on; what it repeats has the same
-values at the same steps. A tracker that fails on the way, such as for want of a network, is left out from then on with
-one line: numbers are for the reader, and results need none of them.
+They go to the trackers the configuration names (`search.console.trackers`). A resumed run goes on; what it repeats has
+the same values at the same steps. A tracker that fails on the way, such as for want of a network, is left out from then
+on with one line: numbers are for the reader, and results need none of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from engine.training.loop import PhaseLog
 from search.config.options import flat, saved_values
 from search.config.schema import SearchConfig
+from search.console.trackers import Tracker, names_of, open_trackers
 from search.ledger.ledger import Trial
-from search.trackers import Tracker, names_of, open_trackers
 
 
 def open_scalars(config: SearchConfig, folder: Path, note: Callable[[str], None]) -> Scalars | None:

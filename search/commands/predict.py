@@ -123,7 +123,7 @@ def _require_names(model: str, found: TeacherSource, task: PublishedTask) -> Non
         return
     given = ", ".join(own) if own else "LABEL_0, LABEL_1, ..."
     raise UserError(
-        f"{model}: its classes are called {given}, those of {task.name} {', '.join(task.classes)}: which output is which"
+        f"{model}: its classes are called {given}, those of {task.name} {', '.join(task.classes)}: which is which"
         " cannot be told: write the names into id2label of its config.json (ffnas convert --task or --labels does)"
     )
 

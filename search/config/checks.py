@@ -16,8 +16,8 @@ from fractions import Fraction
 from engine.errors import UserError
 from engine.training.settings import PhaseSettings
 from search.config.schema import SearchConfig, SharedStageConfig, SpaceConfig, StageConfig, StudentConfig
+from search.console.trackers import names_of
 from search.ledger import url as ledger_url
-from search.trackers import names_of
 
 
 def validate(config: SearchConfig) -> None:

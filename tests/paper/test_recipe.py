@@ -29,7 +29,7 @@ from engine.training.settings import PhaseSettings
 from search.cli import main
 from search.commands.derive import read
 from search.config.options import parse
-from search.distillers import make_distiller
+from search.context import Context
 from search.phases import phase_data
 
 
@@ -66,13 +66,13 @@ def test_preset_paper_has_the_published_settings():
     ],
 )
 def test_presets_have_their_recipes(preset, start, epochs, sources):
-    config, plan, _ = read(["--preset", preset, "--data.task", "glue/cola"])
+    config, plan, _ = read(["--preset", preset, "--settings", "paper", "--data.task", "glue/cola"])
     assert plan.start == start
     assert (config.derive.text.epochs, config.derive.text.sources) == (epochs, sources)
     assert (config.derive.task.epochs, config.derive.task.batch_size, config.derive.task.lr) == (50, 32, 5e-5)
     assert config.student.layer_norm_eps == (1e-12 if preset == "tinybert4" else 1e-5)
     assert read(["--preset", preset, "--settings", "demo"])[1].start == "fresh"
-    assert read(["--preset", preset, "--start", "fresh"])[1].start == "fresh"
+    assert read(["--preset", preset, "--settings", "paper", "--start", "fresh"])[1].start == "fresh"
 
 
 def test_layers_of_the_stages_are_matched_as_published():
@@ -95,7 +95,7 @@ def test_who_teaches_what(exact):
     )  # fmt: skip
     for part, teacher in (("text", before), ("task", after)):
         for stage in (False, True):
-            made = make_distiller(ctx, part, stage=stage)
+            made = Context.distiller(ctx, part, stage=stage)
             assert made.teacher is teacher
             assert made.layers == ([1, 4, 7, 10] if exact and stage else [2, 5, 8, 11])
             assert made.weights.paper_exact == exact

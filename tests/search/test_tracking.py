@@ -14,9 +14,9 @@ from engine.errors import UserError
 from engine.training.loop import PhaseLog
 from search.config.options import parse
 from search.config.schema import SearchConfig
+from search.console.trackers import names_of
 from search.ledger.ledger import Trial
 from search.space import SearchSpace
-from search.trackers import names_of
 from search.tracking import open_scalars
 
 
