@@ -2,6 +2,7 @@
 
 ffnas export runs/NAME                              all formats of best/model, scored on the run's dev split
 ffnas export DIR --onnx --eval dev.csv              one format, scored on a labelled file
+ffnas export runs/NAME --native FOLDER              answers texts without PyTorch, from Python or C (kernels.runtime)
 ffnas export runs/NAME --push-to-hub USER/NAME      best/model as it is, model card included, to the hub
 
 Where libraries for ONNX are missing, everything else is written and the command ends with one line that names them and
@@ -11,6 +12,7 @@ exit code 2.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from search.console.arguments import QuietParser, add_reading_options, reading
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset, TaskSpec
+    from kernels.runtime import Session
 
 FORMATS = ("program", "onnx", "int8")
 RESULT = "exports.json"
@@ -39,6 +42,9 @@ def command(argv: list[str]) -> None:
     parser.add_argument("source", metavar="RUN_OR_MODEL", help="run directory, or model directory")
     for name, what in zip(FORMATS, ("torch.export program", "ONNX", "ONNX with int8 weights"), strict=True):
         parser.add_argument(f"--{name}", action="store_true", help=f"{what} (default: all three)")
+    parser.add_argument(
+        "--native", metavar="FOLDER", help="write FOLDER for kernels.runtime, which answers texts without PyTorch"
+    )
     parser.add_argument("--eval", metavar="FILE", help="labelled CSV, TSV, JSONL or Parquet to score on")
     add_reading_options(parser)
     parser.add_argument("--label-column", "--data.label_column", dest="label_column", help="label column of --eval")
@@ -52,7 +58,7 @@ def command(argv: list[str]) -> None:
     if options.private and options.push_to_hub is None:
         raise UserError("--private goes with --push-to-hub USER/NAME")
     asked = [name for name in FORMATS if getattr(options, name)]
-    wanted = asked or ([] if options.push_to_hub else list(FORMATS))
+    wanted = asked or ([] if options.push_to_hub or options.native else list(FORMATS))
     source = Path(options.source)
     is_run = (source / "config.yaml").is_file()
     folder = source / "best" / "model" if is_run else source
@@ -62,11 +68,54 @@ def command(argv: list[str]) -> None:
         from engine.export.hub import push_to_hub, require_hub
 
         require_hub(options.push_to_hub)  # before minutes of work
+    if options.native is not None:
+        print(_native(folder, options.native))
     if wanted:
         _formats(wanted, options, folder, source if is_run else None)
     if options.push_to_hub is not None:
         address = push_to_hub(folder, options.push_to_hub, private=options.private)
         print(f"on the hub: {address}")
+
+
+def _native(folder: Path, target: str) -> str:
+    """Writes the native folder; one line that says how far its answers are from PyTorch's."""
+    from search.console.libraries import quiet
+
+    quiet()
+    from transformers import AutoTokenizer
+
+    from engine.export import onnx as formats
+    from engine.export.native import write_native
+    from engine.export.saved import load_saved
+    from engine.handover import load_plain
+    from kernels.runtime import NativeError, Session
+
+    model = load_saved(folder).eval()
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    write_native(model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None, target)
+    try:
+        session = Session(target)
+    except NativeError as error:
+        raise UserError(f"--native: {error}") from error
+    inputs = [formats.example_inputs(model.config, 1, min(n, model.config.max_position_embeddings)) for n in (5, 16)]
+    for given in inputs:
+        given["attention_mask"].fill_(1)  # PyTorch also answers for padding
+    worst = formats.largest_difference(load_plain(folder), _answers_of(session), inputs)
+    return f"native folder: {target}, its answers differ from PyTorch's by at most {worst:.1g}"
+
+
+def _answers_of(session: Session) -> Callable[..., tuple[np.ndarray, ...]]:
+    """The outputs that the model has in PyTorch, in their order."""
+
+    def answer(**given: Any) -> tuple[np.ndarray, ...]:
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        if session.answers.head == "none":
+            wanted = ("hidden", "pooled") if session.answers.pools else ("hidden",)
+            return tuple(session.run(**arrays, wanted=name) for name in wanted)
+        scores = session.run(**arrays)
+        return (scores[..., 0], scores[..., 1]) if session.answers.head == "tokens" else (scores,)
+
+    return answer
 
 
 def _formats(wanted: list[str], options: argparse.Namespace, folder: Path, run: Path | None) -> None:

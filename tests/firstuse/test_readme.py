@@ -107,6 +107,7 @@ def folder(tmp_path_factory):
         patch.setenv("FFNAS_CACHE", str(made / "cache"))
         patch.setattr(Figure, "savefig", _empty(Figure.savefig))  # drawing is half of a tiny run's time
         assert main(["search", *small_search(made, made / "runs", "NAME")]) == 0
+        assert main(["export", str(made / "runs" / "NAME"), "--native", str(made / "model-native")]) == 0
         shared = made / "shared" / "NAME"
         shared.mkdir(parents=True)
         config = yaml.safe_load((made / "runs" / "NAME" / "config.yaml").read_text())
@@ -158,6 +159,8 @@ def test_short_commands_do_what_they_say(there, text, monkeypatch, capsys):
 
 
 def _results(words: list[str]) -> list[str]:
+    if "--native" in words:
+        return ["model-native/encoder.bin"]
     if words[0] == "export":
         return [f"runs/NAME/best/model/{name}" for name in ("model.pt2", "onnx/model.onnx", "onnx/model_int8.onnx")]
     return ["text/wiki-books"] if words[0] == "prepare" else []

@@ -7,7 +7,8 @@ import torch
 
 from engine.architecture.architecture import Architecture
 from engine.export.export import export_model
-from engine.student import FFNASConfig, FFNASForSequenceClassification
+from engine.student import FFNASConfig, FFNASForMaskedLM, FFNASForSequenceClassification
+from kernels.runtime import Session
 from search.cli import main
 
 
@@ -84,3 +85,23 @@ def test_to_the_hub_goes_the_model_alone_unless_formats_are_asked_for(model, mon
     assert seen == [(model, "ann/small", True)]
     assert capsys.readouterr().out == "on the hub: there\n"
     assert not (model / "model.pt2").exists()
+
+
+def test_a_native_folder_answers_as_the_model_does(model, tmp_path, capsys):
+    assert main(["export", str(model), "--native", str(tmp_path / "native")]) == 0
+    out = capsys.readouterr().out
+    assert float(out.rsplit(" ", 1)[1]) < 1e-5
+    assert not (model / "exports.json").exists()  # no other format was asked for
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        expected = FFNASForSequenceClassification.from_pretrained(model)(ids).logits
+    found = Session(tmp_path / "native", threads=1).run(ids.numpy())
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
+def test_a_native_folder_of_another_head_is_refused(tmp_path, capsys):
+    config = FFNASConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, embedding_size=4)
+    export_model(FFNASForMaskedLM(config), None, tmp_path / "model", None, {})
+    assert main(["export", str(tmp_path / "model"), "--native", str(tmp_path / "native")]) == 2
+    assert "FFNASForMaskedLM is not supported" in capsys.readouterr().err
+    assert not (tmp_path / "native").exists()
