@@ -38,8 +38,15 @@ class Command(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """As a shell would cut it; optional parts are taken."""
-        return shlex.split(_OPTIONAL.sub(r"\1", self.text), comments=True)
+        """As a shell would cut it; optional parts are taken. Of `echo TEXT | COMMAND`, the command."""
+        words = shlex.split(_OPTIONAL.sub(r"\1", self.text), comments=True)
+        return words[words.index("|") + 1 :] if "|" in words else words
+
+    @property
+    def echoed(self) -> str | None:
+        """What `echo` hands to the command."""
+        words = shlex.split(self.text, comments=True)
+        return " ".join(words[1 : words.index("|")]) + "\n" if "|" in words else None
 
 
 def blocks(text: str = TEXT) -> list[tuple[str, str]]:
@@ -65,6 +72,9 @@ def commands(text: str = TEXT) -> list[Command]:
         for line in content.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
+                if "|" in words:
+                    assert words[0] == "echo", f"README: {line!r} begins with something else than echo"
+                    words = words[words.index("|") + 1 :]
                 assert words[0] in PROGRAMS, f"README: what is {line!r}? Add its program to readme.PROGRAMS"
                 found.append(Command(_without_comment(line)))
     shown = [said for said in _spans(text) if said.split()[0] in PROGRAMS and said not in [*PROGRAMS, *named(text)]]

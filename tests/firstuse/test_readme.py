@@ -6,6 +6,7 @@ started by their real entry points and stopped where the work begins (`readme.re
 """
 
 import importlib
+import io
 import shutil
 import sys
 from dataclasses import fields
@@ -73,11 +74,14 @@ NOT_RUN = {
 
 RUN = [
     ".venv/bin/ffnas data a.csv b.csv",
-    ".venv/bin/ffnas search --help",
+    ".venv/bin/ffnas search --preset hour --help",
     ".venv/bin/ffnas doctor",
     "ffnas presets",
     "ffnas prepare --text '[wiki.txt,books.txt]' --out text/wiki-books",
+    "ffnas predict runs/NAME/best/model --data reviews.csv --out answers.csv --probabilities",
+    'echo "the battery lasts two days" | ffnas predict runs/NAME/best/model',
     "ffnas export runs/NAME --onnx --int8 --program",
+    "ffnas export runs/NAME --native model-native",
     "python -m benchmarks.found --show",
     "python -m benchmarks.samplers --show [--table second]",
     "python -m benchmarks.compare --show benchmarks/results/ffn-intel-r-xeon-r-processor-2-threads-2026-11-27.json",
@@ -96,7 +100,7 @@ def folder(tmp_path_factory):
     """What the README's commands name, under the names it has there; runs/NAME is a search of strategy paper."""
     made = tmp_path_factory.mktemp("somebody")
     make_inputs(made)
-    for copy, original in (("a.csv", "train.csv"), ("b.csv", "dev.csv")):
+    for copy, original in (("a.csv", "train.csv"), ("b.csv", "dev.csv"), ("reviews.csv", "dev.csv")):
         shutil.copy(made / original, made / copy)
     shutil.copytree(made / "teacher", made / "my-classifier")
     (made / "my.yaml").write_text("seed: 3\n")
@@ -147,6 +151,8 @@ def test_snippets_run(there, number, capsys):
 @pytest.mark.parametrize("text", RUN)
 def test_short_commands_do_what_they_say(there, text, monkeypatch, capsys):
     program, *words = SHOWN[text].words
+    if SHOWN[text].echoed is not None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SHOWN[text].echoed.encode())))
     if program == "python":
         monkeypatch.chdir(REPO)
         monkeypatch.setattr("sys.argv", words[1:])
@@ -161,6 +167,8 @@ def test_short_commands_do_what_they_say(there, text, monkeypatch, capsys):
 def _results(words: list[str]) -> list[str]:
     if "--native" in words:
         return ["model-native/encoder.bin"]
+    if "--out" in words and words[0] == "predict":
+        return ["answers.csv"]
     if words[0] == "export":
         return [f"runs/NAME/best/model/{name}" for name in ("model.pt2", "onnx/model.onnx", "onnx/model_int8.onnx")]
     return ["text/wiki-books"] if words[0] == "prepare" else []
@@ -182,7 +190,7 @@ def test_commands_the_text_speaks_of_exist(text):
 @pytest.mark.parametrize("said", [option for option in readme.options() if option not in OTHER_OPTIONS])
 def test_options_in_the_text_are_options_of_a_search(there, said, capsys):
     name, *values = said.split()
-    assert main(["search", "--help"]) == 0
+    assert main(["search", "--help-all"]) == 0
     assert f"{name} " in capsys.readouterr().out.replace("=", " ")
     if values:
         parse(said.split())
