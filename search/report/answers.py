@@ -123,8 +123,9 @@ def confusions(answers: Answers | None) -> Figure | None:
     names, table = [shorten(c.label, 24) for c in answers.classes], answers.confusion
     shares = [[n / max(1, sum(row)) for n in row] for row in table]
     side = min(WIDTH, 2.4 + 0.55 * len(names))
-    made = figure(side + 1.0, side)
+    made = figure(WIDTH, side)  # as wide as the others, or the page would blow a small one up
     panel = made.subplots()
+    panel.set_anchor("W")
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for y, row in enumerate(table):
         for x, count in enumerate(row):

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
+from engine.model_sources import hub_name
 from search.console.phase_names import phase_name
 from search.report.evidence import Evidence, read_evidence
 from search.report.fields import field_of
@@ -365,5 +366,5 @@ def _model(path: Path, parent: Mapping[str, Any], key: str, name: str, kind: str
 
 def _short(source: Any) -> str:
     """The last part of a teacher's name or folder."""
-    text = str(source).rstrip("/\\")
+    text = (hub_name(str(source)) or str(source)).rstrip("/\\")
     return re.split(r"[/\\:]", text)[-1] or text

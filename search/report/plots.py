@@ -112,7 +112,7 @@ def time_per_phase(data: RunData) -> Figure | None:
         bars[f"{len(small)} shorter phases"] = sum(seconds[k] for k in small)
     made = figure(WIDTH, 0.75 + 0.31 * len(bars))
     panel = made.subplots()
-    names, values = [shorten(phase_name(n), 44) for n in bars], list(bars.values())
+    names, values = [shorten(phase_name(n), 56) for n in bars], list(bars.values())
     unit, unit_name = next(
         (u, n) for u, n in ((3600, "hours"), (60, "minutes"), (1, "seconds")) if max(values) >= 2 * u or u == 1
     )
@@ -268,7 +268,7 @@ def _curve(panel: Axes, name: str, curve: Curve) -> None:
         panel.set_yscale("log")
     elif smallest >= 0:
         panel.set_ylim(bottom=0)
-    panel.set_title(textwrap.fill(shorten(phase_name(name), 52), 28), fontsize=9.5)
+    panel.set_title(textwrap.fill(shorten(phase_name(name), 56), 28), fontsize=9.5)
     integer_ticks(panel)
 
 

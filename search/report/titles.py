@@ -2,7 +2,7 @@
 
     all-MiniLM-L6-v2 at a quarter of its layers' size, for demo sentiment
     bert-base-uncased, made 4 times as fast, for reviews
-    15.7 M parameters taught by bert-base-uncased, for glue/mnli
+    Student of bert-base-uncased with 15.7 M parameters, for glue/mnli
 
 Rejected: the run directory's name. It is a date unless somebody thought of a better one, and says nothing elsewhere.
 """
@@ -30,7 +30,7 @@ def title_of(ctx: Prepared, model: nn.Module) -> str:
     teacher, task = teacher_name(ctx.config.teacher), task_name(ctx.config, ctx.spec)
     own, whole = parameters(model), parameters(ctx.teacher.model)
     if ctx.config.strategy != "inherit":
-        return f"{millions(own['total'])} parameters taught by {teacher}, for {task}"
+        return f"Student of {teacher} with {millions(own['total'])} parameters, for {task}"
     budget = ctx.config.budget
     if budget.speedup is not None:
         size = f", made {budget.speedup:g} times as fast"
