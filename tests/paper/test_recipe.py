@@ -213,6 +213,7 @@ def test_a_whole_search_under_paper_exact(folder, monkeypatch):
         *("--kd.paper_exact", "true", "--kd.text_teacher", "pretrained", "--derive.score_rows", "true"),
         *("--warmup.sources", "1", "--stage1.text.sources", "1", "--stage1.text.first", "true"),
         *("--stage1.text.fraction", "0.5", "--stage1.score_share", "0.5", "--stage1.population", "1"),
+        *("--stage1.trials", "2", "--stage2.trials", "2", "--stage3.trials", "2", "--finetune.batch_size", "4"),
         *("--baselines.gelu", "false", "--baselines.random", "false", "--finetune.max_steps", "2", "--threads", "1"),
         *("--precision", "fp32", "--teacher_precision", "fp32"),
     ]
