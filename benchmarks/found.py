@@ -128,8 +128,9 @@ def show(result: dict[str, Any]) -> str:
             lines.append(f"    found - {name} {100 * gap['value']:+.2f} ({low:+.2f} to {high:+.2f}, over rows of dev)")
         lines.append(f"    encoder parameters {r['encoder']}")
         lines.append(f"    milliseconds of one sequence {r['milliseconds']}")
-    for budget in sorted({r["budget"] for r in result["rows"]}):
-        own = [r for r in result["rows"] if r["budget"] == budget]
+    budgets = sorted({r["budget"] for r in result["rows"]})
+    for name, chosen in [*((f"budget {b:g}", {b}) for b in budgets), ("all budgets", set(budgets))]:
+        own = [r for r in result["rows"] if r["budget"] in chosen]
         for rival in RIVALS:
             values = [100 * r["differences"][rival]["value"] for r in own if rival in r["differences"]]
             if values:
@@ -137,7 +138,7 @@ def show(result: dict[str, Any]) -> str:
                 shown = f"{len(values)} runs"
                 if len(values) >= FEW:
                     shown += f", 95 % interval {low:+.2f} to {high:+.2f}"
-                lines.append(f"budget {budget:g}: found - {rival}: {mean:+.2f} on average of {shown}")
+                lines.append(f"{name}: found - {rival}: {mean:+.2f} on average of {shown}")
     return "\n".join(lines)
 
 
