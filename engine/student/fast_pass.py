@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers.modeling_utils import PreTrainedModel
 
@@ -124,7 +125,9 @@ def _precision(model: PreTrainedModel, ids: Any, mask: Any, types: Any) -> str |
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return None
-    if type(ids) is not Tensor or ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
+    if type(ids) is not Tensor or is_functorch_wrapped_tensor(ids):
+        return None
+    if ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
         return None
     for other in (mask, types):
         if other is not None and (type(other) is not Tensor or other.shape != ids.shape):
@@ -150,7 +153,8 @@ def _key(model: PreTrainedModel, precision: str) -> tuple[Any, ...] | None:
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
-            if type(parameter) is not nn.Parameter or parameter.dtype != torch.float32 or not parameter.is_contiguous():
+            plain = type(parameter) is nn.Parameter and parameter.device.type == "cpu"
+            if not plain or parameter.dtype != torch.float32 or not parameter.is_contiguous():
                 return None
             places += (parameter.data_ptr(), parameter.shape, id(module))
     return tuple(places)

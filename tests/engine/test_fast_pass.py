@@ -251,6 +251,17 @@ def test_threads_of_torch_are_the_runtimes(calls):
     assert torch.equal(*answers)
 
 
+def test_inside_vmap_and_away_from_the_cpu_the_layers_run():
+    model, ids = build("cls"), given()["input_ids"]
+    with torch.no_grad():
+        inside = []
+        torch.vmap(lambda row: inside.append(fast_pass._precision(model, row[None], None, None)) or row)(ids)
+        assert inside == [None]
+        assert fast_pass._precision(model, ids, None, None) == "fp32"
+        assert fast_pass._key(model, "fp32") is not None
+        assert fast_pass._key(model.to("meta"), "fp32") is None
+
+
 def test_bad_ids_raise_as_the_layers_do():
     model = build("cls")
     bad = given()
