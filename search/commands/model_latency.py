@@ -119,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--lengths", type=_positive, nargs="+", default=[128, 384], help="sequence lengths (128 384)")
     add("--threads", nargs="+", default=["1", "all"], help="CPU threads: numbers or all (1 all)")
     add("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="precisions (fp32)")
-    add("--sides", nargs="+", choices=tuple(SIDE_NAMES), help="what to time (all that are installed)")
+    add(
+        "--sides", nargs="+", choices=tuple(SIDE_NAMES), metavar="SIDE",
+        help=f"what to time, of {' '.join(SIDE_NAMES)} (all that are installed)",
+    )  # fmt: skip
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
     add("--rounds", type=_positive, default=7, help="timed runs of each, in turns (7)")
     add("--limit", type=float, default=30.0, help="leave out what takes more seconds a pass (30)")

@@ -97,9 +97,9 @@ def command(argv: list[str]) -> None:
     with Reporter.on_error() as reporter:
         reporter.doing("loading the model")
         quiet()
+        model = Predictor(options, found, spec, reporter)
         if task is not None and spec.kind == "classification":
             _require_names(options.model, found, task)
-        model = Predictor(options, found, spec, reporter)
         if asked is None:
             assert task is not None
             _submit(model, task, Path(options.glue_submission))

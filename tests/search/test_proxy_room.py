@@ -32,7 +32,7 @@ def trainer(monkeypatch, free, rungs=0):
         proxy_targets={},
         config=SimpleNamespace(data=SimpleNamespace(max_length=LENGTH)),
         data=SimpleNamespace(text=[], train=[], score=score_data),
-        distiller=lambda: None,
+        distiller=lambda *_, **__: None,
         seed=lambda *_: 0,
     )
     task = PhaseSettings(steps=8, batch_size=BATCH)
