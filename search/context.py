@@ -25,6 +25,7 @@ from engine.data.describe import describe
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
+from engine.distill.population import Part
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
@@ -48,7 +49,7 @@ from search.config.schema import SearchConfig
 from search.config.space import build_space, inherited_space, student_fields, student_shape
 from search.console.environment import unused_gpu
 from search.console.progress import Reporter
-from search.distillers import Part, make_distiller
+from search.distillers import make_distiller
 from search.ledger.board import Board, LocalBoard, RankBoard
 from search.ledger.ledger import Ledger
 from search.ledger.shared_board import LedgerBoard
@@ -300,8 +301,9 @@ class Context(Prepared):
         return Teacher.load(self.config.teacher, device=self.device, published=self.config.kd.paper_exact)
 
     def distiller(self, part: Part = "task", *, stage: bool = False) -> Distiller:
-        """Teacher, layer map and objective for this run's student, see `search.distillers`."""
-        return make_distiller(self, part, stage=stage)
+        """Teacher, layer map and objective for this run's student; on text, with the teacher for that."""
+        teacher = self.text_teacher if part == "text" and not self.inherits else self.teacher
+        return make_distiller(self.config, teacher, self.shape.num_layers, self.spec, self.device, stage=stage)
 
     @cached_property
     def sentinel(self) -> Sentinel | None:
