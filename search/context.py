@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from engine.data.describe import describe
 from engine.data.mixture import other_tasks
 from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
+from engine.distill.population import Part
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
 from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
@@ -299,9 +300,9 @@ class Context(Prepared):
             return self.teacher
         return Teacher.load(self.config.teacher, device=self.device, published=self.config.kd.paper_exact)
 
-    def distiller(self, part: Literal["text", "task"] = "task", *, stage: bool = False) -> Distiller:
-        """Teacher, layer map and objective for this run's student: `search.config.distillers.make_distiller`."""
-        teacher = self.text_teacher if part == "text" else self.teacher
+    def distiller(self, part: Part = "task", *, stage: bool = False) -> Distiller:
+        """Teacher, layer map and objective for this run's student; on text, with the teacher for that."""
+        teacher = self.text_teacher if part == "text" and not self.inherits else self.teacher
         return make_distiller(self.config, teacher, self.shape.num_layers, self.spec, self.device, stage=stage)
 
     @cached_property

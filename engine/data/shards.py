@@ -132,7 +132,7 @@ def load_prepared(folders: Sequence[str], tokenizer: Any, *, max_positions: int 
         if manifest["tokenizer"]["sha256"] != tokenizer_hash(tokenizer):
             raise UserError(
                 f"data.text {name}: prepared with tokenizer {manifest['tokenizer']['name']!r}, the teacher has another"
-                f" one: ffnas prepare --tokenizer with the teacher's name (--paper-exact true where kd.paper_exact is)"
+                f" one: ffnas prepare --tokenizer with the teacher's name (--paper-exact true for kd.paper_exact)"
             )
         check_max_length(int(manifest["max_length"]), tokenizer, max_positions)
         digest.update(json.dumps(manifest, sort_keys=True).encode())

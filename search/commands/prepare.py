@@ -31,6 +31,7 @@ options:
   --encoding NAME        of text files (utf-8)
   --quoting NAME         none: quotation marks in CSV and TSV files are plain characters (standard)
   --delimiter C          between fields of CSV and TSV files: one character, or tab (auto)
+  --paper-exact true     split Chinese characters as the published code does (false)
   --config FILE          any of these, in YAML"""
 
 

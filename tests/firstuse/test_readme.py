@@ -90,7 +90,11 @@ RUN = [
     " benchmarks/results/shared-evaluation-intel-r-xeon-r-processor-1-threads-2026-11-27.json",
 ]
 
-OTHER_OPTIONS = {"--show": "of the benchmarks in that paragraph", "--settings paper": "of ffnas derive"}
+OTHER_OPTIONS = {
+    "--show": "of the benchmarks in that paragraph",
+    "--settings paper": "of ffnas derive",
+    "--tracker wandb,mlflow": "needs libraries that are not installed here",
+}
 """Options in the text that are none of `ffnas search`."""
 
 SHOWN = {command.text: command for command in readme.commands()}

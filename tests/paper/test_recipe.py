@@ -29,7 +29,8 @@ from engine.training.settings import PhaseSettings
 from search.cli import main
 from search.commands.derive import read
 from search.config.options import parse
-from search.context import Context
+from search.console.progress import Reporter
+from search.context import Context, prepare
 from search.phases import phase_data
 
 
@@ -196,6 +197,36 @@ def test_padding_s_row_starts_like_any_other():
     assert not table.grad[0].any()
 
 
+def test_paper_exact_reaches_teacher_tokens_and_student(folder, monkeypatch):
+    """What a search begins with, and the student it makes."""
+    monkeypatch.setenv("FFNAS_CACHE", str(folder / "cache"))
+    options = ["--preset", "smoke", "--strategy", "auto", "--teacher", str(folder / "teacher"), "--threads", "1"]
+    options += ["--student.hidden_size", "24", "--student.embedding_size", "16", "--student.init", "random"]
+    options += ["--data.task", "glue/mnli", "--data.dir", str(folder / "glue"), "--data.max_length", "12"]
+    options += ["--data.min_held_out", "8", "--precision", "fp32", "--teacher_precision", "fp32"]
+    made = {}
+    for exact in ("false", "true"):
+        chosen = ["--strategy", "paper"] if exact == "false" else []
+        config, _ = parse([*options, *chosen, "--kd.paper_exact", exact, "--kd.text_teacher", "pretrained"])
+        prepared = prepare(config, Reporter())
+        assert prepared.config.strategy == "paper"
+        ctx = Context(**vars(prepared), rundir=SimpleNamespace(path=folder), ledger=None, reporter=Reporter())
+        student = ctx.new_student(ctx.space.sample(np.random.default_rng(0)), "x")
+        made[exact] = prepared, ctx, student
+    plain, exact = made["false"], made["true"]
+    for (prepared, ctx, student), act, eps in ((plain, "gelu", 1e-12), (exact, "gelu_pytorch_tanh", 1e-5)):
+        for teacher in (prepared.teacher, ctx.text_teacher):
+            assert (teacher.model.config.hidden_act, teacher.model.config.layer_norm_eps) == (act, eps)
+        assert student.config.layer_norm_eps == eps
+        table = student.base_model.embeddings.token_embeddings.weight
+        assert table[0].any() == (eps == 1e-5)
+        assert ctx.text_teacher is not ctx.teacher
+    # pairs that do not fit are cut in another way
+    assert plain[0].data.train.fingerprint() != exact[0].data.train.fingerprint()
+    assert plain[0].data.train.lengths.tolist() == exact[0].data.train.lengths.tolist()
+
+
+@pytest.mark.slow
 def test_a_whole_search_under_paper_exact(folder, monkeypatch):
     """Two layers, a step or two a phase: the model handed over has the published arithmetic and its tokenizer."""
     for name, value in (

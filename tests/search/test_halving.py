@@ -58,6 +58,15 @@ def test_senseless_settings_are_refused(rungs, reduction):
         SuccessiveHalving(rungs, reduction, 10)
 
 
+class Rows:
+    """Rows to score on, of which any share is all."""
+
+    tokens = ()
+
+    def last(self, _share):
+        return self
+
+
 class Toy:
     """Proxy training without models: a candidate's score rises with its steps towards a value of its own."""
 
@@ -70,7 +79,7 @@ class Toy:
             device="cpu",
             sentinel=None,
             proxy_targets={},
-            data=SimpleNamespace(text=list(range(9)), train=list(range(9)), score=SimpleNamespace(tokens=[])),
+            data=SimpleNamespace(text=list(range(9)), train=list(range(9)), score=Rows()),
             distiller=lambda *_, **__: None,
             seed=lambda *_: 0,
         )

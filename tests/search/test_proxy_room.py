@@ -24,6 +24,7 @@ LENGTH, BATCH = 32, 8
 def trainer(monkeypatch, free, rungs=0):
     """A proxy trainer whose candidates score their number of FFNs, and the sizes of the groups it trains."""
     score_data = SimpleNamespace(tokens=[], choices=1)
+    score_data.last = lambda _share: score_data
     context = SimpleNamespace(
         space=SearchSpace(SHAPE),
         shape=SHAPE,
