@@ -12,7 +12,7 @@ DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
 .PHONY: help setup search test test-all test-faults test-oldest mutations fuzz sanitize coverage check-long types \
-  compile-check lint gpu-check clean
+  compile-check wheel-check lint gpu-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,16 @@ test-oldest: $(DEV_STAMP) ## tests with the oldest supported transformers, in .v
 	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3*/site-packages)')" > "$$(echo .venv-oldest/lib/python3*/site-packages)/zz-other.pth"
 	@.venv-oldest/bin/python -m pip install -q --disable-pip-version-check "$(OLDEST)"
 	@.venv-oldest/bin/python -m pytest -q -n auto --dist worksteal tests/engine tests/search tests/faults $(ARGS)
+
+# Other packages come from .venv; ffnas itself is what the wheel brought: it stands first on the path.
+wheel-check: $(STAMP) ## build the wheel, install it into an environment of its own, and use it from an empty folder
+	@rm -rf .venv-wheel build/wheel
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	@$(PYTHON) -m venv .venv-wheel
+	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3*/site-packages)')" > "$$(echo .venv-wheel/lib/python3*/site-packages)/zz-other.pth"
+	@.venv-wheel/bin/python -m pip install -q --disable-pip-version-check --no-deps build/wheel/ffnas-*.whl
+	@cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/tests/firstuse/installed.py
+	@rm -rf .venv-wheel build/wheel
 
 compile-check: $(DEV_STAMP) ## compile all GPU kernels for sm_80 and sm_90, without a GPU; registers, spills, tensor cores
 	@$(BIN)/python -m kernels.compile_check $(ARGS)
