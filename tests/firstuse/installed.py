@@ -1,4 +1,4 @@
-"""Uses an installed wheel from an empty folder: `make wheel-check` runs it. Ends with an assertion where something is off."""
+"""Uses an installed wheel from an empty folder (`make wheel-check`); fails with an assertion where something is off."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def main() -> None:
     for words in (["presets"], ["search", "--help"], ["doctor"], ["data", "rows.csv"]):
         Path("rows.csv").write_text("text,label\ngood,1\nbad,0\n" * 20, encoding="utf-8")
         done = subprocess.run([HOME / "bin" / "ffnas", *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and done.stdout, (words, done.stdout, done.stderr)
+        assert done.returncode == 0, (words, done.stderr)
+        assert done.stdout, words
     config = FFNASConfig(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, vocab_size=50, embedding_size=8)
     model = FFNASForSequenceClassification(config).eval()
     write_native(model, None, "native")
