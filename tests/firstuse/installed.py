@@ -25,8 +25,9 @@ def main() -> None:
     for package in (kernels, engine, search):
         assert HOME in Path(package.__file__).resolve().parents, f"{package.__file__} is not the wheel's"
     assert HOME in library_path().resolve().parents, f"{library_path()}: the wheel has no library, or of other sources"
+    lines = [f"{word} {number},{label}" for number in range(30) for word, label in (("good", 1), ("bad", 0))]
+    Path("rows.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     for words in (["presets"], ["search", "--help"], ["doctor"], ["data", "rows.csv"]):
-        Path("rows.csv").write_text("text,label\ngood,1\nbad,0\n" * 20, encoding="utf-8")
         done = subprocess.run([HOME / "bin" / "ffnas", *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (words, done.stderr)
         assert done.stdout, words
