@@ -114,7 +114,7 @@ def test_first_weights_can_be_given(derived, workspace, start):
 def test_the_recipe_follows_the_task_at_full_size():
     config, plan, _ = read(["--preset", "efficientbert", "--data.train", "nyu-mll/glue:cola@train"])
     assert (config.derive.task.epochs, config.derive.task.lr, config.derive.task.batch_size) == (50, 5e-5, 32)
-    assert (config.derive.text.epochs, config.student.hidden_size, plan.start) == (10, 540, "fresh")
+    assert (config.derive.text.epochs, config.student.hidden_size, plan.start) == (10, 540, "warmup")
     config, _, _ = read(["--preset", "tinybert6-transfer", "--derive.task.epochs", "3"])
     assert (config.space.policy, config.student.embedding, config.student.ffn_size) == ("pad", "full", 3072)
     assert config.derive.task.epochs == 3
