@@ -269,7 +269,6 @@ def test_a_run_shows_its_data_and_goes_on_from_another_folder(inputs, tmp_path, 
     assert out.startswith("data    train train.csv: 240 rows (CSV); text: sentence; label: label\n")
     assert out.index("length  median") < out.index("run directory:") < out.index("teacher")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "run" / "summary.json").unlink()  # as if it had not finished
     assert main(["search", "--resume", str(tmp_path / "runs" / "run")]) == 0
     assert "has finished, nothing is left to do" in capsys.readouterr().out
     (tmp_path / "runs" / "run" / "summary.json").unlink()  # as if the last step had been interrupted
