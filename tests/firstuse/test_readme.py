@@ -84,6 +84,7 @@ RUN = [
     "ffnas export runs/NAME --native model-native",
     "ffnas search --resume runs/NAME",  # it has finished, which is said
     "python -m benchmarks.found --show",
+    "python -m benchmarks.runtime --show",
     "python -m benchmarks.samplers --show [--table second]",
     "python -m benchmarks.compare --show benchmarks/results/ffn-intel-r-xeon-r-processor-2-threads-2026-11-27.json",
     "python -m benchmarks.shared_evaluation --show"
