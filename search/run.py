@@ -27,11 +27,11 @@ def command(argv: list[str]) -> None:
     """Runs, resumes or resolves a search, or tells how to; raises `UserError` before anything is written when the input
     is wrong."""
     from engine.errors import ToldElsewhere, UserError
+    from search.commands.finished_run import is_finished
     from search.config.help import asked_for_help, search_help
     from search.config.inputs import read_inputs
     from search.config.options import parse, parse_resolve
     from search.console.progress import is_first, reporter_of_rank
-    from search.finished import summary_of
 
     if asked_for_help(argv):
         print(search_help(argv))
@@ -43,12 +43,7 @@ def command(argv: list[str]) -> None:
             return
         try:
             config, resume = parse(argv)
-            summary = summary_of(resume) if resume is not None else None
-            if resume is not None and summary is not None:
-                if is_first():
-                    from search.commands.finished_run import close
-
-                    close(resume, config.files, summary)
+            if is_finished(resume, config.files):
                 return
             reporter.doing("reading the data")
             task = read_inputs(config)  # mistakes in files are told before frameworks are loaded

@@ -80,10 +80,10 @@ class EncoderPass {
       : m_(model), packed_(packed), kernels_(kernels), others_(others), in_(in) {}
 
   int run(Wanted wanted, float padding, float* out) {
-    if (!gather()) return kBadCall;
+    const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
+    if (!gather(short_last)) return kBadCall;
     if (!room()) return kOutOfMemory;
     if (const int failed = embeddings()) return failed;
-    const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
     int64_t last = -1;
     for (size_t l = 0; l < m_.layers.size(); ++l)
       if (m_.layers[l].heads != 0 || m_.layers[l].stack != 0) last = static_cast<int64_t>(l);
@@ -103,10 +103,12 @@ class EncoderPass {
   int64_t tokens() const { return static_cast<int64_t>(ids_.size()); }
   static View rows(float* data, int64_t, int64_t width) { return {data, width, kFloat32}; }
 
-  // The real tokens; false where an id, a type or a position is outside its table, or a sample has no token.
-  bool gather() {
+  // The real tokens; false where an id, a type or a position is outside its table, or a sample has no token. Where the
+  // first token is read (`first`), it has to be real: a model of layers would read the padding that stands there.
+  bool gather(bool first) {
     start_.push_back(0);
     for (int64_t b = 0; b < in_.batch; ++b) {
+      if (first && in_.mask != nullptr && in_.mask[b * in_.length] == 0) return false;
       for (int64_t i = 0; i < in_.length; ++i) {
         const int64_t at = b * in_.length + i;
         if (in_.mask != nullptr && in_.mask[at] == 0) continue;

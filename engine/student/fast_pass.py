@@ -50,6 +50,10 @@ _KNOWN: dict[type[nn.Module], Any] = {
 multiplied out, could change unseen: not among them."""
 
 
+_SETTINGS = ("eps", "scaling", "head_size", "num_heads", "activation", "max_norm", "trigram")
+"""Attributes that a layer's answer depends on beside its parameters; `describe` refuses what the runtime lacks."""
+
+
 def known(kind: type[nn.Module]) -> type[nn.Module]:
     """Class decorator: the runtime stands in for this module's forward pass, too."""
     _KNOWN[kind] = kind.forward
@@ -157,6 +161,7 @@ def _key(model: PreTrainedModel, precision: str) -> tuple[Any, ...] | None:
             if not plain or parameter.dtype != torch.float32 or not parameter.is_contiguous():
                 return None
             places += (parameter.data_ptr(), parameter.shape, id(module))
+        places += (getattr(module, name, None) for name in _SETTINGS)
     return tuple(places)
 
 

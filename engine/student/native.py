@@ -14,7 +14,7 @@ from engine.student.configuration import FFNASConfig
 from engine.student.ffn import may_read
 from kernels import readable
 from kernels.ffn.modules import KronLinear
-from kernels.runtime.description import Answers, Description, Layer
+from kernels.runtime.description import ACTIVATIONS, Answers, Description, Layer
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -42,7 +42,8 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
     pooler = base.cls_pooler
     pooling = "none" if pooler is None else config.pooling
     plans = base.planner.full
-    layers, arrays = [], _embeddings(base)
+    eps = float(config.layer_norm_eps)
+    layers, arrays = [], _embeddings(base, eps)
     for index, (layer, plan) in enumerate(zip(base.encoder, plans, strict=True)):
         heads = layer.heads(plan)
         layers.append(Layer(heads, plan.stack, plan.inner if plan.stack else 0, _words(plan) if plan.stack else ()))
@@ -50,14 +51,17 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
             attention = layer.attention
             for part in ("query", "key", "value"):
                 arrays |= _dense(f"layers.{index}.{part}", getattr(attention, part))
-            arrays |= _dense(f"layers.{index}.output", attention.dense) | _dense(
-                f"layers.{index}.norm", attention.layernorm
-            )
+            if attention.scaling != attention.head_size**-0.5:
+                raise UserError(f"native: layers[{index}] scales its attention by {attention.scaling:g}")
+            arrays |= _dense(f"layers.{index}.output", attention.dense)
+            arrays |= _norm(f"layers.{index}.norm", attention.layernorm, eps)
         may_read(list(layer.all_ffn), plan.inner, "an export without PyTorch")
         for number, ffn in enumerate(layer.all_ffn):
             name = f"layers.{index}.ffn.{number}"
             arrays |= _dense(f"{name}.first", ffn.dense1) | _dense(f"{name}.second", ffn.dense2)
-            arrays |= _dense(f"{name}.norm", ffn.layernorm)
+            arrays |= _norm(f"{name}.norm", ffn.layernorm, layer.all_ffn.eps)
+        if layer.all_ffn.eps != eps:
+            raise UserError(f"native: layers[{index}] has epsilon {layer.all_ffn.eps:g}, the model {eps:g}")
     if pooling == "cls":
         arrays |= _dense("pooler", pooler.dense)
     if classifier is not None:
@@ -76,12 +80,12 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
         head_size=config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
         types=config.type_vocab_size,
-        eps=float(config.layer_norm_eps),
+        eps=eps,
         layers=tuple(layers),
         embedding=config.embedding_type,
         token_width=config.token_width,
         pooling=pooling,
-        activation=config.pooler_activation,
+        activation=pooler.activation if pooling == "cls" else ACTIVATIONS[0],
     )
     return description, {name: _array(tensor, copy) for name, tensor in arrays.items()}
 
@@ -103,7 +107,7 @@ def _labels(model: PreTrainedModel, head: str) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in range(model.config.num_labels)) if head == "sequence" else ()
 
 
-def _embeddings(base: nn.Module) -> dict[str, Tensor]:
+def _embeddings(base: nn.Module, eps: float) -> dict[str, Tensor]:
     found, arrays = base.embeddings, dict[str, Tensor]()
     tables = {"token": found.token_embeddings, "position": found.position_embeddings, "type": found.segment_embeddings}
     for name, table in tables.items():
@@ -112,17 +116,28 @@ def _embeddings(base: nn.Module) -> dict[str, Tensor]:
         arrays[f"embeddings.{name}"] = table.weight
     if found.dense is not None:
         arrays |= _dense("embeddings.dense", found.dense)
-    return arrays | _dense("embeddings.norm", found.layernorm)
+    return arrays | _norm("embeddings.norm", found.layernorm, eps)
 
 
 def _dense(name: str, layer: nn.Module) -> dict[str, Tensor]:
-    """Weight and bias of a linear layer or LayerNorm; Kronecker products multiplied out."""
-    if not readable.are_readable(layer):
+    """Weight and bias of a linear layer; Kronecker products multiplied out."""
+    if not readable.are_readable(layer) or layer.bias is None:
         raise UserError(
-            f"native: {name} has hooks, adapters or another class ({type(layer).__name__}); merge them first"
+            f"native: {name} has hooks, adapters, no bias, or another class ({type(layer).__name__}); merge what there"
+            " is first"
         )
     weight = layer.weight.whole() if isinstance(layer, KronLinear) else layer.weight
     return {f"{name}.weight": weight, f"{name}.bias": layer.bias}
+
+
+def _norm(name: str, layer: nn.Module, eps: float) -> dict[str, Tensor]:
+    """Weight and bias of a LayerNorm, which has to have the model's epsilon."""
+    if not readable.are_readable(layer) or layer.weight is None or layer.bias is None or layer.eps != eps:
+        raise UserError(
+            f"native: {name} ({type(layer).__name__}) has hooks, no weight or bias, or another epsilon than the model's"
+            f" {eps:g}"
+        )
+    return {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}
 
 
 def _array(tensor: Tensor, copy: bool) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -14,7 +14,7 @@ import numpy as np
 from kernels.backends.instruction_sets import ABI_VERSION, best_isas
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable
-from kernels.runtime.description import HEADS, Answers, Arrays, Description, NativeError
+from kernels.runtime.description import HEADS, Answers, Arrays, Description, NativeError, check_arrays
 from kernels.runtime.words import model_words
 
 WANTED = ("head", "hidden", "pooled")
@@ -24,7 +24,8 @@ _ERRORS = {
     1: "out of memory",
     2: "a layer's program is not valid",
     5: "encoder.bin or weights.safetensors is missing, cut, or was changed",
-    3: "ids outside the vocabulary, token types or positions the model does not have, or a sequence without tokens",
+    3: "ids outside the vocabulary, token types or positions the model does not have, a sequence without tokens, or"
+    " padding where the model reads the first token",
 }
 
 
@@ -60,8 +61,10 @@ class Encoder:
         answers: what the model answers.
     """
 
-    def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, isa: int, kept: Any = None) -> None:
-        self._library, self._handle, self.answers, self._isa, self._kept = library, handle, answers, isa, kept
+    def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, precision: str, kept: Any = None) -> None:
+        self._library, self._handle, self.answers, self._kept = library, handle, answers, kept
+        self._isas = _isas(library)
+        self._isa = self._isas[precision]
         self._matrices, self._sums = array("q"), array("Q")
 
     @classmethod
@@ -72,11 +75,11 @@ class Encoder:
             NativeError: the library cannot be had, or the folder's files are not what they should be.
         """
         library, status = _library(), ctypes.c_int(0)
-        isa = _isa(library, precision)
+        isa = _isas(library)[precision]
         handle = library.ffnas_encoder_read(os.fsencode(folder), isa, threads, ctypes.addressof(status))
         if not handle:
             raise NativeError(f"{folder}: {_ERRORS.get(status.value, status.value)}; export the model again")
-        made = cls(library, handle, answers, isa)
+        made = cls(library, handle, answers, precision)
         sizes = [library.ffnas_encoder_size(handle, which) for which in range(5)]
         head = HEADS.index(answers.head)
         if sizes != [len(answers.labels), int(head == 2), answers.hidden_size, answers.positions, int(answers.pools)]:
@@ -89,7 +92,7 @@ class Encoder:
     def from_arrays(
         cls, description: Description, arrays: Arrays, threads: int, precision: str, *, watched: bool = False
     ) -> Encoder:
-        """Of arrays in memory, as `check_arrays` gives them. They are kept, not copied.
+        """Of arrays in memory, contiguous ones of which are kept, not copied.
 
         Args:
             description, arrays: the model.
@@ -98,10 +101,11 @@ class Encoder:
             watched: whether `unchanged` will be asked.
 
         Raises:
-            NativeError: the library cannot be had, or refuses the model.
+            NativeError: an array is missing or has another shape, or the library cannot be had, or refuses the model.
         """
+        arrays = dict(check_arrays(description, arrays))
         library, status = _library(), ctypes.c_int(0)
-        isa = _isa(library, precision)
+        isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
         matrices = _packed(arrays) if watched else array("q")
         sums = _fingerprints(library, isa, matrices)
@@ -115,7 +119,7 @@ class Encoder:
         del given
         if not handle:
             raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, status.value)}")
-        made = cls(library, handle, description.answers, isa, arrays)
+        made = cls(library, handle, description.answers, precision, arrays)
         made._matrices, made._sums = matrices, sums
         return made
 
@@ -136,12 +140,14 @@ class Encoder:
         Raises:
             NativeError: an id is outside the vocabulary, a sequence has no token or too many, or memory is out.
         """
+        if not self._handle:
+            raise NativeError("the session is closed: make another one")
         batch, length = ids.shape
         d = self.answers
         last = len(d.labels) if wanted == "head" else d.hidden_size
         rows = wanted == "hidden" or (wanted == "head" and d.head == "tokens")
         out = np.empty((batch, length, last) if rows else (batch, last), np.float32)
-        isa = self._isa if precision is None else _isa(self._library, precision)
+        isa = self._isa if precision is None else self._isas[precision]
         given = (None if a is None else a.ctypes.data for a in (ids, mask, types))
         what = WANTED.index(wanted)
         status = self._library.ffnas_encoder_run_on(
@@ -166,9 +172,10 @@ class Encoder:
             self.close()
 
 
-def _isa(library: ctypes.CDLL, precision: str) -> int:
+def _isas(library: ctypes.CDLL) -> dict[str, int]:
+    """Instruction sets by precision."""
     try:
-        return best_isas(library)[PRECISIONS.index(precision)]
+        return dict(zip(PRECISIONS, best_isas(library), strict=True))
     except BackendUnavailable as error:
         raise NativeError(str(error)) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.runtime.description import Arrays, Description, NativeError, check_arrays
+from kernels.runtime.description import Arrays, Description, NativeError
 from kernels.runtime.folder import TOKENIZER, read_answers
 from kernels.runtime.library import PRECISIONS, WANTED, Encoder
 
@@ -56,8 +56,7 @@ class Session:
             raise NativeError(f"threads: must be a whole number from 1 to 4096, got {threads!r:.60}")
         if isinstance(model, tuple):
             description, arrays = model
-            checked = dict(check_arrays(description, arrays))
-            self._folder, self._encoder = None, Encoder.from_arrays(description, checked, threads, first)
+            self._folder, self._encoder = None, Encoder.from_arrays(description, arrays, threads, first)
         else:
             self._folder = Path(model)
             self._encoder = Encoder.from_folder(self._folder, read_answers(self._folder), threads, first)

@@ -64,19 +64,14 @@ class Plan:
 
 def command(argv: list[str]) -> None:
     """Runs or resumes a derivation; raises `UserError` before anything is written when the input is wrong."""
+    from search.commands.finished_run import is_finished
     from search.config.inputs import read_inputs
     from search.console.progress import is_first, reporter_of_rank
-    from search.finished import summary_of
 
     with reporter_of_rank() as reporter:
         try:
             config, plan, resume = read(argv)
-            summary = summary_of(resume) if resume is not None else None
-            if resume is not None and summary is not None:
-                if is_first():
-                    from search.commands.finished_run import close
-
-                    close(resume, config.files, summary)
+            if is_finished(resume, config.files):
                 return
             reporter.doing("reading the data")
             task = read_inputs(config)  # mistakes in files are told before frameworks are loaded

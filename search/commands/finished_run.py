@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from search.console.progress import Reporter
-from search.finished import remove_spent
-from search.report import build_report
+from search.console.progress import Reporter, is_first
+from search.finished import remove_spent, summary_of
 from search.rundir import RunDir
+
+
+def is_finished(resume: Path | None, files: str) -> bool:
+    """Whether the run that is to be resumed has finished; then it is closed, by the first process of several."""
+    summary = None if resume is None else summary_of(resume)
+    if resume is None or summary is None:
+        return False
+    if is_first():
+        close(resume, files, summary)
+    return True
 
 
 def close(folder: Path, files: str, summary: dict[str, Any]) -> None:
@@ -19,6 +28,8 @@ def close(folder: Path, files: str, summary: dict[str, Any]) -> None:
         files: what of it stays (`search.finished`).
         summary: its summary.json.
     """
+    from search.report import build_report
+
     reporter = Reporter()
     with RunDir(folder).open(resume=True) as rundir:
         if not rundir.report.is_file():

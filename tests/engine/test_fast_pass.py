@@ -206,6 +206,59 @@ def optimizer_step(model):
     torch.optim.SGD(model.parameters(), 0.1).step()
 
 
+def norm_epsilon(model):
+    model.ffnas.encoder[0].attention.layernorm.eps = 0.5
+
+
+def stack_epsilon(model):
+    model.ffnas.encoder[1].all_ffn.eps = 0.5
+
+
+def scaling(model):
+    model.ffnas.encoder[0].attention.scaling *= 3.0
+
+
+def another_pooler(model):
+    model.ffnas.cls_pooler.activation = "relu"
+
+
+def more_classes(model):
+    model.classifier = nn.Linear(36, 7)
+
+
+def fewer_classes(model):
+    model.classifier = nn.Linear(36, 2)
+
+
+def no_bias(model):
+    model.ffnas.encoder[0].attention.value.bias = None
+
+
+@pytest.mark.parametrize(
+    "change", [norm_epsilon, stack_epsilon, scaling, another_pooler, more_classes, fewer_classes, no_bias]
+)
+def test_whatever_else_is_changed_acts(change, monkeypatch):
+    """Settings and shapes that the configuration does not have: the layers know them."""
+    model = build("cls")
+    with torch.no_grad():
+        before = model(**given()).logits
+        change(model)
+        after = model(**given()).logits
+    wanted = slowly(model, monkeypatch).logits
+    assert after.shape == wanted.shape
+    torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-5)
+    assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3, atol=1e-3)
+
+
+def test_padding_before_a_text_is_read_where_the_first_token_is(calls, monkeypatch):
+    model, padded = build("cls"), given()
+    padded["attention_mask"][2] = 1
+    padded["attention_mask"][2, :2] = 0
+    with torch.no_grad():
+        found = model(**padded).logits
+    assert torch.equal(found, slowly(model, monkeypatch, **padded).logits)
+
+
 def swapped_layers(model):
     layers = model.ffnas.encoder
     layers[0].all_ffn[0].dense1, layers[1].all_ffn[0].dense1 = layers[1].all_ffn[0].dense1, layers[0].all_ffn[0].dense1
