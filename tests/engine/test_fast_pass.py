@@ -223,11 +223,11 @@ def another_pooler(model):
 
 
 def more_classes(model):
-    model.classifier = nn.Linear(36, 7)
+    model.classifier = nn.Linear(36, 7).eval()
 
 
 def fewer_classes(model):
-    model.classifier = nn.Linear(36, 2)
+    model.classifier = nn.Linear(36, 2).eval()
 
 
 def no_bias(model):
