@@ -146,7 +146,7 @@ def _nobody_reads() -> int:
 def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:
     """Our own warnings in one line, without the place in the code."""
     if category.__module__.startswith(("kernels.", "engine.", "search.")):
-        print(f"ffnas: {str(message).removeprefix('ffnas ')}", file=sys.stderr)
+        print(f"ffnas: {str(message).removeprefix('ffnas').lstrip(': ')}", file=sys.stderr)
     else:
         others(message, category, *rest)
 

@@ -277,3 +277,12 @@ def test_a_run_shows_its_data_and_goes_on_from_another_folder(inputs, tmp_path, 
     assert f"train {inputs / 'train.csv'}: 240 rows" in again
     _, config = parse_resolve(["--resolve", str(tmp_path / "runs" / "run"), "--budget.params", "0", "1e6"])
     assert (config.data.train, config.teacher) == (str(inputs / "train.csv"), str(inputs / "teacher"))
+
+
+@pytest.mark.parametrize("text", ["ffnas: threads wait (said once)", "ffnas threads wait (said once)"])
+def test_warnings_of_ours_say_ffnas_once(text, capsys):
+    from kernels.backends.cpu import CrowdedWarning
+    from search.cli import _show
+
+    _show(lambda *_: None, CrowdedWarning(text), CrowdedWarning, "file.py", 3)
+    assert capsys.readouterr().err == "ffnas: threads wait (said once)\n"
