@@ -29,6 +29,7 @@
 #include "attention_backward.h"
 #include "linear.h"
 #include "embed.h"
+#include "crf.h"
 #include "fingerprint.h"
 
 // Test hook: one instruction on n floats, a vector at a time.
@@ -51,4 +52,4 @@ inline void unary(int32_t opcode, int32_t mode, const float* in, float* out, int
 extern const Kernels kernels;
 extern const LossKernels loss_kernels;
 const LossKernels loss_kernels = {score_mse, hidden_mse, soft_cross_entropy, attention_forward, attention_backward,
-                                  linear, attention_ragged, embed};
+                                  linear, attention_ragged, embed, crf_scan};

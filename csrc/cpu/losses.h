@@ -109,6 +109,19 @@ struct EmbedCall {
   int failed;
 };
 
+constexpr int64_t kMostCrfTags = 64;
+// The scan of linear-chain CRFs in one direction; all tensors float32 and contiguous.
+struct CrfCall {
+  int64_t sentences, positions, tags;
+  bool best;  // the max semiring
+  const float *emissions, *transitions, *start, *end;  // [B, n, L], [L, L], [L], [L]
+  const int64_t* lengths;                               // [B]
+  float* alpha;                                         // [B, n, L], written by forward, read by backward
+  double* total;                                        // [B], forward
+  float *tag_marginals, *pair_counts;                   // [B, n, L], [B, L, L], backward; absent: forward
+  int failed;
+};
+
 // What one instruction set offers; all return 0, or 1 when out of memory.
 struct LossKernels {
   int (*score_mse)(ScoreCall&);
@@ -119,6 +132,7 @@ struct LossKernels {
   int (*linear)(LinearCall&);
   int (*attention_ragged)(RaggedAttention&);
   int (*embed)(EmbedCall&);
+  int (*crf_scan)(CrfCall&);
 };
 
 }  // namespace ffnas

@@ -16,7 +16,8 @@ FFNAS_DECLARE(amx_fp32)
 
 namespace {
 
-enum LossOperation : int64_t { kScoreMse = 0, kHiddenMse = 1, kSoftCrossEntropy = 2, kAttendForward = 3, kAttendBackward = 4, kLinear = 5 };
+enum LossOperation : int64_t { kScoreMse = 0, kHiddenMse = 1, kSoftCrossEntropy = 2, kAttendForward = 3, kAttendBackward = 4, kLinear = 5,
+                              kCrfScan = 6 };
 
 const LossKernels* loss_kernels_of(int64_t isa) {
   switch (isa) {
@@ -141,6 +142,19 @@ int run_linear(LossReader& in, const double* reals, const LossKernels& kernels) 
   return kernels.linear(call) ? kOutOfMemory : kOk;
 }
 
+int run_crf(LossReader& in, const LossKernels& kernels) {
+  CrfCall call = {};
+  for (int64_t* v : {&call.sentences, &call.positions, &call.tags}) *v = in.next();
+  call.best = in.next() != 0;
+  for (const float** p : {&call.emissions, &call.transitions, &call.start, &call.end}) *p = in.pointer<const float>();
+  call.lengths = in.pointer<const int64_t>();
+  call.alpha = in.pointer<float>();
+  call.total = in.pointer<double>();
+  for (float** p : {&call.tag_marginals, &call.pair_counts}) *p = in.pointer<float>();
+  if (call.sentences < 0 || call.positions < 0 || call.tags < 1 || call.tags > kMostCrfTags) return kBadCall;
+  return kernels.crf_scan(call) ? kOutOfMemory : kOk;
+}
+
 int run_loss(const int64_t* words, const double* reals) {
   LossReader in{{words}};
   if (in.next() != kAbiVersion) return kBadCall;
@@ -154,6 +168,7 @@ int run_loss(const int64_t* words, const double* reals) {
     case kAttendForward: return run_attention(in, reals, *kernels, false);
     case kAttendBackward: return run_attention(in, reals, *kernels, true);
     case kLinear: return run_linear(in, reals, *kernels);
+    case kCrfScan: return run_crf(in, *kernels);
     default: return kBadCall;
   }
 }

@@ -42,6 +42,10 @@ inline F pow2(F n) {
   const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
+inline F exponent(F a) {
+  const __m256i e = _mm256_srli_epi32(_mm256_castps_si256(a), 23);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
+}
 inline F scale(F p, F n) {
   const F half = round_even(n * set1(0.5f));
   return p * pow2(half) * pow2(n - half);

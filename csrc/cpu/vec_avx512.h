@@ -49,6 +49,8 @@ inline F pow2(F n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
   return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
 }
+// The integral e with 2^e <= a < 2^(e + 1), for normal a > 0.
+inline F exponent(F a) { return _mm512_getexp_ps(a); }
 // p * 2^n for integral n in [-252, 252], rounded once when the result is subnormal.
 inline F scale(F p, F n) { return _mm512_scalef_ps(p, n); }
 

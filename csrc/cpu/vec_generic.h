@@ -54,6 +54,12 @@ inline F pow2(F n) {
   for (int i = 0; i < kLanes; ++i) e[i] = static_cast<int32_t>(n[i]) + 127;
   return (F)(e << 23);
 }
+inline F exponent(F a) {
+  const M e = (M)a >> 23;
+  F out = zero();
+  for (int i = 0; i < kLanes; ++i) out[i] = static_cast<float>(e[i] - 127);
+  return out;
+}
 inline F scale(F p, F n) {
   const F half = round_even(n * set1(0.5f));
   return p * pow2(half) * pow2(n - half);

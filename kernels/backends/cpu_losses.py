@@ -1,5 +1,5 @@
-"""The CPU backend's losses, attention and linear layers (csrc/cpu/losses_*.h, attention*.h, linear.h), called as words
-and reals.
+"""The CPU backend's losses, attention and linear layers (csrc/cpu/losses_*.h, attention*.h, linear.h) and the scan of CRFs
+(crf.h), called as words and reals.
 
 Served are float32 and bfloat16 tensors. Products are in bfloat16 where all tensors of the student and the teacher are
 (or autocast says so, for the projection of `hidden_mse`), else in float32; accumulation, softmax and sums are float32,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights
 from kernels.reference.losses import gradient_like
 from kernels.reference.philox import drop_threshold
 
-_SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR = range(6)
+_SCORE, _HIDDEN, _SOFT, _ATTEND, _ATTEND_BACKWARD, _LINEAR, _CRF = range(7)
 _FORMS = {"auto": 0, "dense": 1, "tiled": 1, "gram": 2}
 _ERRORS = {1: "out of memory", 3: "the call does not fit this build of the library"}
 _NO_HEADS = (0, 0, 0, 0, 0)
@@ -162,6 +163,27 @@ class CpuLosses:
                 words.append(0 if kept is None else kept.data_ptr())
             self._run(words, eps)
         return outs
+
+    def crf_scan(self, emissions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        """As `kernels.reference.crf.scan`; float32."""
+        total = emissions.new_empty(emissions.shape[0], dtype=torch.float64)
+        alpha = torch.empty(emissions.shape)
+        *chain, best = emissions, *rest
+        self._crf(chain, best, alpha, total, None, None)
+        return total, alpha
+
+    def crf_scan_bwd(self, emissions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        batch, _, size = emissions.shape
+        tags, pairs = torch.empty(emissions.shape), torch.empty(batch, size, size)
+        *chain, alpha, best = emissions, *rest
+        self._crf(chain, best, alpha.contiguous(), None, tags, pairs)
+        return tags, pairs
+
+    def _crf(self, chain: Tensors, best: bool, *outputs: Tensor | None) -> None:
+        dense = [t.contiguous() for t in chain]  # held until the call is done
+        words = self._words(_CRF, torch.float32, *chain[0].shape, best)
+        words.extend(0 if t is None else t.data_ptr() for t in (*dense, *outputs))
+        self._run(words)
 
     def _attention_words(
         self, operation: int, inputs: list[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],

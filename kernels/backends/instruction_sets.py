@@ -13,7 +13,7 @@ ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 """In rising order; the position is the number the library knows."""
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 """Of the library's C interface; csrc/cpu/api.cpp has the same number."""
 
 _FLOAT32 = ("generic", "avx2", "avx512", "amx_fp32")

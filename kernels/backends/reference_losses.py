@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.reference import attention as attention_reference
+from kernels.reference import crf as crf_reference
 from kernels.reference import losses as losses_reference
 
 
@@ -19,6 +20,8 @@ class ReferenceLosses:
     soft_cross_entropy = staticmethod(losses_reference.soft_cross_entropy)
     attention_forward = staticmethod(attention_reference.forward)
     attention_backward = staticmethod(attention_reference.backward)
+    crf_scan = staticmethod(crf_reference.scan)
+    crf_scan_bwd = staticmethod(crf_reference.scan_bwd)
 
     @staticmethod
     def supports(tensors: Sequence[Tensor]) -> str | None:

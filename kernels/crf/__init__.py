@@ -1,0 +1,1 @@
+"""Linear-chain conditional random fields: log Z, marginals, best sequences, divergence of two chains."""
