@@ -38,7 +38,7 @@ def load() -> TritonBackend:
     if not interpreter and not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
     modules = (
-        importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "specialize", "losses", "attention")
+        importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "specialize", "losses", "attention", "crf")
     )
     return TritonBackend(*modules, interpreter=interpreter)
 
@@ -56,6 +56,7 @@ class TritonBackend:
         specialize: ModuleType,
         losses: ModuleType,
         attention: ModuleType,
+        crf: ModuleType,
         *,
         interpreter: bool,
     ) -> None:
@@ -63,7 +64,7 @@ class TritonBackend:
         self._specialize: Any = specialize
         self._interpreter = interpreter
         self._capable: dict[torch.device, str | None] = {}
-        self.losses = TritonLosses(self, losses, attention)
+        self.losses = TritonLosses(self, losses, attention, crf)
 
     def supports(self, call: FFNCall) -> str | None:
         reason = self.refuses(call.x.device, (call.x.dtype, call.compute_dtype))
@@ -109,11 +110,11 @@ class TritonLosses:
 
     Args:
         backend: whose devices these are.
-        losses, attention: `kernels.triton.losses` and `kernels.triton.attention`.
+        losses, attention, crf: `kernels.triton.losses`, `kernels.triton.attention` and `kernels.triton.crf`.
     """
 
-    def __init__(self, backend: TritonBackend, losses: ModuleType, attention: ModuleType) -> None:
-        self._backend, self._losses, self._attention = backend, losses, attention
+    def __init__(self, backend: TritonBackend, losses: ModuleType, attention: ModuleType, crf: ModuleType) -> None:
+        self._backend, self._losses, self._attention, self._crf = backend, losses, attention, crf
 
     def supports(self, tensors: Sequence[Tensor]) -> str | None:
         """None where calls with these tensors can be served, else one line saying why not."""
@@ -150,6 +151,14 @@ class TritonLosses:
     def attention_backward(self, grad_context: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         with _on(grad_context.device):
             return self._attention.backward(grad_context, *rest)
+
+    def crf_scan(self, emissions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        with _on(emissions.device):
+            return self._crf.scan(emissions, *rest)
+
+    def crf_scan_bwd(self, emissions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        with _on(emissions.device):
+            return self._crf.scan_bwd(emissions, *rest)
 
 
 def _on(device: torch.device) -> torch.cuda.device:

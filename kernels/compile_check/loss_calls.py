@@ -1,4 +1,4 @@
-"""What is compiled of attention and the KD losses: calls of their Triton drivers over meta tensors.
+"""What is compiled of attention, the KD losses and the scan of CRFs: calls of their Triton drivers over meta tensors.
 
 Representative variants, since each takes seconds: the paper's sizes (d = 45 and 64, H = 540 and 768, six layers) in
 every dtype, with dropout and teacher; attention without either; heads of 128; both forms of the score loss.
@@ -23,6 +23,8 @@ def loss_calls(quick: bool) -> Iterator[Call]:
         for dtype in ("bfloat16",) if quick else _DTYPES:
             yield Call(f"losses {kind} {dtype}", run_losses, (kind, dtype))
     if not quick:
+        for tags in (9, 17, 64):
+            yield Call(f"losses crf {tags} tags", _crf, (tags,))
         for kind, dtype in (("wide", "bfloat16"), ("bare", "bfloat16")):
             yield Call(f"losses {kind} {dtype}", run_losses, (kind, dtype))
 
@@ -78,6 +80,17 @@ def _hidden(dtype: torch.dtype) -> None:
     teacher = [torch.empty(_BATCH, _LENGTH, 768, dtype=dtype, device="meta")]
     fit = [torch.empty(768, 540, device="meta"), torch.empty(768, device="meta")]
     losses.hidden_mse(states, fit, teacher, _mask(), [True] * 3, dtype)
+
+
+def _crf(tags: int) -> None:
+    """Both directions in both semirings."""
+    from kernels.triton import crf
+
+    chain = [torch.empty(s, device="meta") for s in ((_BATCH, _LENGTH, tags), (tags, tags), (tags,), (tags,))]
+    chain.append(torch.empty(_BATCH, dtype=torch.int64, device="meta"))
+    for best in (False, True):
+        _, alpha = crf.scan(*chain, best)
+        crf.scan_bwd(*chain, alpha, best)
 
 
 def _soft(dtype: torch.dtype) -> None:

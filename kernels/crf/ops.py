@@ -174,7 +174,9 @@ def _checked(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         ("lengths", lengths, (batch,)),
     ):  # fmt: skip
         if t.shape != shape:
-            raise ValueError(f"crf: {name} are {tuple(t.shape)}, must be {shape} for emissions {tuple(emissions.shape)}")
+            raise ValueError(
+                f"crf: {name} are {tuple(t.shape)}, must be {shape} for emissions {tuple(emissions.shape)}"
+            )
     if lengths.dtype != torch.int64:
         raise ValueError(f"crf: lengths must be int64, got {lengths.dtype}")
     if tags < 1:
