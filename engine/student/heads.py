@@ -31,8 +31,8 @@ IGNORED_LABEL = -100
 _PIPELINE = Path(__file__).parents[1] / "handover" / "question_answering_ffnas.py"
 
 
-class _Headed(FFNASPreTrainedModel):
-    """A model with an encoder inside."""
+class HeadedModel(FFNASPreTrainedModel):
+    """A model with an encoder inside, `ffnas`: what heads share."""
 
     @property
     def fit_dense(self) -> nn.Linear | None:
@@ -62,7 +62,7 @@ class _Headed(FFNASPreTrainedModel):
         return self.fast_pass(self, input_ids, attention_mask, token_type_ids, "head")
 
 
-class FFNASForSequenceClassification(_Headed):
+class FFNASForSequenceClassification(HeadedModel):
     """Pooled sequence, dropout, linear: classes, or a value when `num_labels` is 1 or `problem_type` is regression."""
 
     native_head = "sequence"
@@ -101,7 +101,7 @@ class FFNASForSequenceClassification(_Headed):
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -112,7 +112,7 @@ class FFNASForSequenceClassification(_Headed):
         return self.classifier(self.dropout(pooled))
 
 
-class FFNASForQuestionAnswering(_Headed):
+class FFNASForQuestionAnswering(HeadedModel):
     """Start and end scores per token."""
 
     native_head = "tokens"
@@ -160,7 +160,7 @@ class FFNASForQuestionAnswering(_Headed):
             end_logits=end.contiguous(),
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -168,7 +168,7 @@ class FFNASForQuestionAnswering(_Headed):
         return self.qa_outputs(hidden)
 
 
-class FFNASForMultipleChoice(_Headed):
+class FFNASForMultipleChoice(HeadedModel):
     """One score per choice from its pooled sequence."""
 
     hand_over = HandOver("AutoModelForMultipleChoice", "multiple-choice", choices=True, pipeline=False)
@@ -211,7 +211,7 @@ class FFNASForMultipleChoice(_Headed):
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -239,7 +239,7 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.layernorm(F.gelu(self.dense(hidden), approximate="tanh")))
 
 
-class FFNASForMaskedLM(_Headed):
+class FFNASForMaskedLM(HeadedModel):
     """Token scores; the decoder shares the token table."""
 
     hand_over = MASKED_LM
@@ -327,5 +327,6 @@ def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, ignore_index=length)
 
 
-def _with_logits(states: EncoderStates | None, logits: Tensor) -> EncoderStates | None:
+def with_logits(states: EncoderStates | None, logits: Tensor) -> EncoderStates | None:
+    """Recorded states with the head's output; None where none were recorded."""
     return None if states is None else replace(states, logits=logits)

@@ -60,6 +60,12 @@ class ClassesHead(TextsHead):
 
         return divergence_of_rows(student, teacher)
 
+    def labels(self, keys: Sequence[str], spec: TaskSpec, where: str) -> np.ndarray:
+        """int64 class ids."""
+        from engine.data.labels import class_ids
+
+        return class_ids(keys, spec.label_names, where)
+
     def merged(self, values: Sequence[Any]) -> Any:
         """The most frequent class, of equals the first."""
         return Counter(values).most_common(1)[0][0]
@@ -125,12 +131,6 @@ class Classification(ClassesHead):
         from engine.data.labels import class_names
 
         return class_names(keys, column, where, given)
-
-    def labels(self, keys: Sequence[str], spec: TaskSpec, where: str) -> np.ndarray:
-        """int64 class ids."""
-        from engine.data.labels import class_ids
-
-        return class_ids(keys, spec.label_names, where)
 
     def card_lines(self, spec: TaskSpec, labels: np.ndarray) -> list[str]:
         """How many rows each class has."""

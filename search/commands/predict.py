@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.data.catalog import TASKS, PublishedTask
 from engine.data.catalog import published as published_task
 from engine.data.published_files import find_split, read_split
-from engine.data.task import TaskHead, TaskSpec, heads
+from engine.data.task import TaskSpec, heads
 from engine.errors import UserError
 from engine.model_sources import TeacherSource, resolve
 from search.commands.predict_files import check_out, submission_files, write_predictions, write_submission
@@ -82,10 +82,12 @@ def command(argv: list[str]) -> None:
     task = published_task(options.task) if options.task else None
     if task is not None and task.name == "glue/ax":
         raise UserError("--task glue/ax: predict glue/mnli with --glue-submission, which writes AX.tsv too")
-    check_out(options.out, task.spec.head.suffixes if task is not None else TaskHead.suffixes)
+    kinds = heads() if task is None else (task.spec.head,)
+    check_out(options.out, [suffix for head in kinds for suffix in head.suffixes])
     asked = None if options.glue_submission is not None else _asked(options, task)  # mistakes in files are told first
     found = resolve(options.model)
     spec = task.spec if task is not None else _spec_of(found.folder)
+    check_out(options.out, spec.head.suffixes)
     labels = None
     if asked is not None and task is None:
         spec = fitted(asked, spec)

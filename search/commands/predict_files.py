@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def check_out(out: str | None, suffixes: Sequence[str]) -> None:
     """Raises `UserError` for a file whose suffix names no format."""
     if out is not None and Path(out).suffix.casefold() not in suffixes:
-        raise UserError(f"--out {out}: end it in {' or '.join(suffixes)}, or leave it out for standard output")
+        known = " or ".join(dict.fromkeys(suffixes))
+        raise UserError(f"--out {out}: end it in {known}, or leave it out for standard output")
 
 
 def write_predictions(out: str | None, predictions: Predictions) -> None:
