@@ -6,8 +6,8 @@
   the L + 1 of them;
 - attention: MSE of the pre-softmax scores, summed over the L layers (taken as it is from a student that computed it
   inside its attention, `EncoderStates.score_loss`);
-- prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels; for question answering
-  the mean of the soft cross-entropies over the positions an answer may begin and end at.
+- prediction: what the kind of task compares answers by (`TaskHead.prediction_loss`), mostly the soft cross-entropy with
+  temperature.
 
 Each of them is a mean over real tokens (pairs of tokens, sequences). Layers are summed, as in EfficientBERT and its
 published code, so that the paper's weights 1:1:1 and learning rates mean here what they mean there. Rejected: the mean
@@ -20,24 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.data.task import TaskHead, head_of
 from engine.errors import UserError
 from engine.states import EncoderStates
 from kernels import readable
-from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.losses.paper import (
-    attention_score_mse_paper,
-    hidden_mse_paper,
-    soft_cross_entropy_paper,
-    span_soft_cross_entropy_paper,
-)
+from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
 
 TERMS = ("hidden", "attention", "prediction")
-
-PADDED_SCORE = -1e4
-"""Score of a padded position in question answering: no probability at any temperature below a hundred."""
 
 
 def layer_map(num_student: int, num_teacher: int) -> list[int]:
@@ -120,7 +112,7 @@ def kd_loss(
     fit_dense: nn.Linear | None,
     weights: KDWeights,
     labels: Tensor | None = None,
-    regression: bool = False,
+    head: TaskHead | None = None,
     terms: Sequence[str] = TERMS,
 ) -> KDLoss:
     """Distillation loss of one batch; nothing here waits for the device.
@@ -131,8 +123,8 @@ def kd_loss(
         mask: [B, S] bool, True at real tokens.
         fit_dense: projection H_student -> H_teacher, None when the widths are equal and none is wanted.
         weights: see `KDWeights`.
-        labels: [B] gold targets, needed by the prediction term of a regression.
-        regression: whether the task is one.
+        labels: of the batch, which the prediction term of some kinds of tasks needs.
+        head: of the task; None: classification.
         terms: which of `TERMS` to compute.
 
     Raises:
@@ -150,7 +142,7 @@ def kd_loss(
     if "attention" in wanted:
         parts["attention"] = _attention(student, teacher, mask, weights.paper_exact)
     if "prediction" in wanted:
-        parts["prediction"] = _prediction(student, teacher, mask, labels, regression, weights)
+        parts["prediction"] = _prediction(student, teacher, mask, labels, head, weights)
     for name in wanted:
         total = total + getattr(weights, name) * parts[name]
     return KDLoss(total, **parts)
@@ -210,33 +202,14 @@ def _prediction(
     teacher: EncoderStates,
     mask: Tensor,
     labels: Tensor | None,
-    regression: bool,
+    head: TaskHead | None,
     weights: KDWeights,
 ) -> Tensor:
     if student.logits is None:
         raise UserError("prediction: the student has no task head: use a model with one or leave the term out")
-    if regression:
-        if labels is None:
-            raise UserError("prediction: a regression needs labels in every batch: give labelled data")
-        return F.mse_loss(student.logits.squeeze(-1).float(), labels.float())
-    if teacher.logits is None:
-        raise UserError("prediction: the teacher gave no logits: load it with a task, or leave the term out")
-    if student.logits.shape != teacher.logits.shape:
-        raise UserError(
-            f"num_labels: the student answers {tuple(student.logits.shape)}, the teacher "
-            f"{tuple(teacher.logits.shape)}: both need one output per class"
-        )
-    loss = soft_cross_entropy_paper if weights.paper_exact else soft_cross_entropy
-    if student.logits.dim() < 3:
-        return loss(student.logits, teacher.logits, weights.temperature)
-    # start and end scores [B, S, 2]: distributions over real tokens
-    if weights.paper_exact:
-        return span_soft_cross_entropy_paper(student.logits, teacher.logits, mask, weights.temperature)
-    padded = ~mask[:, None, :]
-    own, wanted = (
-        logits.float().transpose(1, 2).masked_fill(padded, PADDED_SCORE) for logits in (student.logits, teacher.logits)
-    )
-    return loss(own.contiguous(), wanted.contiguous(), weights.temperature)
+    loss = (head or head_of("classification")).prediction_loss
+    exact = weights.paper_exact
+    return loss(student.logits, teacher.logits, mask, labels, temperature=weights.temperature, paper_exact=exact)
 
 
 def _same_count(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

@@ -183,7 +183,7 @@ def _let_the_first_speak(seconds: float = 60) -> None:
 
 
 def _rank_lost(error: RuntimeError) -> bool:
-    from engine.distributed.parallel import RankLost
+    from engine.training.parallel import RankLost
 
     return isinstance(error, RankLost)
 

@@ -11,7 +11,6 @@ import torch
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
-from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.export.export import export_model, rewrite_card
@@ -71,7 +70,7 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     """Strategy inherit (`search.inherit`)."""
     best, finished, facts = find(ctx)
     if teacher_rows:
-        facts["divergence"] = {name: apart(derived.rows, teacher_rows[0]) for name, derived in finished.items()}
+        facts["divergence"] = {name: apart(ctx, derived.rows, teacher_rows[0]) for name, derived in finished.items()}
     stages = {}
     for name in (LIBRARY, ROUND):
         stages[name] = TrialLog()
@@ -89,13 +88,13 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, inherited_facts(facts))
 
 
-def apart(rows: np.ndarray, wanted: np.ndarray) -> float:
+def apart(ctx: Context, rows: np.ndarray, wanted: np.ndarray) -> float:
     """Mean KL divergence of answers [N, C] to dev from the teacher's (regression: mean squared difference).
 
     Tells students apart whose accuracy is the same to within chance.
     """
     own, answers = torch.from_numpy(rows), torch.from_numpy(wanted)
-    return float(divergence(own, answers, regression=rows.shape[1] == 1).mean())
+    return float(ctx.spec.head.divergence(own, answers).mean())
 
 
 def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
 
 `torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices together
-(`engine.distributed.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other
+(`engine.training.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other
 processes may help (`search.commands.join`).
 
 Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.data import TaskData
-    from engine.distributed.parallel import Ranks
+    from engine.training.parallel import Ranks
     from search.config.schema import SearchConfig
     from search.console.progress import Reporter
 
@@ -55,7 +55,7 @@ def command(argv: list[str]) -> None:
         reporter.doing("loading PyTorch")
         import torch
 
-        from engine.distributed.parallel import join
+        from engine.training.parallel import join
         from search.restart import continued
 
         read = config.data

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.data.columns import GLUE_METRICS
-from engine.data.task import Kind, TaskSpec
+from engine.data.task import TaskSpec
 from engine.errors import UserError
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -40,7 +40,7 @@ class PublishedTask:
     """
 
     name: str
-    kind: Kind = "classification"
+    kind: str = "classification"
     reader: Literal["glue", "squad", "swag", "race"] = "glue"
     folder: str = ""
     files: dict[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ import numpy as np
 
 from engine.data.catalog import PublishedTask
 from engine.data.filechecks import check_encoding
-from engine.data.labels import class_ids, label_keys, targets
+from engine.data.labels import class_ids, label_keys
 from engine.data.readers import csv_rows, mended
+from engine.data.rows import Gold, Rows
 from engine.data.sources import read_table
-from engine.data.task import Gold, Rows
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -245,15 +246,14 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
     keys = [str(v) for v in table.values("label")] if labelled else []
     labels = None
     if labelled:
-        labels = targets(keys, "label", source) if task.kind == "regression" else class_ids(keys, task.classes, source)
+        labels = task.spec.head.labels(keys, task.spec, source)
     return Rows(texts, labels, table.texts("idx") if "idx" in table.columns else None)
 
 
 def _labels(task: PublishedTask, values: list[str], where: str) -> np.ndarray:
     keys = label_keys(values, where, task.values or task.classes, remedy="give the file as published")
-    if task.kind == "regression":
-        return targets(keys, task.label, where)
-    return class_ids(keys, task.values or task.classes, where)
+    spec = replace(task.spec, label_names=task.values or task.classes, label_column=task.label)
+    return spec.head.labels(keys, spec, where)
 
 
 def _json(path: Path, encoding: str) -> Any:

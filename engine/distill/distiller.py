@@ -95,7 +95,7 @@ class Distiller:
         architecture: Architecture | None = None,
         targets: EncoderStates | None = None,
     ) -> KDLoss:
-        """All three terms on a batch of the task; regression predicts the gold labels."""
+        """All terms on a batch of the task."""
         return self._loss(student, batch, TASK_TERMS, architecture, targets)
 
     def mixed_loss(
@@ -166,6 +166,6 @@ class Distiller:
                 fit_dense=student.base_model.fit_dense,
                 weights=self.weights,
                 labels=batch.labels,
-                regression=self.spec.kind == "regression",
+                head=self.spec.head,
                 terms=terms,
             )

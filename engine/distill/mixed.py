@@ -73,7 +73,7 @@ def mixed_states(
             _, query, key, loss = attended[plan[:index]]
             recorder.add(inputs[plan[: index + 1]], query, key, layer.attention.scaling, loss)
     states = [recorder.states() for recorder in kept]
-    return [replace(s, logits=_logits(model, s.hidden[-1], batch)) for s in states]
+    return [replace(s, logits=model.answer(s.hidden[-1], batch.attention_mask)) for s in states]
 
 
 def _attend(
@@ -110,11 +110,3 @@ def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
         p_drop=ffns.p_drop if ffns.training else 0.0,
         eps=ffns.eps,
     )
-
-
-def _logits(model: FFNASPreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor | None:
-    head = getattr(model, "classify", None)
-    if head is None:
-        return None
-    logits = head(hidden, batch.mask)
-    return logits.view(batch.input_ids.shape[:2]) if batch.input_ids.dim() == 3 else logits

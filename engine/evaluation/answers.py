@@ -25,7 +25,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset
-    from engine.data.task import Gold
+    from engine.data.rows import Gold
 
 N_BEST = 20
 MAX_ANSWER = 30

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.architecture.architecture import uniform
+from engine.data.task import heads
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import STUDENTS, FFNASForMultipleChoice, FFNASForSequenceClassification
+from engine.student.heads import FFNASForMultipleChoice, FFNASForSequenceClassification
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
-from engine.student.supernet import task_fields
 from kernels.language.expression import parse_expression
 
 if TYPE_CHECKING:
@@ -90,13 +90,6 @@ _HEAD_NAMES = (
     (r"classifier\.out_proj\.", "classifier."),
 )
 
-_HEADS = {
-    "ForSequenceClassification": "classification",
-    "ForQuestionAnswering": "question_answering",
-    "ForMultipleChoice": "multiple_choice",
-}
-"""Ends of class names to the kind of task whose model is ours."""
-
 MEAN_DROPOUT = 0.1
 """Dropout before the fresh classifier of a mean-pooled sentence encoder."""
 
@@ -120,7 +113,7 @@ def reason_against(model: nn.Module) -> str | None:
     head = _head_of(model)
     if head is None:
         return f"{kind}: {type(model).__name__} has a head of another kind"
-    if head == "multiple_choice" and kind == "electra" and not _plain_summary(config):
+    if head is FFNASForMultipleChoice and kind == "electra" and not _plain_summary(config):
         return f"{kind}: its sequence summary is of another kind"
     return None
 
@@ -149,27 +142,29 @@ def standard_model(
             f"teacher: cannot be taken apart into layers ({reason}): choose a BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA,"
             " MiniLM or DistilBERT"
         )
-    kind = _head_of(model) or (None if task is None else task.kind)
-    model_class = FFNASModel if kind is None else STUDENTS[kind]
+    own = _head_of(model)
+    model_class = own or (FFNASModel if task is None else task.head.student_class())
     given = _renamed(model, model_class)
     fresh = pooling == "mean" and model_class in (FFNASForSequenceClassification, FFNASForMultipleChoice)
     if fresh:
         given = {name: value for name, value in given.items() if not name.startswith("classifier.")}
     config = _config(model, pooling, fresh)
-    if task is not None and _head_of(model) is None:
-        for name, value in task_fields(task).items():
+    if task is not None and own is None:
+        for name, value in task.head.config_fields(task).items():
             setattr(config, name, value)
     with torch.device("meta"):
-        unpooled = kind is None and pooling != "mean" and "cls_pooler.dense.weight" not in given
+        unpooled = model_class is FFNASModel and pooling != "mean" and "cls_pooler.dense.weight" not in given
         target = FFNASModel(config, add_pooling_layer=False) if unpooled else model_class(config)
     state = _completed(target, given, config.initializer_range, seed)
     target.load_state_dict(state, assign=True)
     return target.train(model.training)
 
 
-def _head_of(model: nn.Module) -> str | None:
+def _head_of(model: nn.Module) -> type[FFNASPreTrainedModel] | None:
+    """Our class for a model of transformers with a head: the names end alike."""
     name = type(model).__name__
-    return next((kind for end, kind in _HEADS.items() if name.endswith(end)), None)
+    known = (head.student_class() for head in heads())
+    return next((ours for ours in known if name.endswith(ours.__name__.removeprefix("FFNAS"))), None)
 
 
 def _activation(config: Any) -> Any:

@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
+from engine.handover.known import ENCODER, HandOver
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.configuration import FFNASConfig
@@ -49,10 +50,17 @@ class FFNASPreTrainedModel(PreTrainedModel):
 
     native_head: ClassVar[str | None] = None
     """The head's kind for `engine.student.native`, which does not know every one."""
+    hand_over: ClassVar[HandOver]
+    """How others know it."""
 
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.fast_pass = FastPass()
+
+    def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """The head's output, as `forward` gives it, from the last layer's [rows, S, H] and the batch's mask [..., S];
+        None without a head."""
+        return None
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, KronLinear):
@@ -105,6 +113,7 @@ class FFNASModel(FFNASPreTrainedModel):
     """
 
     native_head = "none"
+    hand_over = ENCODER
 
     def __init__(self, config: FFNASConfig, add_pooling_layer: bool = True) -> None:
         config.check()

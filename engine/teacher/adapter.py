@@ -143,8 +143,8 @@ class Teacher:
             bf16: under bf16 autocast, with weights rounded once (`rounded`) instead of in every pass.
 
         Returns:
-            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C], start and end
-            scores [B, S, 2], or None. Of multiple choice states have B * choices rows, and logits are [B, choices].
+            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], and the head's outputs
+            (`TaskHead.answer_shape`) or None. Of multiple choice states have B * choices rows.
 
         Raises:
             UserError: a layer does not exist.
@@ -168,7 +168,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """[B, C] answers of the task head; start and end scores [B, S, 2] of question answering.
+        """Outputs of the task head (`TaskHead.answer_shape`).
 
         Raises:
             UserError: loaded without a task.
@@ -210,8 +210,8 @@ class Teacher:
         if model.training:
             model.eval()
         inputs = self.inputs(batch)
-        if batch.input_ids.dim() == 3 and model.base_model is model:
-            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        if model.base_model is model:  # without a head: all sequences, one after the other
+            inputs = {name: value.flatten(0, -2) for name, value in inputs.items()}
         return model(**inputs, return_dict=True, **options)
 
     def _install_capture(self) -> None:

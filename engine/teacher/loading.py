@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModel
 
 from engine.errors import UserError
 from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
@@ -32,15 +26,6 @@ from engine.teacher.sentence import sentence_pooling
 
 if TYPE_CHECKING:
     from engine.data import TaskSpec
-
-_AUTO = {
-    "classification": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-    "multiple_choice": AutoModelForMultipleChoice,
-}
-"""transformers' class for each kind of task."""
-
 
 PUBLISHED_BERT = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": LAYER_NORM_EPS}
 """EfficientBERT's published code runs every BERT so, whatever its own configuration says (erf GELU, 1e-12)."""
@@ -66,7 +51,7 @@ def load_model(
     auto, options = AutoModel, {}
     own_names = dict(config.id2label)
     if task is not None:
-        auto, options = _AUTO[task.kind], _head_options(task)
+        auto, options = task.head.auto_class(), task.head.config_fields(task)
     if published and config.model_type == "bert":
         options = options | PUBLISHED_BERT
     with torch.random.fork_rng(devices=[]), quiet():
@@ -87,7 +72,7 @@ def load_model(
     _require_encoder_weights(model, fresh, source)
     _require_finite(model, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
-    if has_head and task.kind == "classification":
+    if has_head and task.head.named_outputs:
         require_one_label(config, source.name)
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
@@ -136,26 +121,10 @@ def standardised(
 
 def names_labels(source: TeacherSource, task: TaskSpec) -> bool:
     """Whether the folder's configuration names the classes of `task`, in any order and case."""
-    if task.kind != "classification":
+    if not task.head.named_outputs:
         return False
     names = AutoConfig.from_pretrained(source.folder, trust_remote_code=False).id2label.values()
     return sorted(str(name).casefold() for name in names) == sorted(name.casefold() for name in task.label_names)
-
-
-def _head_options(task: TaskSpec) -> dict[str, Any]:
-    if task.is_regression:
-        return {"num_labels": 1, "problem_type": "regression"}
-    if task.is_span:
-        return {"num_labels": 2}
-    if task.is_choice:
-        return {}
-    names = dict(enumerate(task.label_names))
-    return {
-        "id2label": names,
-        "label2id": {name: i for i, name in names.items()},
-        "num_labels": len(names),
-        "problem_type": "single_label_classification",
-    }
 
 
 def _fresh_parameters(report: dict[str, Any]) -> set[str]:

@@ -6,7 +6,7 @@ nobody waits for them (`engine.training.readout`): they are judged and logged wh
 checkpoint, or at the end.
 
 A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
-(`engine.distributed.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
+(`engine.training.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
 (`engine.data.parts`): with the same `batch_size`, N ranks train what one does, up to rounding. Dropout differs: each
 rank and part draws its own.
 
@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from engine.data import Batch, EncodedDataset
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
-from engine.distributed.parallel import ALONE, Ranks, accumulating
 from engine.objective import KDLoss, KDWeights
 from engine.training.checkpoint import has_training_state, load_training_state, save_training_state
 from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
+from engine.training.parallel import ALONE, Ranks, accumulating
 from engine.training.readout import Readout
 from engine.training.sentinel import Sentinel
 from engine.training.settings import PhaseSettings

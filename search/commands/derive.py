@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from engine.data import TaskData
-    from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
+    from engine.training.parallel import Ranks
     from engine.training.settings import PhaseSettings
     from search.config.schema import SearchConfig
     from search.console.progress import Reporter
@@ -85,7 +85,7 @@ def command(argv: list[str]) -> None:
         reporter.doing("loading PyTorch")
         import torch
 
-        from engine.distributed.parallel import join
+        from engine.training.parallel import join
 
         with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
             _derive(config, plan, resume, ranks, task, reporter)

@@ -123,7 +123,7 @@ class _Resolution:
         self.supernet = self._supernet()
         spec = prepared.spec
         self.evaluator: SharedEvaluator | None = None
-        if not (spec.is_span or spec.is_choice):
+        if spec.head.pooled:
             self.evaluator = SharedEvaluator(self.supernet, prepared.data.score, precision=prepared.precision)
         self.candidates: dict[str, _Scored] = {}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
 from engine.distill import Member
-from engine.distill.inherited import InheritedDistiller, divergence
+from engine.distill.inherited import InheritedDistiller
 from engine.distill.population import PopulationStep, generator_state, side_by_side
 from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
@@ -228,10 +228,7 @@ def teacher_answers(ctx: Context, data: EncodedDataset) -> list[tuple[Batch, Ten
 def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Batch, Tensor]]) -> float:
     """Mean KL divergence from the teacher's answers (regression: mean squared difference)."""
     found = run_batches(model, (batch for batch, _ in wanted), precision=ctx.precision)
-    rows = [
-        divergence(own, answer, regression=ctx.spec.is_regression)
-        for (_, own), (_, answer) in zip(found, wanted, strict=True)
-    ]
+    rows = [ctx.spec.head.divergence(own, answer) for (_, own), (_, answer) in zip(found, wanted, strict=True)]
     return float(torch.cat(rows).mean())
 
 

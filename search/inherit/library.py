@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
-from engine.distill.inherited import divergence
+from engine.data.task import TaskHead
 from engine.student.attention import extended_mask
 from engine.student.calibration import LayerStatistics, calibrate, fit_inner, refit, reorder
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
@@ -48,6 +48,7 @@ class Library:
         model: the teacher, neurons and heads of every layer sorted by importance; eval mode.
         statistics: of its layers, in that order.
         variants: what a layer may become.
+        head: of the task; says how far answers are apart.
         losses: [L, V], replace-one KL divergence.
         answers: held-out training texts with the teacher's logits, for scores without labels.
     """
@@ -55,6 +56,7 @@ class Library:
     model: FFNASPreTrainedModel
     statistics: list[LayerStatistics]
     variants: Variants
+    head: TaskHead
     losses: np.ndarray
     answers: list[tuple[Batch, Tensor]] = field(default_factory=list)
 
@@ -171,7 +173,8 @@ def _calibrated(ctx: Prepared, variants: Variants, batches: Iterator[Batch]) -> 
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     statistics = reorder(model, calibrate(model, _until(batches, ctx.config.inherit.calibration_tokens)))
-    return Library(model, statistics, variants, np.zeros((variants.shape.num_layers, len(variants.specs))))
+    losses = np.zeros((variants.shape.num_layers, len(variants.specs)))
+    return Library(model, statistics, variants, ctx.spec.head, losses)
 
 
 def _score(
@@ -241,7 +244,6 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
     spec = variants.specs[choice]
     total, error, scale, rows = 0.0, 0.0, 0.0, 0
     if spec != variants.own:
-        regression = library.model.config.problem_type == "regression"
         block = library.block(index, spec)
         for (states, mask, real), (_, wanted) in zip(passes, library.answers, strict=True):
             x = block(states[index], mask)
@@ -251,7 +253,7 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
             for later in range(index + 1, variants.shape.num_layers):
                 x = base.encoder[later](x, mask, base.planner.full[later])[0]
             own = library.model.classify(x, real).view(wanted.shape)
-            total += float(divergence(own, wanted, regression=regression).sum())
+            total += float(library.head.divergence(own, wanted).sum())
             rows += len(wanted)
     architecture = with_layer(variants.whole, index, spec)
     return Trial(

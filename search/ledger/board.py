@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Protocol
 
 from engine.architecture.architecture import Architecture
-from engine.distributed.claims import Claims
-from engine.distributed.parallel import Ranks
+from engine.training.claims import Claims
+from engine.training.parallel import Ranks
 from search.ledger.ledger import Ledger
 from search.ledger.records import Candidate, Trial
 
@@ -107,7 +107,7 @@ class RankBoard:
         ranks: the processes of the run.
         ledger: the first rank's is read and written; the others' is not touched.
         stage: name of the stage, and of nothing else in this run.
-        silence: as of `engine.distributed.claims.Claims`.
+        silence: as of `engine.training.claims.Claims`.
     """
 
     def __init__(self, ranks: Ranks, ledger: Ledger, stage: str, **options: float) -> None:

@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Answers:
-    """What summary.json holds under "evidence.answers" (`search.evidence.shown`).
+    """What summary.json holds under "evidence.answers" (`engine.evaluation.shown`).
 
     Attributes:
         classes: in the order of their ids.

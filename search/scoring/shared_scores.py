@@ -47,7 +47,7 @@ class SharedScorer:
         self.sentinel = ctx.sentinel
         data = ctx.data.score
         self.evaluator: SharedEvaluator | None = None
-        if ctx.spec.is_span or ctx.spec.is_choice:
+        if not ctx.spec.head.pooled:
             if self.settings.race > 1:
                 raise UserError(f"stage3.race: a {ctx.spec.kind} task cannot be raced: set it to 0")
             return

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
 from fault_runs import Nursery, make_inputs, options
 
 from engine.data import EncodedDataset, TaskSpec
-from engine.distill.inherited import NO_LABEL, InheritedDistiller, InheritWeights
+from engine.data.rows import NO_LABEL
+from engine.distill.inherited import InheritedDistiller, InheritWeights
 from search.inherit.texts import joined
 
 
@@ -54,23 +55,23 @@ def test_rows_without_a_class_do_not_count_among_labels():
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([2, NO_LABEL, 0, NO_LABEL, 1])
     made = distiller(spec_of("classification"))
-    value = made._gold(logits, labels)
+    value = made.spec.head.gold_loss(logits, labels)
     torch.testing.assert_close(value, F.cross_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]]))
     (gradient,) = torch.autograd.grad(value, logits)
     assert gradient[[1, 3]].abs().max() == 0
-    assert made._gold(logits, torch.full((5,), NO_LABEL)).item() == 0
+    assert made.spec.head.gold_loss(logits, torch.full((5,), NO_LABEL)).item() == 0
 
 
 def test_rows_without_a_value_do_not_count_among_values():
     answers = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     values = torch.tensor([0.5, float("nan"), -1.0, float("nan")])
     made = distiller(spec_of("regression"))
-    value = made._gold(answers, values)
+    value = made.spec.head.gold_loss(answers, values)
     torch.testing.assert_close(value, F.mse_loss(answers[[0, 2], 0], values[[0, 2]]))
     (gradient,) = torch.autograd.grad(value, answers)
     assert gradient.isfinite().all()
     assert gradient[[1, 3]].abs().max() == 0
-    assert made._gold(answers, torch.full((4,), float("nan"))).item() == 0
+    assert made.spec.head.gold_loss(answers, torch.full((4,), float("nan"))).item() == 0
 
 
 @pytest.fixture(scope="module")
