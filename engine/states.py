@@ -88,7 +88,10 @@ class Recorder:
 
 
 def answers(output: Any) -> Tensor:
-    """The logits of any head's output; start and end scores of question answering as one [B, S, 2]."""
+    """The logits of any head's output; start and end scores of question answering as one [B, S, 2]; of a CRF those
+    with its transitions (`engine.student.chain`)."""
+    if "answer" in output:
+        return output.answer
     if "start_logits" in output:
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
     return output.logits

@@ -1,57 +1,73 @@
 """How good tags are: entities found, micro-averaged, and words tagged right.
 
-Counts of a sentence are a row [5]: entities that are in both (type and both ends), entities answered, entities there
-are, words tagged right, words. Metrics are of the rows' sum, so that weighted sums of rows give metrics of resamples.
+What is counted of a sentence is a row [2 + 3 T] for T types: words tagged right, words, and of every type the entities
+that are in both (type and both ends), those answered, and those there are. Where tags name no entities (parts of
+speech), types are tags and what is counted are words. Metrics are those of the rows' sum, so that weighted sums of rows
+give metrics of resamples.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from engine.data.tags import are_entities, entities_of
-
-COLUMNS = ("found", "answered", "gold", "right", "words")
+from engine.data.tags import Entity, are_entities, entities_of
 
 
-def counts_of(answer: Sequence[str], gold: Sequence[str], *, entities: bool, strict: bool = False) -> list[int]:
-    """The row of a sentence; without `entities` the first three are 0."""
-    found = answered = wanted = 0
-    if entities:
-        own, true = set(entities_of(answer, strict=strict)), set(entities_of(gold, strict=strict))
-        found, answered, wanted = len(own & true), len(own), len(true)
-    return [found, answered, wanted, sum(a == g for a, g in zip(answer, gold, strict=True)), len(gold)]
+def types_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The types that tags name: those of entities, or the tags themselves."""
+    if not are_entities(names):
+        return tuple(names)
+    return tuple(dict.fromkeys(name[2:] for name in names if len(name) > 1))
+
+
+def counts_of(
+    answer: Sequence[str], gold: Sequence[str], types: Sequence[str], *, entities: bool, strict: bool = False
+) -> np.ndarray:
+    """[2 + 3 T] int64 of one sentence; see the module, and `engine.data.tags` for `strict`."""
+    place = {kind: 2 + 3 * index for index, kind in enumerate(types)}
+    row = np.zeros(2 + 3 * len(types), dtype=np.int64)
+    row[0] = sum(a == g for a, g in zip(answer, gold, strict=True))
+    row[1] = len(gold)
+    own, true = (_units(tags, entities, strict) for tags in (answer, gold))
+    for column, units in enumerate((own & true, own, true)):
+        for kind, _, _ in units:
+            row[place[kind] + column] += 1
+    return row
 
 
 def metrics_of(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`f1`, `precision`, `recall`, `accuracy` [...] of counts [..., 5]; 0 where there is nothing to count."""
-    found, answered, gold, right, words = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    """`f1`, `precision`, `recall` over all types and `accuracy`, [...] of counts [..., 2 + 3 T]; 0 where there is nothing
+    to count."""
+    counts = np.asarray(counts, dtype=np.float64)
+    scores = _scores(counts[..., 2:].reshape(*counts.shape[:-1], -1, 3).sum(axis=-2))
+    return {**scores, "accuracy": _share(counts[..., 0], counts[..., 1])}
+
+
+def table_of(counts: np.ndarray, types: Sequence[str]) -> list[dict[str, Any]]:
+    """Label, precision, recall, f1 and support of every type, from counts [2 + 3 T]."""
+    each = np.asarray(counts, dtype=np.float64)[2:].reshape(-1, 3)
+    scores = _scores(each)
+    return [
+        {"label": kind, **{name: float(value[k]) for name, value in scores.items()}, "support": int(each[k, 2])}
+        for k, kind in enumerate(types)
+    ]
+
+
+def _units(tags: Sequence[str], entities: bool, strict: bool) -> set[Entity]:
+    return set(entities_of(tags, strict=strict) if entities else [(tag, k, k + 1) for k, tag in enumerate(tags)])
+
+
+def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Of [..., 3] found, answered and there."""
+    found, answered, there = np.moveaxis(counts, -1, 0)
     return {
-        "f1": _share(2 * found, answered + gold),
         "precision": _share(found, answered),
-        "recall": _share(found, gold),
-        "accuracy": _share(right, words),
+        "recall": _share(found, there),
+        "f1": _share(2 * found, answered + there),
     }
-
-
-def table_of(answers: Sequence[Sequence[str]], golds: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Per type, or per tag where tags are no entities: label, precision, recall, f1 and how many there are."""
-    found, answered, wanted = Counter[str](), Counter[str](), Counter[str]()
-    spells = are_entities(tag for tags in golds for tag in tags)
-    for answer, gold in zip(answers, golds, strict=True):
-        own, true = (set(entities_of(t)) if spells else {(g, k, 0) for k, g in enumerate(t)} for t in (answer, gold))
-        answered.update(entity[0] for entity in own)
-        wanted.update(entity[0] for entity in true)
-        found.update(entity[0] for entity in own & true)
-    rows = []
-    for label in sorted({*answered, *wanted}):
-        metrics = metrics_of(np.array([found[label], answered[label], wanted[label], 0, 0]))
-        scores = {name: float(metrics[name]) for name in ("precision", "recall", "f1")}
-        rows.append({"label": label, **scores, "support": wanted[label]})
-    return rows
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

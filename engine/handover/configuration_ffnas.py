@@ -27,6 +27,7 @@ class FFNASConfig(PretrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob, classifier_dropout: dropout while training.
         pooling: what sequence heads read: "cls" (first token, dense layer, activation) or "mean" (mean of real tokens).
         pooler_activation: "tanh", "relu", "gelu" (tanh form) or "gelu_erf".
+        token_head: of token classification: "softmax", or "crf" with scores of one tag after another.
         layer_norm_eps, max_position_embeddings, type_vocab_size, initializer_range: as in BERT.
     """
 
@@ -57,6 +58,7 @@ class FFNASConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         pooling: str = "cls",
         pooler_activation: str = "tanh",
+        token_head: str = "softmax",
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -80,4 +82,5 @@ class FFNASConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.pooling = pooling
         self.pooler_activation = pooler_activation
+        self.token_head = token_head
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)

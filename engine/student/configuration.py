@@ -28,6 +28,7 @@ from kernels.language.widths import POLICIES, validate
 
 EMBEDDING_TYPES = ("trigram", "factorized", "full")
 POOLINGS = ("cls", "mean")
+TOKEN_HEADS = ("softmax", "crf")
 POOLER_ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
 _SIZES = (
     "vocab_size",
@@ -71,6 +72,7 @@ class FFNASConfig(PreTrainedConfig):
         pooling: what sequence heads read: `"cls"`, the first token through a dense layer, or `"mean"`, the mean over
             real tokens, without one.
         pooler_activation: behind that dense layer: `"tanh"`, `"relu"`, `"gelu"` (tanh form) or `"gelu_erf"`.
+        token_head: of token classification: `"softmax"`, every token alone, or `"crf"`, a linear chain.
 
     Raises:
         UserError: a value is out of range, or a layer is not valid at these widths.
@@ -101,6 +103,7 @@ class FFNASConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     pooling: str = "cls"
     pooler_activation: str = "tanh"
+    token_head: str = "softmax"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check()
@@ -149,6 +152,7 @@ class FFNASConfig(PreTrainedConfig):
             ("width_policy", POLICIES),
             ("pooling", POOLINGS),
             ("pooler_activation", POOLER_ACTIVATIONS),
+            ("token_head", TOKEN_HEADS),
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: unknown value {getattr(self, name)!r:.60}; use {' or '.join(allowed)}")

@@ -71,7 +71,7 @@ class FFNASForSequenceClassification(HeadedModel):
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
         self.ffnas = FFNASModel(config)
-        self.dropout = nn.Dropout(_head_dropout(config))
+        self.dropout = nn.Dropout(head_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -176,7 +176,7 @@ class FFNASForMultipleChoice(HeadedModel):
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
         self.ffnas = FFNASModel(config)
-        self.dropout = nn.Dropout(_head_dropout(config))
+        self.dropout = nn.Dropout(head_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
@@ -317,7 +317,8 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def _head_dropout(config: FFNASConfig) -> float:
+def head_dropout(config: FFNASConfig) -> float:
+    """Of a head."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 

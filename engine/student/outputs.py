@@ -14,7 +14,9 @@ from transformers.modeling_outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
+from torch import Tensor
 
 from engine.states import EncoderStates
 
@@ -45,6 +47,14 @@ class FFNASMultipleChoiceOutput(MultipleChoiceModelOutput):
     """Multiple choice; logits [B, choices]."""
 
     states: EncoderStates | None = None
+
+
+@dataclass
+class FFNASTokenClassifierOutput(TokenClassifierOutput):
+    """Token classification; logits [B, S, num_labels]; `answer` of a CRF has its transitions below them."""
+
+    states: EncoderStates | None = None
+    answer: Tensor | None = None
 
 
 @dataclass

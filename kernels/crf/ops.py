@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.crf import registration
+from kernels.reference import crf as reference
 
 
 class Chain(NamedTuple):
@@ -88,6 +89,19 @@ def marginals(chain: Chain) -> Marginals:
         log_z, alpha = registration.crf_scan(*own, False)
         tags, pairs = registration.crf_scan_bwd(*own, alpha, False)
         return Marginals(tags, pairs, log_z - expected_score(Chain(*own), tags, pairs))
+
+
+def pair_marginals(chain: Chain) -> Tensor:
+    """Probabilities [B, n - 1, L, L] of every pair of neighbouring tags, 0 past the end; no gradients.
+
+    Plain PyTorch, L² numbers a position: for comparisons with arithmetic that needs each pair by itself.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    with torch.no_grad():
+        own = Chain(*_checked(chain))
+        return reference.pair_marginals(*own, registration.crf_scan(*own, False)[1])
 
 
 def decode(chain: Chain) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ What lies past a sentence's end is never read, whatever it holds. A score of -in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -64,21 +66,48 @@ def scan_bwd(
     del start
     if best:
         return _best_path(transitions, end, lengths, alpha)
-    batch, most, size = emissions.shape
     tags = torch.zeros_like(alpha)
-    pairs = alpha.new_zeros(batch, size, size)
+    pairs = alpha.new_zeros(len(alpha), *transitions.shape)
+    for k, beta, after in _backward(emissions, transitions, end, lengths):
+        tags[:, k] = torch.where((k < lengths)[:, None], _softmax(alpha[:, k] + beta), 0.0)
+        if after is not None:
+            pairs += _pairs(alpha, transitions, after, lengths, k)
+    return tags, pairs
+
+
+def pair_marginals(
+    emissions: Tensor, transitions: Tensor, start: Tensor, end: Tensor, lengths: Tensor, alpha: Tensor
+) -> Tensor:
+    """[B, n - 1, L, L] probabilities of every pair of neighbouring tags, 0 past the end; arguments as of `scan_bwd`."""
+    del start
+    batch, most, size = emissions.shape
+    found = alpha.new_zeros(batch, max(0, most - 1), size, size)
+    for k, _, after in _backward(emissions, transitions, end, lengths):
+        if after is not None:
+            found[:, k] = _pairs(alpha, transitions, after, lengths, k)
+    return found
+
+
+def _backward(
+    emissions: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """From the last position to the first: its number, beta [B, L] there, and the next one's emissions with its beta."""
+    batch, most, size = emissions.shape
     beta = end.expand(batch, size)
     for k in reversed(range(most)):
-        is_last, inside = (k == lengths - 1)[:, None], (k < lengths - 1)[:, None]
+        after = None
         if k < most - 1:
-            own = torch.where(inside, emissions[:, k + 1], 0.0)
-            # [B, L, L]: log P(y_k = i, y_{k+1} = j) up to a constant
-            joint = alpha[:, k, :, None] + transitions + (own + beta)[:, None, :]
-            pairs += torch.where(inside[..., None], _softmax(joint.flatten(1)).view_as(joint), 0.0)
-            before = torch.logsumexp(transitions + (own + beta)[:, None, :], -1)
+            inside = (k < lengths - 1)[:, None]
+            after = torch.where(inside, emissions[:, k + 1], 0.0) + beta
+            before = torch.logsumexp(transitions + after[:, None, :], -1)
             beta = torch.where(inside, before - _finite(before.amax(-1, keepdim=True)), end)
-        tags[:, k] = torch.where(is_last | inside, _softmax(alpha[:, k] + beta), 0.0)
-    return tags, pairs
+        yield k, beta, after
+
+
+def _pairs(alpha: Tensor, transitions: Tensor, after: Tensor, lengths: Tensor, k: int) -> Tensor:
+    """[B, L, L] probabilities of the tags at k and k + 1."""
+    joint = alpha[:, k, :, None] + transitions + after[:, None, :]
+    return torch.where((k < lengths - 1)[:, None, None], _softmax(joint.flatten(1)).view_as(joint), 0.0)
 
 
 def _best_path(transitions: Tensor, end: Tensor, lengths: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
