@@ -17,15 +17,13 @@ from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
 from engine.distill.graphs import StepGraphs
 from engine.distill.mixed import mixed_states
+from engine.loss_terms import LOGGED, TASK_TERMS, TEXT_TERMS
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
 from engine.student.attention import TeacherHeads
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
-
-TEXT_TERMS = ("hidden", "attention")
-TASK_TERMS = ("hidden", "attention", "prediction")
 
 
 class Distiller:
@@ -125,8 +123,7 @@ class Distiller:
             states = mixed_states(supernet, batch, architectures, score_targets=self.score_targets(targets, terms))
         losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
         share = 1 / len(losses) if average else 1.0
-        names = ("total", "hidden", "attention", "prediction")
-        return KDLoss(**{name: share * sum(getattr(loss, name) for loss in losses) for name in names})
+        return KDLoss(**{name: share * sum(getattr(loss, name) for loss in losses) for name in LOGGED})
 
     def _loss(
         self,
@@ -137,16 +134,25 @@ class Distiller:
         targets: EncoderStates | None,
     ) -> KDLoss:
         if targets is None:
-            targets = self.targets(batch, need_logits="prediction" in terms)
+            targets = self.targets(batch, need_logits=self.needs_logits(terms))
         with autocast(self.device, self.precision):
             states = student.states(
                 batch.input_ids,
                 batch.attention_mask,
                 batch.token_type_ids,
                 architecture=architecture,
+                layers=self.student_layers(student),
                 score_targets=self.score_targets(targets, terms),
             )
         return self._objective(student, states, batch, targets, terms)
+
+    def needs_logits(self, terms: tuple[str, ...]) -> bool:
+        """Whether the teacher's head has to run for these terms."""
+        return "prediction" in terms
+
+    def student_layers(self, student: nn.Module) -> tuple[int, ...] | None:
+        """The student's layers that are compared; None: all."""
+        return None
 
     def score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
         """What a student's attention needs to compute the score loss; None where that is not asked for, or not ours."""
