@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
@@ -21,6 +20,7 @@ from engine.loss_terms import LOGGED, TASK_TERMS, TEXT_TERMS
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
 from engine.student.attention import TeacherHeads
+from engine.student.modeling import FFNASPreTrainedModel
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
@@ -76,7 +76,7 @@ class Distiller:
 
     def text_loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         *,
         architecture: Architecture | None = None,
@@ -87,7 +87,7 @@ class Distiller:
 
     def task_loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         *,
         architecture: Architecture | None = None,
@@ -98,7 +98,7 @@ class Distiller:
 
     def mixed_loss(
         self,
-        supernet: nn.Module,
+        supernet: FFNASPreTrainedModel,
         batch: Batch,
         architectures: Sequence[Architecture],
         *,
@@ -127,7 +127,7 @@ class Distiller:
 
     def _loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         terms: tuple[str, ...],
         architecture: Architecture | None,
@@ -150,7 +150,7 @@ class Distiller:
         """Whether the teacher's head has to run for these terms."""
         return "prediction" in terms
 
-    def student_layers(self, student: nn.Module) -> tuple[int, ...] | None:
+    def student_layers(self, student: FFNASPreTrainedModel) -> tuple[int, ...] | None:
         """The student's layers that are compared; None: all."""
         return None
 
@@ -161,7 +161,12 @@ class Distiller:
         return list(zip(targets.queries, targets.keys, strict=True))
 
     def _objective(
-        self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
+        self,
+        student: FFNASPreTrainedModel,
+        states: EncoderStates,
+        batch: Batch,
+        targets: EncoderStates,
+        terms: tuple[str, ...],
     ) -> KDLoss:
         # the projection of hidden states is a product of the student like any other; the published code's stays float32
         with autocast(self.device, "fp32" if self.weights.paper_exact else self.precision):

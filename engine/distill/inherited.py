@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.data import Batch, TaskSpec
 from engine.distill.distiller import Distiller
@@ -24,6 +24,7 @@ from engine.errors import UserError
 from engine.loss_terms import TASK_TERMS
 from engine.objective import KDLoss, KDWeights
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
@@ -81,12 +82,17 @@ class InheritedDistiller(Distiller):
         """On texts without labels, too."""
         return True
 
-    def student_layers(self, student: nn.Module) -> tuple[int, ...]:
+    def student_layers(self, student: FFNASPreTrainedModel) -> tuple[int, ...]:
         """The last one."""
         return (student.config.num_hidden_layers - 1,)
 
     def _objective(
-        self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
+        self,
+        student: FFNASPreTrainedModel,
+        states: EncoderStates,
+        batch: Batch,
+        targets: EncoderStates,
+        terms: tuple[str, ...],
     ) -> KDLoss:
         return self.compare(states, targets, batch, gold=terms == TASK_TERMS)
 

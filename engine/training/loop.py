@@ -170,7 +170,7 @@ def run_phase(
                 pending = None
             if after_step is not None and ranks.is_first:
                 after_step(done)
-            if saves:
+            if saves and checkpoint is not None:
                 extra = extra_state() if extra_state is not None and ranks.is_first else {}
                 save_training_state(checkpoint, model, steps.optimizer, steps.scheduler, done, extra, ranks=ranks)
     model.eval()
@@ -225,7 +225,7 @@ class _Objective(nn.Module):
     def forward(self, part: Part, step: int) -> tuple[Tensor, Tensor]:
         """What to differentiate (a scalar), and `LOGGED` as float64 without gradient, both weighed by share."""
         loss = self.loss(part.batch, step)
-        terms = tuple(getattr(loss, term.name) for term in TERMS)
+        terms: tuple[Tensor, ...] = tuple(getattr(loss, term.name) for term in TERMS)
         total = loss.total
         if not part.whole:
             terms, total = self._weighed(terms, total, part)
