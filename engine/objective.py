@@ -16,7 +16,7 @@ over layers, which would weigh the prediction term L times more at the same sett
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from engine.data.task import TaskHead, head_of
 from engine.errors import UserError
+from engine.loss_terms import TASK_TERMS
 from engine.states import EncoderStates
 from kernels import readable
 from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers
 from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
-
-TERMS = ("hidden", "attention", "prediction")
 
 
 def layer_map(num_student: int, num_teacher: int) -> list[int]:
@@ -87,7 +86,7 @@ class KDWeights:
     paper_exact: bool = False
 
     def __post_init__(self) -> None:
-        for name in TERMS:
+        for name in TASK_TERMS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} weight must be >= 0 and finite, got {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
@@ -103,6 +102,12 @@ class KDLoss:
     attention: Tensor
     prediction: Tensor
 
+    @classmethod
+    def of(cls, total: Tensor, **parts: Tensor) -> KDLoss:
+        """A loss of these parts; the others are 0."""
+        nothing = total.detach().new_zeros(())
+        return cls(total, **{**dict.fromkeys(TASK_TERMS, nothing), **parts})
+
 
 def kd_loss(
     student: EncoderStates,
@@ -113,7 +118,7 @@ def kd_loss(
     weights: KDWeights,
     labels: Tensor | None = None,
     head: TaskHead | None = None,
-    terms: Sequence[str] = TERMS,
+    terms: Sequence[str] = TASK_TERMS,
 ) -> KDLoss:
     """Distillation loss of one batch; nothing here waits for the device.
 
@@ -125,32 +130,41 @@ def kd_loss(
         weights: see `KDWeights`.
         labels: of the batch, which the prediction term of some kinds of tasks needs.
         head: of the task; None: classification.
-        terms: which of `TERMS` to compute.
+        terms: which of `TASK_TERMS` to compute.
 
     Raises:
         UserError: student and teacher cannot be compared (layers, heads, widths, logits).
         ValueError: an unknown term.
     """
-    unknown = set(terms) - set(TERMS)
+    unknown = set(terms) - set(TASK_TERMS)
     if unknown:
-        raise ValueError(f"kd_loss: unknown terms {sorted(unknown)}; there are {', '.join(TERMS)}")
-    wanted = [name for name in terms if getattr(weights, name) > 0]
+        raise ValueError(f"kd_loss: unknown terms {sorted(unknown)}; there are {', '.join(TASK_TERMS)}")
+    compared = _Compared(student, teacher, mask, fit_dense, labels, head or head_of("classification"), weights)
     total = torch.zeros((), device=student.embeddings.device)
-    parts = dict.fromkeys(TERMS, total)
-    if "hidden" in wanted:
-        parts["hidden"] = _hidden(student, teacher, mask, fit_dense, weights.paper_exact)
-    if "attention" in wanted:
-        parts["attention"] = _attention(student, teacher, mask, weights.paper_exact)
-    if "prediction" in wanted:
-        parts["prediction"] = _prediction(student, teacher, mask, labels, head, weights)
+    parts = dict.fromkeys(TASK_TERMS, total)
+    wanted = [name for name in TASK_TERMS if name in terms and getattr(weights, name) > 0]
+    for name in wanted:
+        parts[name] = _FUNCTIONS[name](compared)
     for name in wanted:
         total = total + getattr(weights, name) * parts[name]
     return KDLoss(total, **parts)
 
 
-def _hidden(
-    student: EncoderStates, teacher: EncoderStates, mask: Tensor, fit_dense: nn.Linear | None, paper_exact: bool
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What a term may look at; see `kd_loss`."""
+
+    student: EncoderStates
+    teacher: EncoderStates
+    mask: Tensor
+    fit_dense: nn.Linear | None
+    labels: Tensor | None
+    head: TaskHead
+    weights: KDWeights
+
+
+def _hidden(given: _Compared) -> Tensor:
+    student, teacher, fit_dense = given.student, given.teacher, given.fit_dense
     _same_count("hidden states", student.hidden, teacher.hidden)
     own = (student.embeddings, *student.hidden)
     weight = bias = None
@@ -165,12 +179,14 @@ def _hidden(
             f"{teacher.embeddings.shape[-1]}: build the student with fit_dense for this teacher"
         )
     wanted = (teacher.embeddings, *teacher.hidden)
-    if paper_exact:
-        return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True))
-    return hidden_mse_layers(own, weight, bias, wanted, mask)
+    if given.weights.paper_exact:
+        layers = [hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True)]
+        return sum(layers[1:], start=layers[0])
+    return hidden_mse_layers(own, weight, bias, wanted, given.mask)
 
 
-def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, paper_exact: bool) -> Tensor:
+def _attention(given: _Compared) -> Tensor:
+    student, teacher, mask, paper_exact = given.student, given.teacher, given.mask, given.weights.paper_exact
     if student.score_loss is not None:
         if paper_exact:
             raise ValueError("kd_loss: paper_exact needs the student's queries and keys, not its score loss")
@@ -193,23 +209,31 @@ def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, pap
             )
     layers = (student.queries, student.keys, teacher.queries, teacher.keys)
     if paper_exact:
-        return sum(attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True))
+        found = [attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True)]
+        return sum(found[1:], start=found[0])
     return attention_score_mse_layers(*layers, mask, scale_s=1.0, scale_t=1.0)
 
 
-def _prediction(
-    student: EncoderStates,
-    teacher: EncoderStates,
-    mask: Tensor,
-    labels: Tensor | None,
-    head: TaskHead | None,
-    weights: KDWeights,
-) -> Tensor:
-    if student.logits is None:
+def _prediction(given: _Compared) -> Tensor:
+    own = given.student.logits
+    if own is None:
         raise UserError("prediction: the student has no task head: use a model with one or leave the term out")
-    loss = (head or head_of("classification")).prediction_loss
-    exact = weights.paper_exact
-    return loss(student.logits, teacher.logits, mask, labels, temperature=weights.temperature, paper_exact=exact)
+    return given.head.prediction_loss(
+        own,
+        given.teacher.logits,
+        given.mask,
+        given.labels,
+        temperature=given.weights.temperature,
+        paper_exact=given.weights.paper_exact,
+    )
+
+
+_FUNCTIONS: dict[str, Callable[[_Compared], Tensor]] = {
+    "hidden": _hidden,
+    "attention": _attention,
+    "prediction": _prediction,
+}
+"""The arithmetic of each term of `engine.loss_terms.TERMS`."""
 
 
 def _same_count(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

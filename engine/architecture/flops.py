@@ -18,8 +18,7 @@ microseconds. A test compares the formula with one on the plain model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from fractions import Fraction
+from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -72,15 +71,6 @@ def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: boo
     embedding = 2 * length * shape.embedding_inputs * h
     projection = 2 * length * h * shape.teacher_hidden_size if fit_dense and shape.teacher_hidden_size else 0
     return embedding + shape.num_layers * attention_flops(shape, length) + projection
-
-
-def count_shape_flops(
-    shapes: Iterable[tuple[int, Fraction]], shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False
-) -> int:
-    """Operations of a student whose layers have these (stack, ratio), on one sequence, and full weights."""
-    return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
-        ffn_flops(shape.hidden_size, inner_width(ratio, shape.ffn_size), stack, length) for stack, ratio in shapes
-    )
 
 
 def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:

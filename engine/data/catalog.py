@@ -60,7 +60,7 @@ class PublishedTask:
             return TaskSpec(
                 self.name, self.kind, ("question", "context"), "answers", metric="f1", no_answer=short.endswith("v2")
             )
-        if self.kind == "multiple_choice":
+        if self.reader in ("swag", "race"):
             columns = ("text", *(f"choice{i}" for i in range(len(self.classes))))
             return TaskSpec(self.name, self.kind, columns, "label", self.classes)
         columns = ("sentence",) if len(self.texts) == 1 else ("sentence1", "sentence2")

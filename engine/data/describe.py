@@ -70,7 +70,8 @@ def token_counts(columns: Sequence[Sequence[str]], tokenizer: Any) -> np.ndarray
 
 def word_counts(columns: Sequence[Sequence[str]]) -> np.ndarray:
     """[N] int64 words of each text or pair."""
-    return np.sum([[len(text.split()) for text in column] for column in columns], axis=0, dtype=np.int64)
+    counts = np.array([[len(text.split()) for text in column] for column in columns], dtype=np.int64)
+    return np.asarray(counts.sum(axis=0))
 
 
 def _files(task: TaskData) -> Iterator[str]:

@@ -86,9 +86,9 @@ class Pieces:
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._ids = np.empty(0, np.int32)
-        self._starts = np.empty(0, np.int64)
-        self._lengths = np.empty(0, np.int64)
+        self._ids: np.ndarray = np.empty(0, np.int32)
+        self._starts: np.ndarray = np.empty(0, np.int64)
+        self._lengths: np.ndarray = np.empty(0, np.int64)
 
     def _encode(self, sentences: list[str]) -> list[list[int]]:
         tokenizer = self.tokenizer

@@ -231,11 +231,11 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
     if task.reader == "swag":
         second = table.texts("sent2")
         endings = (table.texts(f"ending{i}") for i in range(len(task.classes)))
-        columns = [[f"{s} {e}".strip() for s, e in zip(second, ending, strict=True)] for ending in endings]
+        choices = [[f"{s} {e}".strip() for s, e in zip(second, ending, strict=True)] for ending in endings]
         labels = np.array(table.values("label"), dtype=np.int64) if labelled else None
         if labels is not None and table.class_names.get("label"):
             labels = class_ids(label_keys(table.values("label"), source), task.classes, source)
-        return Rows((table.texts("sent1"), *columns), labels, [str(i) for i in range(len(table))])
+        return Rows((table.texts("sent1"), *choices), labels, [str(i) for i in range(len(table))])
     if task.reader == "race":
         columns = (table.values(name) for name in ("article", "question", "options", "answer"))
         found = [(*row, str(i)) for i, row in enumerate(zip(*columns, strict=True))]

@@ -48,6 +48,7 @@ def drop_duplicates(rows: Rows, merged: Callable[[Sequence[Any]], Any]) -> tuple
     kept = rows.take([members[0] for members in groups.values()])
     if rows.labels is None:
         return kept, len(rows) - len(kept), 0
+    assert kept.labels is not None
     labels = kept.labels.copy()
     conflicts = 0
     for position, members in enumerate(groups.values()):

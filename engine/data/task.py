@@ -98,7 +98,8 @@ class TaskSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
         """Inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 class TaskHead(ABC):

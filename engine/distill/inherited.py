@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.architecture.architecture import Architecture
-from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
-from engine.distill.distiller import TASK_TERMS, Distiller
+from engine.distill.distiller import Distiller
 from engine.errors import UserError
+from engine.loss_terms import TASK_TERMS
 from engine.objective import KDLoss, KDWeights
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
@@ -78,21 +78,22 @@ class InheritedDistiller(Distiller):
         self.graphs = None  # captured steps know the other objective only
         self.terms = weights
 
-    def _loss(
+    def needs_logits(self, terms: tuple[str, ...]) -> bool:
+        """On texts without labels, too."""
+        return True
+
+    def student_layers(self, student: FFNASPreTrainedModel) -> tuple[int, ...]:
+        """The last one."""
+        return (student.config.num_hidden_layers - 1,)
+
+    def _objective(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
+        states: EncoderStates,
         batch: Batch,
+        targets: EncoderStates,
         terms: tuple[str, ...],
-        architecture: Architecture | None,
-        targets: EncoderStates | None,
     ) -> KDLoss:
-        if targets is None:
-            targets = self.targets(batch, need_logits=True)
-        last = student.config.num_hidden_layers - 1
-        with autocast(self.device, self.precision):
-            states = student.states(
-                batch.input_ids, batch.attention_mask, batch.token_type_ids, architecture=architecture, layers=(last,)
-            )
         return self.compare(states, targets, batch, gold=terms == TASK_TERMS)
 
     def compare(self, student: EncoderStates, teacher: EncoderStates, batch: Batch, *, gold: bool = True) -> KDLoss:
@@ -116,7 +117,7 @@ class InheritedDistiller(Distiller):
         if self.terms.gold and gold and batch.labels is not None:
             truth = self.spec.head.gold_loss(student.logits, batch.labels)
         total = self.terms.hidden * hidden + self.terms.prediction * prediction + self.terms.gold * truth
-        return KDLoss(total, hidden, nothing, prediction + truth)
+        return KDLoss.of(total, hidden=hidden, prediction=prediction + truth)
 
 
 def hidden_difference(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from engine.architecture.architecture import Architecture
 from engine.data import Batch
 from engine.states import EncoderStates, Recorder
-from engine.student.attention import TeacherHeads, extended_mask
+from engine.student.attention import FFNASAttention, TeacherHeads, extended_mask
 from engine.student.encoder import require_whole_layers
 from engine.student.ffn import FFNPlan, FFNStack, ffn_weights, may_read
 from engine.student.modeling import FFNASPreTrainedModel
@@ -77,7 +77,7 @@ def mixed_states(
 
 
 def _attend(
-    attention: torch.nn.Module,
+    attention: FFNASAttention,
     inputs: dict[tuple[FFNPlan, ...], Tensor],
     mask: Tensor | None,
     teacher: TeacherHeads | None,

@@ -40,7 +40,7 @@ from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.states import EncoderStates
 from engine.training.loop import LOG_EVERY
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
+from engine.training.optim import TrainingSteps
 from engine.training.readout import Readout
 from engine.training.settings import PhaseSettings
 
@@ -220,7 +220,7 @@ class PopulationStep:
         try:
             member.model.train()
             if self.graphs is not None and state.seat(self.graphs, self.part):
-                total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.rate())
+                total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.steps.rate(state.done))
             else:
                 total, skipped = self._eager_update(member.model, state, batch, targets)
             if own_generator:
@@ -237,18 +237,16 @@ class PopulationStep:
     ) -> tuple[Tensor, Tensor]:
         """(loss, float64; 1 where the step was left out)."""
         loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
-        fresh = not state.optimizer.state
+        fresh = not state.steps.optimizer.state
         try:
             terms = loss(model, batch, targets=targets)
             terms.total.backward()
-            skipped = clipped_step(state.optimizer, state.parameters, self.settings.clip)
+            skipped = state.steps.take()
         except (RuntimeError, MemoryError):
-            state.optimizer.zero_grad(set_to_none=True)
+            state.steps.forget_gradients()
             if fresh:  # its moments are made at the first step: some of them may be
-                state.optimizer.state.clear()
+                state.steps.optimizer.state.clear()
             raise
-        state.scheduler.step()
-        state.optimizer.zero_grad(set_to_none=True)
         return terms.total.detach().double(), skipped
 
     def _with_room(self, run: Callable[[], EncoderStates | None], keep: Member | None = None) -> EncoderStates:
@@ -277,8 +275,8 @@ class PopulationStep:
         """Frees a member's optimizer state and gradients; its model is the caller's."""
         state = self._states[self.members.index(member)]
         state.leave(self.graphs)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.optimizer.state.clear()
+        state.steps.forget_gradients()
+        state.steps.optimizer.state.clear()
 
 
 @dataclass
@@ -292,20 +290,12 @@ class _Optimized:
     settings: PhaseSettings
     total_steps: int
     published: bool = False
-    parameters: list[nn.Parameter] = field(init=False)
+    steps: TrainingSteps = field(init=False)
     done: int = 0
     slot: Slot | None = None
 
     def __post_init__(self) -> None:
-        model, settings = self.member.model, self.settings
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
-        warmup = warmup_steps(settings.warmup_ratio, self.total_steps, published=self.published)
-        self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps, published=self.published)
-
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.settings.lr * self.scheduler.lr_lambdas[0](self.done)
+        self.steps = TrainingSteps(self.member.model, self.settings, self.total_steps, published=self.published)
 
     def seat(self, graphs: StepGraphs, part: str) -> bool:
         """Whether the member has a slot, taken before its first step."""

@@ -54,6 +54,7 @@ def predict_batches(
     logits, labels = [], []
     for batch, answer in run_batches(model, batches, precision=precision, architecture=architecture):
         logits.append(answer)
+        assert batch.labels is not None
         labels.append(batch.labels.cpu())
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
@@ -147,8 +148,7 @@ def evaluate(
         architecture: evaluate this subnet of a supernet instead of the whole model.
         threshold: see `TaskHead.threshold`.
     """
-    options = {"batch_size": batch_size, "precision": precision, "architecture": architecture}
-    answers = answers_of(model, data, spec, **options)
+    answers = answers_of(model, data, spec, batch_size=batch_size, precision=precision, architecture=architecture)
     return spec.head.score(spec, answers, spec.head.gold_of(data), threshold=threshold).metrics
 
 

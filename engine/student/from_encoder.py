@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.architecture.architecture import uniform
 from engine.data.task import heads
@@ -94,7 +95,7 @@ MEAN_DROPOUT = 0.1
 """Dropout before the fresh classifier of a mean-pooled sentence encoder."""
 
 
-def reason_against(model: nn.Module) -> str | None:
+def reason_against(model: PreTrainedModel) -> str | None:
     """Why this transformers model is none of ours under other names, in a few words; None where it is one."""
     config = model.config
     kind = str(config.model_type)
@@ -119,7 +120,7 @@ def reason_against(model: nn.Module) -> str | None:
 
 
 def standard_model(
-    model: nn.Module, task: TaskSpec | None = None, *, pooling: str | None = None, seed: int = 0
+    model: PreTrainedModel, task: TaskSpec | None = None, *, pooling: str | None = None, seed: int = 0
 ) -> FFNASPreTrainedModel:
     """A transformers encoder as a model of ours with equal outputs, its weights copied.
 
@@ -160,7 +161,7 @@ def standard_model(
     return target.train(model.training)
 
 
-def _head_of(model: nn.Module) -> type[FFNASPreTrainedModel] | None:
+def _head_of(model: PreTrainedModel) -> type[FFNASPreTrainedModel] | None:
     """Our class for a model of transformers with a head: the names end alike."""
     name = type(model).__name__
     known = (head.student_class() for head in heads())
@@ -181,9 +182,10 @@ def _plain_summary(config: Any) -> bool:
     )
 
 
-def _config(model: nn.Module, pooling: str | None, fresh: bool) -> FFNASConfig:
+def _config(model: PreTrainedModel, pooling: str | None, fresh: bool) -> FFNASConfig:
     """Our configuration of the model: sizes, dropout, labels, pooling."""
-    config, block = model.config, model.base_model.embeddings
+    config: Any = model.config
+    block: Any = model.base_model.embeddings
     distil = config.model_type == "distilbert"
     positions, segments = block.position_embeddings, getattr(block, "token_type_embeddings", None)
     formula = parse_expression(f"linear({ACTIVATIONS[_activation(config)]}(linear(x,wb1)),wb2)")
@@ -212,7 +214,7 @@ def _config(model: nn.Module, pooling: str | None, fresh: bool) -> FFNASConfig:
     )
 
 
-def _head_dropout(model: nn.Module) -> float | None:
+def _head_dropout(model: PreTrainedModel) -> float | None:
     config, choices = model.config, type(model).__name__.endswith("ForMultipleChoice")
     if config.model_type == "distilbert":
         return config.seq_classif_dropout
@@ -221,7 +223,7 @@ def _head_dropout(model: nn.Module) -> float | None:
     return config.classifier_dropout
 
 
-def _pooler_activation(model: nn.Module) -> str:
+def _pooler_activation(model: PreTrainedModel) -> str:
     kind, name = model.config.model_type, type(model).__name__
     if kind == "distilbert":
         return "relu"
@@ -236,7 +238,7 @@ def _first_position(positions: nn.Embedding) -> int:
     return 0 if positions.padding_idx is None else positions.padding_idx + 1
 
 
-def _renamed(model: nn.Module, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
+def _renamed(model: PreTrainedModel, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
     """Copies of the weights under our names, positions and segments in our shapes."""
     base = model.base_model
     names = _DISTILBERT_NAMES if base.config.model_type == "distilbert" else _BERT_NAMES

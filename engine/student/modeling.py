@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
@@ -33,6 +33,16 @@ from engine.student.outputs import FFNASModelOutput
 from engine.student.pooling import build_pooler
 from kernels.ffn.modules import KronLinear
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    class Layers(nn.ModuleList):
+        """A module list, for type checkers: of layers."""
+
+        def __iter__(self) -> Iterator[FFNASLayer]: ...
+        def __getitem__(self, index: int) -> FFNASLayer: ...  # type: ignore[override]
+
+
 ALL_LAYERS = "all"
 """Value of `states_layers` that records every layer."""
 
@@ -40,6 +50,7 @@ ALL_LAYERS = "all"
 class FFNASPreTrainedModel(PreTrainedModel):
     """What the encoder and every head share."""
 
+    config: FFNASConfig
     config_class = FFNASConfig
     base_model_prefix = "ffnas"
     supports_gradient_checkpointing = True
@@ -56,6 +67,12 @@ class FFNASPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.fast_pass = FastPass()
+
+    @property
+    def base_model(self) -> FFNASModel:
+        """The encoder: this model itself, or the one inside."""
+        found: FFNASModel = getattr(self, self.base_model_prefix, self)  # whatever a user has put around it
+        return found
 
     def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
         """The head's output, as `forward` gives it, from the last layer's [rows, S, H] and the batch's mask [..., S];
@@ -122,7 +139,8 @@ class FFNASModel(FFNASPreTrainedModel):
         self.planner = Planner(config)
         self.embeddings = FFNASEmbeddings(config)
         stored = zip(self.planner.full, self.planner.heads, strict=True)
-        self.encoder = nn.ModuleList(FFNASLayer(config, i, plan, heads) for i, (plan, heads) in enumerate(stored))
+        layers = nn.ModuleList(FFNASLayer(config, i, plan, heads) for i, (plan, heads) in enumerate(stored))
+        self.encoder = cast("Layers", layers)
         self.cls_pooler = build_pooler(config) if add_pooling_layer else None
         teacher = config.teacher_hidden_size
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)

@@ -148,8 +148,9 @@ class QuestionAnswering(TaskHead):
 
         if kept is not None:
             answers = [answers[row] for row in kept.tolist()]
-        options = {"no_answer": spec.no_answer, "threshold": threshold}
-        return Measured(answer_metrics(answers, gold, **options), lambda: answer_scores(answers, gold, **options))
+        may, least = spec.no_answer, threshold
+        metrics = answer_metrics(answers, gold, no_answer=may, threshold=least)
+        return Measured(metrics, lambda: answer_scores(answers, gold, no_answer=may, threshold=least))
 
     def threshold(self, spec: TaskSpec, answers: Callable[[], list[Answer]], gold: list[Gold]) -> float:
         """The lead at which "no answer" is the answer, where a question may have none."""
@@ -178,7 +179,7 @@ class QuestionAnswering(TaskHead):
         texts = [answer.at(threshold) if spec.no_answer else answer.text for answer in answers]
         named = list(zip(names, answers, strict=True))
         best = {name: [{"text": text, "score": score} for text, score in answer.best] for name, answer in named}
-        beside = {"_nbest.json": best}
+        beside: dict[str, Any] = {"_nbest.json": best}
         if spec.no_answer:
             beside["_null_odds.json"] = {name: answer.no_answer - answer.score for name, answer in named}
         return Predictions(document=dict(zip(names, texts, strict=True)), beside=beside)

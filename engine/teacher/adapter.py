@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.data.tokenizing import model_positions
 from engine.errors import UserError
@@ -55,10 +56,10 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False, knows_labels: bool = False
+        self, model: PreTrainedModel, tokenizer: Any, *, name: str, has_head: bool = False, knows_labels: bool = False
     ) -> None:
         self.model = model.eval()
-        self._rounded: tuple[object, nn.Module] | None = None
+        self._rounded: tuple[object, PreTrainedModel] | None = None
         self.tokenizer = tokenizer
         self.name = name
         self.has_head = has_head
@@ -116,7 +117,7 @@ class Teacher:
         return isinstance(self.model, FFNASPreTrainedModel)
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> PreTrainedModel:
         """The model without its task head."""
         return self.model.base_model
 
@@ -177,7 +178,7 @@ class Teacher:
             raise UserError(f"teacher {self.name!r} was loaded without a task and gives no logits: load it with one")
         return answers(self._forward(self.model, batch))
 
-    def rounded(self) -> nn.Module:
+    def rounded(self) -> PreTrainedModel:
         """The model with bfloat16 weights in its linear layers, for passes under bf16 autocast; all else is shared.
 
         Results are those of autocast over the model itself, up to its own rounding (`engine.teacher.rounded`). Made
@@ -206,7 +207,7 @@ class Teacher:
             kwargs["token_type_ids"] = batch.token_type_ids
         return kwargs
 
-    def _forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
+    def _forward(self, model: PreTrainedModel, batch: Batch, **options: Any) -> Any:
         if model.training:
             model.eval()
         inputs = self.inputs(batch)

@@ -54,7 +54,9 @@ class Best:
         By a tenth, or half way to a perfect score, whichever is less. If so, its metrics are the teacher's.
         """
         spec, metrics = self.data.spec, self._evaluate()
-        (name, value), constant = primary(spec, metrics), self._most_frequent()
+        (name, value), constant = primary(spec, metrics), spec.head.constant_score(spec, self.data.select)
+        if constant is None:
+            return False
         perfect = 0.0 if name == NEG_LOG_LOSS else 1.0
         knows = value >= constant + min(POINTS, SHARE * (perfect - constant))
         scores = f"{name} {value:.3f} on select, {constant:.3f} by always answering the most frequent class"
@@ -67,10 +69,6 @@ class Best:
 
     def _evaluate(self) -> dict[str, float]:
         return evaluate(self.teacher.model, self.data.select, self.data.spec, precision=self.precision)
-
-    def _most_frequent(self) -> float:
-        """The primary metric of answering the shares of the classes in `select`, whatever the text."""
-        return self.data.spec.head.constant_score(self.data.spec, self.data.select)
 
     def install(self) -> None:
         """Put the best weights into the model."""

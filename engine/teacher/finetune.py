@@ -241,8 +241,7 @@ def _loss_of(teacher: Teacher, data: EncodedTask, precision: str) -> Callable[[B
         with autocast(teacher.device, precision), _attention(batch, precision):
             logits = answers(teacher.model(**teacher.inputs(batch), return_dict=True))
         value = data.spec.head.gold_loss(logits, batch.labels)
-        nothing = torch.zeros_like(value)
-        return KDLoss(value, nothing, nothing, value)
+        return KDLoss.of(value, prediction=value)
 
     return loss
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from engine.errors import UserError
 from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
@@ -33,7 +33,7 @@ PUBLISHED_BERT = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": LAYER_NOR
 
 def load_model(
     source: TeacherSource, task: TaskSpec | None, *, seed: int = 0, published: bool = False
-) -> tuple[nn.Module, bool]:
+) -> tuple[PreTrainedModel, bool]:
     """The model in float32 on the CPU, and whether its head was loaded (False without a task).
 
     `published`: a BERT with the published code's arithmetic.
@@ -72,7 +72,7 @@ def load_model(
     _require_encoder_weights(model, fresh, source)
     _require_finite(model, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
-    if has_head and task.head.named_outputs:
+    if has_head and task is not None and task.head.named_outputs:
         require_one_label(config, source.name)
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
@@ -103,8 +103,8 @@ def require_one_label(config: Any, name: str) -> None:
 
 
 def standardised(
-    model: nn.Module, source: TeacherSource, *, has_head: bool, seed: int = 0
-) -> tuple[nn.Module, str | None]:
+    model: PreTrainedModel, source: TeacherSource, *, has_head: bool, seed: int = 0
+) -> tuple[PreTrainedModel, str | None]:
     """The model as one of ours where its family is known, else as it is with the reason, in a few words.
 
     A fresh head of a sentence encoder pools as its folder says; a head that was loaded stays as it is.
@@ -133,7 +133,7 @@ def _fresh_parameters(report: dict[str, Any]) -> set[str]:
     return set(report["missing_keys"]) | mismatched
 
 
-def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherSource) -> None:
+def _require_encoder_weights(model: PreTrainedModel, fresh: set[str], source: TeacherSource) -> None:
     """A pooler may be fresh (checkpoints of language models have none), the rest of the encoder may not."""
     encoder = model.base_model
     poolers = [getattr(encoder, name, None) for name in ("pooler", "cls_pooler")]  # the second one: models of ours
@@ -147,7 +147,7 @@ def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherS
         )
 
 
-def _require_finite(model: nn.Module, source: TeacherSource) -> None:
+def _require_finite(model: PreTrainedModel, source: TeacherSource) -> None:
     """Otherwise the first loss is NaN, and a smaller learning rate, the usual remedy, is none."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -156,7 +156,7 @@ def _require_finite(model: nn.Module, source: TeacherSource) -> None:
             )
 
 
-def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None:
+def _order_head(model: PreTrainedModel, names: dict[int, str], task: TaskSpec) -> None:
     """Put the rows of a loaded head into the task's order of classes, where its label names tell the order."""
     have = [str(names[i]).casefold() for i in sorted(names)]
     want = [name.casefold() for name in task.label_names]

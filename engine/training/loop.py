@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from engine.data import Batch, EncodedDataset
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
+from engine.loss_terms import LOGGED, TERMS
 from engine.objective import KDLoss, KDWeights
 from engine.training.checkpoint import has_training_state, load_training_state, save_training_state
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
+from engine.training.optim import TrainingSteps
 from engine.training.parallel import ALONE, Ranks, accumulating
 from engine.training.readout import Readout
 from engine.training.sentinel import Sentinel
@@ -43,8 +44,6 @@ _log = logging.getLogger("ffnas.training")
 
 LOG_EVERY = 10
 """Steps between two reads of the accumulated losses."""
-
-LOSS_TERMS = ("total", "hidden", "attention", "prediction")
 
 
 class Diverged(RuntimeError):
@@ -126,18 +125,15 @@ def run_phase(
     if total_steps <= 0:
         model.eval()
         return 0
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
     published = weights is not None and weights.paper_exact
-    warmup = warmup_steps(settings.warmup_ratio, total_steps, published=published)
-    scheduler = linear_schedule(optimizer, warmup, total_steps, published=published)
+    steps = TrainingSteps(model, settings, total_steps, published=published)
     start = 0
     if checkpoint is not None and ranks.agree(lambda: has_training_state(checkpoint)):
-        start, extra = load_training_state(checkpoint, model, optimizer, scheduler, ranks=ranks)
+        start, extra = load_training_state(checkpoint, model, steps.optimizer, steps.scheduler, ranks=ranks)
         if start and restore_extra is not None and ranks.is_first:
             restore_extra(extra)
-    device = parameters[0].device
-    sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=device)
+    device = steps.parameters[0].device
+    sums = torch.zeros(len(LOGGED), dtype=torch.float64, device=device)
     skipped = torch.zeros((), device=device)
     since, began = 0, time.monotonic()
     pending: _Losses | None = None
@@ -157,9 +153,7 @@ def run_phase(
                     total, terms = objective(part, step)
                     (total if ranks.size == 1 else total * ranks.size).backward()
                 sums += terms
-            skipped += clipped_step(optimizer, parameters, settings.clip)
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
+            skipped += steps.take()
             since += 1
             done = step + 1
             if done % LOG_EVERY == 0 or done == total_steps:
@@ -176,9 +170,9 @@ def run_phase(
                 pending = None
             if after_step is not None and ranks.is_first:
                 after_step(done)
-            if saves:
+            if saves and checkpoint is not None:
                 extra = extra_state() if extra_state is not None and ranks.is_first else {}
-                save_training_state(checkpoint, model, optimizer, scheduler, done, extra, ranks=ranks)
+                save_training_state(checkpoint, model, steps.optimizer, steps.scheduler, done, extra, ranks=ranks)
     model.eval()
     return start
 
@@ -197,7 +191,7 @@ class _Losses:
     def judge(self, log: Callable[[PhaseLog], None] | None) -> None:
         """Logs them. Raises `Diverged` where they, or the gradients of all these steps, are not finite."""
         *means, left_out = self.values.wait()
-        losses = dict(zip(LOSS_TERMS, means, strict=True))
+        losses = dict(zip(LOGGED, means, strict=True))
         if not all(map(math.isfinite, means)):
             raise Diverged(f"{self.phase}: the loss is not finite at step {self.step}: {losses}")
         if left_out:
@@ -229,9 +223,9 @@ class _Objective(nn.Module):
         self.weights = weights
 
     def forward(self, part: Part, step: int) -> tuple[Tensor, Tensor]:
-        """What to differentiate (a scalar), and `LOSS_TERMS` as float64 without gradient, both weighed by share."""
+        """What to differentiate (a scalar), and `LOGGED` as float64 without gradient, both weighed by share."""
         loss = self.loss(part.batch, step)
-        terms = (loss.hidden, loss.attention, loss.prediction)
+        terms: tuple[Tensor, ...] = tuple(getattr(loss, term.name) for term in TERMS)
         total = loss.total
         if not part.whole:
             terms, total = self._weighed(terms, total, part)
@@ -241,8 +235,8 @@ class _Objective(nn.Module):
         weights = self.weights
         if weights is None or weights.paper_exact:  # paper_exact: means over padded positions, of which rows have alike
             return tuple(t * part.rows for t in terms), total * part.rows
-        shares = (part.tokens, part.pairs, part.rows)
-        factors = (weights.hidden, weights.attention, weights.prediction)
+        shares = [getattr(part, term.unit) for term in TERMS]
+        factors = [getattr(weights, term.name) for term in TERMS]
         terms = tuple(t * share for t, share in zip(terms, shares, strict=True))
         return terms, sum(
             (t * factor for t, factor in zip(terms, factors, strict=True) if factor > 0), start=total.new_zeros(())

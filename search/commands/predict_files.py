@@ -95,8 +95,8 @@ def write_submission(path: Path, task: PublishedTask, rows: Rows, logits: np.nda
         answers = [names[i] for i in logits.argmax(axis=1).tolist()]
     else:
         answers = [f"{min(max(value, 0.0), 5.0):.3f}" for value in logits[:, 0].tolist()]
-    names = rows.ids or [str(i) for i in range(len(rows))]
-    lines = ["index\tprediction", *(f"{name}\t{answer}" for name, answer in zip(names, answers, strict=True))]
+    ids = rows.ids or [str(i) for i in range(len(rows))]
+    lines = ["index\tprediction", *(f"{name}\t{answer}" for name, answer in zip(ids, answers, strict=True))]
     write_text_atomic(path, "\n".join(lines) + "\n")
 
 

@@ -25,8 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.file import save_architecture
 from engine.errors import UserError
@@ -37,6 +35,7 @@ from engine.export.export import export_model
 from engine.files import atomic_directory, write_json_atomic
 from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student, extract
 from engine.training.checkpoint import load_weights
 from search.config.latency_tables import conditions, stated
@@ -154,7 +153,7 @@ class _Resolution:
                     )
         return self._export(best, measured, factor, began)
 
-    def _supernet(self) -> nn.Module:
+    def _supernet(self) -> FFNASPreTrainedModel:
         prepared = self.prepared
         largest = max(prepared.space.stacks), max(prepared.space.ratios)
         layers = tuple(LayerSpec(layer.expression, *largest) for layer in self.recorded[0][0].layers)

@@ -4,7 +4,7 @@
     stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
     baselines/random/candidates.csv   trials of the random search
     best/architecture.json  the found architecture
-    log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
+    log.jsonl               {"phase", "step", "total" (or "loss"), the terms of the loss, "seconds"}
     config.yaml             shown as it is
     stageN/sampler.json     how the sampler parted the space
     latency_table.json      predicted against measured latencies
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
+from engine.loss_terms import LOGGED
 from engine.model_sources import hub_name
 from search.console.phase_names import phase_name
 from search.report.evidence import Evidence, read_evidence
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from engine.latency.table import LatencyTable
 
 _log = logging.getLogger("ffnas.report")
-
-TERMS = ("total", "hidden", "attention", "prediction")
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ def _curves(path: Path) -> dict[str, Curve]:
         try:
             entry = json.loads(line)
             phase, step = entry["phase"], entry["step"]
-            losses = {t: entry.get(t) for t in TERMS}
+            losses = {t: entry.get(t) for t in LOGGED}
             losses["total"] = entry.get("total", entry.get("loss"))
             point = {t: float(v) for t, v in losses.items() if v is not None and math.isfinite(v)}
             if not isinstance(phase, str) or not isinstance(step, int):

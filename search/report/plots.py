@@ -11,8 +11,9 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+from engine.loss_terms import LOGGED
 from search.console.phase_names import phase_name
-from search.report.data import TERMS, Curve, Model, RunData, Stage
+from search.report.data import Curve, Model, RunData, Stage
 from search.report.theme import (
     BEST,
     INK,
@@ -91,8 +92,8 @@ def losses(data: RunData) -> Figure | None:
         panel.set_xlabel("optimizer step")
     shown = {line.get_label(): line for panel in panels for line in panel.get_lines()}
     made.legend(
-        [shown[t] for t in TERMS if t in shown],
-        [t for t in TERMS if t in shown],
+        [shown[t] for t in LOGGED if t in shown],
+        [t for t in LOGGED if t in shown],
         loc="outside upper left",
         ncols=4,
         fontsize=9.5,
@@ -255,7 +256,7 @@ def _label(panel: Axes, models: list[Model], unit: float) -> None:
 
 def _curve(panel: Axes, name: str, curve: Curve) -> None:
     largest, smallest = 0.0, math.inf
-    for term in TERMS:
+    for term in LOGGED:
         steps, values = curve.term(term)
         if not steps or (term != "total" and not any(values)):
             continue

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.files import write_atomic
+from engine.loss_terms import TERMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ STAGE_COLORS = {
 }  # fmt: skip
 STAGE_MARKERS = {"1": "o", "2": "s", "3": "^", "library": "o", "round": "^", "random": "D"}
 BEST, TEACHER, BASELINE = "#D55E00", "#AA4499", "#7A7F87"
-TERM_COLORS = {"total": INK, "hidden": "#0072B2", "attention": "#E69F00", "prediction": "#009E73"}
+TERM_COLORS = {"total": INK, **{term.name: term.color for term in TERMS}}
 MODEL_COLORS = {"best": BEST, "teacher": TEACHER, "baseline": BASELINE}
 MODEL_MARKERS = {"best": "*", "teacher": "P", "baseline": "D"}
 

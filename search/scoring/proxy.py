@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
 from engine.distill import Distiller, Member, Outcome, TeacherTargets, train_population
@@ -25,6 +23,7 @@ from engine.evaluation.evaluation import evaluate
 from engine.evaluation.metrics import primary
 from engine.seeding import seed_everything
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.student.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
 from engine.training.loop import cycle
@@ -51,7 +50,7 @@ class ProxyTrainer:
         supernet: gives candidates their first weights.
     """
 
-    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: torch.nn.Module) -> None:
+    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: FFNASPreTrainedModel) -> None:
         self.ctx = ctx
         self.name = name
         self.settings = settings

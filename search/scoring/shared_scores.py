@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
@@ -24,6 +24,7 @@ from engine.evaluation.metrics import primary
 from engine.evaluation.race_subnets import race_subnets
 from engine.evaluation.shared import SharedEvaluator
 from engine.exhaustion import free_memory, is_out_of_memory
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.sentinel import Sentinel
 from search.context import Context
 from search.ledger.ledger import Trial
@@ -41,7 +42,7 @@ class SharedScorer:
         model: the trained supernet.
     """
 
-    def __init__(self, ctx: Context, model: nn.Module) -> None:
+    def __init__(self, ctx: Context, model: FFNASPreTrainedModel) -> None:
         self.ctx, self.model = ctx, model
         self.settings = ctx.config.stage3
         self.sentinel = ctx.sentinel

@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from engine.data import Rows, TaskData, TaskSpec
 from engine.errors import UserError
 from engine.evaluation.metrics import compute_metrics
+from engine.evaluation.simple import FLOOR
 from search.evidence import Answers, Comparison, bag_of_words, compare, majority, read_predictions, write_predictions
 from search.evidence import baselines as module
 from search.evidence.compare import Difference, Score
@@ -203,7 +204,7 @@ def test_a_class_missing_in_train_gets_a_finite_answer():
     data = replace(data, train=data.train.take(kept))
     for made in (bag_of_words(data), majority(data)):
         assert made.rows.shape == (70, 3)
-        assert (made.rows[:, 1] == module.FLOOR).all()
+        assert (made.rows[:, 1] == FLOOR).all()
         assert np.isfinite(
             compute_metrics(replace(data.spec, metric="neg_log_loss"), made.rows, data.dev.labels)["neg_log_loss"]
         )

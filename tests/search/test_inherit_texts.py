@@ -16,6 +16,7 @@ from fault_runs import Nursery, make_inputs, options
 
 from engine.data import EncodedDataset, TaskSpec
 from engine.data.rows import NO_LABEL
+from engine.data.task import head_of
 from engine.distill.inherited import InheritedDistiller, InheritWeights
 from search.inherit.texts import joined
 
@@ -30,9 +31,13 @@ def rows_of(texts: list[list[int]], labels: np.ndarray | None) -> EncodedDataset
     )
 
 
-@pytest.mark.parametrize(("labels", "nothing"), [(np.array([1, 0]), -100), (np.array([0.5, 2], np.float32), np.nan)])
-def test_joined_rows_are_those_of_both(labels, nothing):
-    both = joined(rows_of([[5, 6, 7], [8]], labels), rows_of([[9, 10], [11, 12, 13, 14]], None))
+@pytest.mark.parametrize(
+    ("kind", "labels", "nothing"),
+    [("classification", np.array([1, 0]), -100), ("regression", np.array([0.5, 2], np.float32), np.nan)],
+)
+def test_joined_rows_are_those_of_both(kind, labels, nothing):
+    head = head_of(kind)
+    both = joined(rows_of([[5, 6, 7], [8]], labels), rows_of([[9, 10], [11, 12, 13, 14]], None), head)
     whole = both.collate(range(4))
     expected = [[5, 6, 7, 0], [8, 0, 0, 0], [9, 10, 0, 0], [11, 12, 13, 14]]
     assert whole.input_ids.tolist() == expected
