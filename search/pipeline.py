@@ -70,7 +70,8 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     """Strategy inherit (`search.inherit`)."""
     best, finished, facts = find(ctx)
     if teacher_rows:
-        facts["divergence"] = {name: apart(ctx, derived.rows, teacher_rows[0]) for name, derived in finished.items()}
+        apart = {name: ctx.spec.head.kept_apart(derived.rows, teacher_rows[0]) for name, derived in finished.items()}
+        facts["divergence"] = {name: value for name, value in apart.items() if value is not None}
     stages = {}
     for name in (LIBRARY, ROUND):
         stages[name] = TrialLog()
@@ -81,20 +82,12 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     export(ctx, best, told)
     ctx.reporter.info(score_line("found model", ctx, best.dev))
     apart_by = ", ".join(f"{name} {value:.4f}" for name, value in facts.get("divergence", {}).items())
-    ctx.reporter.info(f"mean divergence from the teacher on dev: {apart_by}")
+    if apart_by:
+        ctx.reporter.info(f"mean divergence from the teacher on dev: {apart_by}")
     baselines = {name: derived for name, derived in finished.items() if (name, facts["chosen"]) != ("search", "search")}
     for name, derived in baselines.items():
         ctx.reporter.info(score_line(f"baseline {name}", ctx, derived.dev))
     return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, inherited_facts(facts))
-
-
-def apart(ctx: Context, rows: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean KL divergence of answers [N, C] to dev from the teacher's (regression: mean squared difference).
-
-    Tells students apart whose accuracy is the same to within chance.
-    """
-    own, answers = torch.from_numpy(rows), torch.from_numpy(wanted)
-    return float(ctx.spec.head.divergence(own, answers).mean())
 
 
 def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:

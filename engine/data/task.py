@@ -27,6 +27,7 @@ from engine.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.data.batching import Batch
     from engine.data.dataset import EncodedDataset
 
 NEG_LOG_LOSS = "neg_log_loss"
@@ -233,6 +234,14 @@ class TaskHead(ABC):
         """Fields of a model's configuration that say what its head answers."""
         return {}
 
+    def own_fields(self, spec: TaskSpec) -> dict[str, Any]:
+        """Further ones that only models of ours have."""
+        return {}
+
+    def headed(self, model: Any) -> Any:
+        """A model of ours that was made of a transformers model, with the head that the kind wants."""
+        return model
+
     def spec_of(self, config: Mapping[str, Any]) -> TaskSpec | None:
         """The task that a saved model answers, where its `config.json` alone tells it; None: it does not."""
         return None
@@ -277,9 +286,36 @@ class TaskHead(ABC):
             UserError: what it needs is missing, or the outputs cannot be compared.
         """
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """How far answers [N, C] are from the teacher's, per row: KL(teacher || student), or a squared difference."""
+    def places(self, batch: Batch) -> Tensor:
+        """[B, S] bool, the tokens at which answers are compared: real ones."""
+        return batch.mask
+
+    def divergence(self, student: Tensor, teacher: Tensor, places: Tensor | None = None) -> Tensor:
+        """How far answers [N, C] are from the teacher's, per row: KL(teacher || student), or a squared difference.
+
+        `places` are those of the batch, for kinds that answer tokens.
+        """
         raise NotImplementedError(f"{self.kind}: rows have no answer of their own")
+
+    def outputs(self, data: EncodedDataset, found: Found) -> Any:
+        """A model's outputs for all rows, in their order: [N, C], for `rows_apart`."""
+        import torch
+
+        parts = list(found)
+        joined = torch.cat([outputs for _, outputs in parts])
+        ordered = torch.empty_like(joined)
+        ordered[torch.from_numpy(np.concatenate([rows for rows, _ in parts]))] = joined
+        return ordered
+
+    def rows_apart(self, own: Any, wanted: Any) -> Tensor:
+        """[N] `divergence` of what `outputs` gave for the same rows, whatever tokens they were made of."""
+        return self.divergence(own, wanted)
+
+    def kept_apart(self, rows: np.ndarray, wanted: np.ndarray) -> float | None:
+        """The mean divergence, from what is kept of each row of two models; None where that does not tell it."""
+        import torch
+
+        return float(self.divergence(torch.from_numpy(rows), torch.from_numpy(wanted)).mean())
 
     def no_labels(self, count: int, like: np.ndarray) -> np.ndarray:
         """Labels of `count` rows that have none, to stand beside those in `like`."""

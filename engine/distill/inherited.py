@@ -113,7 +113,7 @@ class InheritedDistiller(Distiller):
             hidden = hidden_difference(student.hidden[-1], teacher.hidden[-1], mask)
         if self.terms.prediction:
             heat = self.terms.temperature
-            prediction = self.spec.head.teacher_loss(student.logits, teacher.logits, mask, heat)
+            prediction = self.spec.head.teacher_loss(student.logits, teacher.logits, self.spec.head.places(batch), heat)
         if self.terms.gold and gold and batch.labels is not None:
             truth = self.spec.head.gold_loss(student.logits, batch.labels)
         total = self.terms.hidden * hidden + self.terms.prediction * prediction + self.terms.gold * truth

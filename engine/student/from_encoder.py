@@ -151,7 +151,7 @@ def standard_model(
         given = {name: value for name, value in given.items() if not name.startswith("classifier.")}
     config = _config(model, pooling, fresh)
     if task is not None and own is None:
-        for name, value in task.head.config_fields(task).items():
+        for name, value in (task.head.config_fields(task) | task.head.own_fields(task)).items():
             setattr(config, name, value)
     with torch.device("meta"):
         unpooled = model_class is FFNASModel and pooling != "mean" and "cls_pooler.dense.weight" not in given

@@ -91,7 +91,7 @@ def build_student(
         "type_vocab_size": shape.type_vocab,
     }
     if task is not None:
-        settings |= task.head.config_fields(task)
+        settings |= task.head.config_fields(task) | task.head.own_fields(task)
     made = FFNASConfig(**settings | config)
     if model_class is None:
         model_class = FFNASForSequenceClassification if task is None else task.head.student_class()

@@ -8,9 +8,10 @@ from engine.tasks.classification import Classification
 from engine.tasks.multiple_choice import MultipleChoice
 from engine.tasks.question_answering import QuestionAnswering
 from engine.tasks.regression import Regression
+from engine.tasks.tokens import Tokens, TokensCRF
 
 
 def install() -> None:
     """Makes them known."""
-    for head in (Classification(), Regression(), QuestionAnswering(), MultipleChoice()):
+    for head in (Classification(), Regression(), QuestionAnswering(), MultipleChoice(), Tokens(), TokensCRF()):
         register(head)

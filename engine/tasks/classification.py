@@ -54,7 +54,7 @@ class ClassesHead(TextsHead):
 
         return soft_labels(student, teacher, temperature, paper_exact)
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor, places: Tensor | None = None) -> Tensor:
         """KL(teacher || student)."""
         from engine.tasks.losses import divergence_of_rows
 

@@ -109,7 +109,7 @@ class Regression(TextsHead):
             raise UserError("prediction: a regression needs labels in every batch: give labelled data")
         return (student.squeeze(-1).float() - labels.float()).square().mean()
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor, places: Tensor | None = None) -> Tensor:
         """The squared difference."""
         return (student.float() - teacher.float()).square().sum(dim=-1)
 

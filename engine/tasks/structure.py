@@ -20,11 +20,15 @@ mean divergence of a word. Words follow one another across what lies between the
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.student.chain import Transitions, unpacked
+from engine.data.results import Found
+from engine.student.chain import Transitions, packed, unpacked
 from kernels.crf.ops import (
     Chain,
     Marginals,
@@ -36,6 +40,9 @@ from kernels.crf.ops import (
     pair_marginals,
     score,
 )
+
+if TYPE_CHECKING:
+    from engine.data.dataset import EncodedDataset
 
 
 def chain_of(answer: Tensor, places: Tensor) -> tuple[Chain, bool]:
@@ -139,10 +146,43 @@ def best_tags(answer: Tensor, places: Tensor) -> Tensor:
     return torch.where(chain.mask(), chain.emissions.argmax(dim=-1), -1)
 
 
+def word_places(data: EncodedDataset, rows: np.ndarray) -> tuple[Tensor, list[np.ndarray]]:
+    """[B, S] bool the tokens at which a batch of rows answers words, and the words of each row by their number."""
+    assert data.spans is not None
+    starts = [data.spans.start[data.offsets[row] : data.offsets[row + 1]] for row in rows.tolist()]
+    places = torch.zeros(len(rows), max(map(len, starts)), dtype=torch.bool)
+    for k, start in enumerate(starts):
+        places[k, : len(start)] = torch.from_numpy(start >= 0)
+    return places, [start[start >= 0] for start in starts]
+
+
+def of_sentences(data: EncodedDataset, found: Found) -> tuple[Tensor, Tensor]:
+    """Scores at the words of every sentence, windows put together: [N, W (+ L + 2), L] and places [N, W] bool."""
+    assert data.spans is not None
+    counts = [text.count(" ") + 1 for text in data.spans.questions.texts[0]]
+    scores, places, transitions = None, torch.zeros(len(counts), max(counts), dtype=torch.bool), None
+    for rows, outputs in found:
+        own, words = word_places(data, rows)
+        emissions, transitions = unpacked(outputs, own.shape[1])
+        if scores is None:
+            scores = emissions.new_zeros(*places.shape, emissions.shape[-1])
+        for row, here, at, given in zip(rows.tolist(), own, words, emissions, strict=True):
+            sentence, numbers = int(data.spans.question[row]), torch.from_numpy(at.astype(np.int64))
+            scores[sentence, numbers] = given[here]
+            places[sentence, numbers] = True
+    assert scores is not None
+    return scores if transitions is None else packed(scores, transitions), places
+
+
 def _tag_divergence(scores: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
-    """[B] float64 sum over words of KL(tags || softmax(scores))."""
+    """[B] float64 sum over words of KL(tags || softmax(scores)).
+
+    As a sum of t log(t / p) - t + p, none of which is negative, so that float32 marginals give no negative divergence.
+    """
     log_p = F.log_softmax(torch.where(mask[..., None], scores, 0.0).double(), dim=-1)
-    return torch.where(tags > 0, tags * (tags.double().log() - log_p), 0.0).sum(dim=(1, 2))
+    wanted = tags.double()
+    each = torch.where(wanted > 0, wanted * (wanted.log() - log_p), 0.0) - wanted + log_p.exp()
+    return torch.where(mask[..., None], each, 0.0).sum(dim=(1, 2))
 
 
 def _softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -164,8 +164,18 @@ class Tokens(TaskHead):
             raise ValueError(f"{self.kind}: answers are compared at words, give places")
         return divergences(student, teacher, places)
 
-    def apart(self, rows: np.ndarray, wanted: np.ndarray) -> None:
-        """None: what is kept of sentences are counts, which have no divergence."""
+    def outputs(self, data: EncodedDataset, found: Found) -> tuple[Tensor, Tensor]:
+        """Scores at the words of every sentence, one after the other [N, W (+ L + 2), L], and which there are [N, W]."""
+        from engine.tasks.structure import of_sentences
+
+        return of_sentences(data, found)
+
+    def rows_apart(self, own: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> Tensor:
+        """[N] KL of whole tag sequences."""
+        return self.divergence(own[0], wanted[0], wanted[1])
+
+    def kept_apart(self, rows: np.ndarray, wanted: np.ndarray) -> None:
+        """None: what is kept of sentences are counts."""
 
     def no_labels(self, count: int, like: np.ndarray) -> np.ndarray:
         """Of tokens: none is a word's first one."""
@@ -175,20 +185,16 @@ class Tokens(TaskHead):
         """[words] tags of every sentence; words of windows that are not in `data` have -1."""
         import torch
 
-        from engine.tasks.structure import best_tags
+        from engine.tasks.structure import best_tags, word_places
 
         assert data.spans is not None
         answers = [np.full(len(words_of(text)), -1, dtype=np.int64) for text in data.spans.questions.texts[0]]
         for rows, outputs in found:
             if not torch.isfinite(outputs).all():
                 raise FloatingPointError("scores of tags contain NaN or infinity: the model has diverged")
-            starts = [data.spans.start[data.offsets[row] : data.offsets[row + 1]] for row in rows.tolist()]
-            places = torch.zeros(len(rows), max(map(len, starts)), dtype=torch.bool)
-            for k, start in enumerate(starts):
-                places[k, : len(start)] = torch.from_numpy(start >= 0)
-            for row, start, tags in zip(rows.tolist(), starts, best_tags(outputs, places).numpy(), strict=True):
-                words = start[start >= 0]
-                answers[int(data.spans.question[row])][words] = tags[: len(words)]
+            places, words = word_places(data, rows)
+            for row, own, tags in zip(rows.tolist(), words, best_tags(outputs, places).numpy(), strict=True):
+                answers[int(data.spans.question[row])][own] = tags[: len(own)]
         return answers
 
     def gold(self, rows: Rows) -> list[Tags] | None:

@@ -104,6 +104,8 @@ class Teacher:
         reason = None
         if standard:
             model, reason = standardised(model, found, has_head=has_head, seed=seed)
+            if reason is None and task is not None:
+                model = task.head.headed(model)
         knows = has_head and task is not None and names_labels(found, task)
         tokenizer = load_tokenizer(found, published=published)
         made = cls(model.to(device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)

@@ -279,7 +279,11 @@ class _Resolution:
     def _apart(self, own: np.ndarray) -> float:
         """Mean KL divergence from the teacher's answers to dev, which the run has kept."""
         wanted, _ = read_predictions(self.folder, "teacher")
-        return float(self.prepared.spec.head.divergence(torch.from_numpy(own), torch.from_numpy(wanted)).mean())
+        head = self.prepared.spec.head
+        apart = head.kept_apart(own, wanted)
+        if apart is None:
+            raise UserError(f"--resolve {self.folder}: a {head.kind} task is not served: search again for this budget")
+        return apart
 
     def _costs(self, answer: _Answer, params: int) -> dict[str, float]:
         shape, chosen = self.library.variants.shape, self.prepared.config

@@ -24,7 +24,7 @@ from torch import nn
 
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset, EncodedTask
-from engine.evaluation.evaluation import evaluate, evaluate_dev, predict_rows
+from engine.evaluation.evaluation import evaluate, evaluate_dev, run_rows
 from engine.objective import KDLoss
 from engine.teacher.settings import capped_steps
 from engine.training.checkpoint import sound_weights
@@ -209,13 +209,15 @@ class Finisher:
         )
 
     @cached_property
-    def _wanted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The teacher's answers to the score and the selection split, [N, C] in the order of their rows."""
+    def _wanted(self) -> tuple[Any, Any]:
+        """The teacher's outputs for the score and the selection split (`TaskHead.outputs`)."""
         model, precision = self.ctx.teacher.model, self.ctx.config.teacher_precision
-        score, select = (
-            predict_rows(model, d, precision=precision) for d in (self.ctx.data.score, self.ctx.data.select)
+        return self._outputs(model, self.ctx.data.score, precision), self._outputs(
+            model, self.ctx.data.select, precision
         )
-        return score, select
+
+    def _outputs(self, model: nn.Module, data: EncodedDataset, precision: str) -> Any:
+        return self.ctx.spec.head.outputs(data, run_rows(model, data, precision=precision))
 
     def _closeness(self, data: EncodedTask) -> Callable[[nn.Module], float]:
         """Minus the mean divergence from the teacher on the selection split, as `BestWeights` wants it."""
@@ -228,10 +230,9 @@ class Finisher:
         parts = [self._apart(model, data.score, score), self._apart(model, data.select, select)]
         return -float(torch.cat(parts).mean())
 
-    def _apart(self, model: nn.Module, data: EncodedDataset, wanted: np.ndarray) -> torch.Tensor:
+    def _apart(self, model: nn.Module, data: EncodedDataset, wanted: Any) -> torch.Tensor:
         """Divergence from the teacher's answers, per row."""
-        own = torch.from_numpy(predict_rows(model, data, precision=self.ctx.precision))
-        return self.ctx.spec.head.divergence(own, torch.from_numpy(wanted))
+        return self.ctx.spec.head.rows_apart(self._outputs(model, data, self.ctx.precision), wanted)
 
 
 class _SharedBar:

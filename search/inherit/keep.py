@@ -86,6 +86,9 @@ def check_ladder(ctx: Prepared, made: Variants) -> None:
             f"budget.keep: {ctx.config.budget.keep}: no share of {ctx.spec.metric} says how good a student is: use"
             " another --data.metric"
         )
+    if ctx.spec.head.kept != "logits":
+        raise UserError(f"budget.keep: {ctx.config.budget.keep}: a {ctx.spec.kind} task is not served: give a size"
+                        " (--budget.encoder)")
     least = min(made.layer(spec) for spec in made.specs if not spec.skipped)
     if least > SHARES[-1] * made.encoder(made.whole):
         raise UserError(

@@ -228,7 +228,10 @@ def teacher_answers(ctx: Context, data: EncodedDataset) -> list[tuple[Batch, Ten
 def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Batch, Tensor]]) -> float:
     """Mean KL divergence from the teacher's answers (regression: mean squared difference)."""
     found = run_batches(model, (batch for batch, _ in wanted), precision=ctx.precision)
-    rows = [ctx.spec.head.divergence(own, answer) for (_, own), (_, answer) in zip(found, wanted, strict=True)]
+    head = ctx.spec.head
+    rows = [
+        head.divergence(own, answer, head.places(batch)) for (batch, own), (_, answer) in zip(found, wanted, strict=True)
+    ]
     return float(torch.cat(rows).mean())
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.data.task import TaskHead
+from engine.states import answers
 from engine.student.attention import extended_mask
 from engine.student.calibration import LayerStatistics, calibrate, fit_inner, refit, reorder
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
@@ -183,10 +184,10 @@ def _score(
     """Adds the trials of `numbers` that are not known to `known` and to the ledger."""
     for batch in _until(batches, ctx.config.inherit.score_tokens):
         with torch.no_grad():
-            logits = library.model(
+            output = library.model(
                 batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-            ).logits
-        library.answers.append((batch, logits.float()))
+            )
+        library.answers.append((batch, answers(output).float()))
     costs = [0.0 if number in known else _cost(library.variants, number) for number in numbers]
     with ctx.reporter.phase("block library", len(numbers), costs=costs) as bar:
         passes = _passes(library)
@@ -245,7 +246,7 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
     total, error, scale, rows = 0.0, 0.0, 0.0, 0
     if spec != variants.own:
         block = library.block(index, spec)
-        for (states, mask, real), (_, wanted) in zip(passes, library.answers, strict=True):
+        for (states, mask, real), (batch, wanted) in zip(passes, library.answers, strict=True):
             x = block(states[index], mask)
             target = states[index + 1][real]
             error += float((x[real] - target).square().sum())
@@ -253,7 +254,7 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
             for later in range(index + 1, variants.shape.num_layers):
                 x = base.encoder[later](x, mask, base.planner.full[later])[0]
             own = library.model.classify(x, real).view(wanted.shape)
-            total += float(library.head.divergence(own, wanted).sum())
+            total += float(library.head.divergence(own, wanted, library.head.places(batch)).sum())
             rows += len(wanted)
     architecture = with_layer(variants.whole, index, spec)
     return Trial(
