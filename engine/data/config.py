@@ -52,7 +52,8 @@ class DataConfig:
     task a step; each gets a teacher of its own."""
 
     train: str | None = None
-    """Training data: a .csv, .tsv, .jsonl or .parquet file, or a hub data set as NAME[:CONFIG][@SPLIT] (split `train`
+    """Training data: a .csv, .tsv, .jsonl or .parquet file, a file of words with tags (CoNLL's columns, .conllu, .jsonl
+    of `tokens` and `tags`), or a hub data set as NAME[:CONFIG][@SPLIT] (split `train`
     when none is given). Left out: the embedded demo task."""
 
     dev: str | None = None
@@ -78,12 +79,13 @@ class DataConfig:
     """Leave out rows without a label: empty, or marked as withheld (`-`, `-1`)."""
 
     kind: str = "auto"
-    """What the label is: classification or regression. `auto`: regression when labels are numbers with decimals,
+    """What the label is: classification or regression; of files of words with tags: tokens, or tokens_crf for a head
+    that scores one tag after another. `auto`: tokens for such files, regression when labels are numbers with decimals,
     otherwise classification."""
 
     metric: str = "auto"
     """The number that ranks models: accuracy, f1, mcc or neg_log_loss (classification), pearson or spearman
-    (regression), f1 or exact_match (question answering). `auto`: the task's own where the path names a GLUE task,
+    (regression), f1 or exact_match (question answering), f1 of entities or accuracy (tokens). `auto`: the task's own where the path names a GLUE task,
     otherwise by kind."""
 
     encoding: str = "utf-8"
@@ -100,7 +102,7 @@ class DataConfig:
     """Longest sequence in tokens, special tokens included; longer rows are cut."""
 
     stride: int | None = None
-    """Question answering: tokens by which windows of a long context overlap. Left out: a quarter of `max_length`."""
+    """Question answering and tokens: by how many tokens windows of a long context or sentence overlap. Left out: a quarter of `max_length`."""
 
     held_out: Literal["random", "last"] = "random"
     """Which rows are held out of the training data: `random` ones, every class its share, or the `last` ones of the
@@ -148,7 +150,7 @@ class DataConfig:
         Raises:
             UserError: naming the field, its value and the remedy.
         """
-        kinds = ("auto", *(head.kind for head in heads() if head.from_table))
+        kinds = ("auto", *(head.kind for head in heads() if head.from_table or head.from_files))
         if self.kind not in kinds:
             raise UserError(f"data.kind {self.kind!r} is not known: choose one of {', '.join(kinds)}")
         metrics = ("auto", *dict.fromkeys(name for head in heads() for name in head.metrics))

@@ -113,6 +113,7 @@ class TaskHead(ABC):
         kind: its name, as in `TaskSpec.kind`, words joined by `_`.
         metrics: names of the metrics that can rank models.
         from_table: whether a table with a label column can be such a task, so that `data.kind` may name it.
+        from_files: whether it has files of its own (`reads`) of which `data.kind` may say that they are such a task.
         named_outputs: whether output c stands for `label_names[c]`, so that a loaded head is put into their order.
         pooled: whether a sequence has one answer [C], read from its pooled vector: candidates then share their work
             when scored, and tasks may be trained beside each other.
@@ -131,6 +132,7 @@ class TaskHead(ABC):
     kind: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     from_table: ClassVar[bool] = False
+    from_files: ClassVar[bool] = False
     named_outputs: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     inherits: ClassVar[bool] = False

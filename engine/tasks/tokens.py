@@ -31,6 +31,7 @@ class Tokens(TaskHead):
 
     kind: ClassVar[str] = "tokens"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "accuracy", "precision", "recall")
+    from_files: ClassVar[bool] = True
     inherits: ClassVar[bool] = True
     windows: ClassVar[bool] = True
     named_outputs: ClassVar[bool] = True
