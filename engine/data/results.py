@@ -38,9 +38,11 @@ class Predictions:
         records: a mapping per row, for CSV, TSV and JSON Lines; None where there is a document.
         document: one JSON value in their place.
         beside: further JSON files beside a document, by the end of their names.
+        texts: whole files by suffix, for kinds with formats of their own; the first one goes to standard output.
     """
 
     records: list[dict[str, Any]] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
     document: Any = None
     beside: Mapping[str, Any] = field(default_factory=dict)
 

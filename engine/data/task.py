@@ -167,6 +167,10 @@ class TaskHead(ABC):
         """
         raise NotImplementedError(f"{self.kind}: has no files of its own")
 
+    def asked_rows(self, source: str, encoding: str, spec: TaskSpec) -> Rows:
+        """The rows of a file that some kind `reads`, for a model of this one to answer; with golds where it has them."""
+        raise UserError(f"{source}: holds words with tags, and the model is for {self.kind}: give a table, or a tagger")
+
     def class_names(self, keys: Sequence[str], column: str, where: str, given: Sequence[str] | None) -> tuple[str, ...]:
         """Class names in id order, found in the labels of a table's training rows; () for kinds without classes.
 

@@ -7,7 +7,9 @@ rules (`engine.evaluation.entities`), tags that name none by accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,6 +26,18 @@ if TYPE_CHECKING:
 
     from engine.data import Batch
     from engine.data.dataset import EncodedDataset
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Sentences and the numbers of their words' tags, [words] each."""
+
+    texts: Sequence[str]
+    tags: list[np.ndarray]
+
+    def sentences(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Words and tags of each."""
+        return ((words_of(text), tags) for text, tags in zip(self.texts, self.tags, strict=True))
 
 
 class Tokens(TaskHead):
@@ -60,6 +74,12 @@ class Tokens(TaskHead):
         from engine.data.load_tags import load_tags
 
         return load_tags(config, notes)
+
+    def asked_rows(self, source: str, encoding: str, spec: TaskSpec) -> Rows:
+        """Sentences, with tags where they are the model's."""
+        from engine.data.load_tags import asked_rows
+
+        return asked_rows(source, spec, encoding)
 
     def describe_labels(self, spec: TaskSpec, parts: Sequence[Rows]) -> str:
         """Sentences, words and how many entities of each type, or tags, there are."""
@@ -182,8 +202,8 @@ class Tokens(TaskHead):
         """Of tokens: none is a word's first one."""
         raise UserError("data.text: a tagger takes no plain text: give sentences in --data.train, without tags if need be")
 
-    def answer(self, spec: TaskSpec, data: EncodedDataset, found: Found) -> list[np.ndarray]:
-        """[words] tags of every sentence; words of windows that are not in `data` have -1."""
+    def answer(self, spec: TaskSpec, data: EncodedDataset, found: Found) -> Tagged:
+        """Tags of every sentence; words of windows that are not in `data` have -1."""
         import torch
 
         from engine.tasks.structure import best_tags, word_places
@@ -196,7 +216,7 @@ class Tokens(TaskHead):
             places, words = word_places(data, rows)
             for row, own, tags in zip(rows.tolist(), words, best_tags(outputs, places).numpy(), strict=True):
                 answers[int(data.spans.question[row])][own] = tags[: len(own)]
-        return answers
+        return Tagged(data.spans.questions.texts[0], answers)
 
     def gold(self, rows: Rows) -> list[Tags] | None:
         """Tags of the words."""
@@ -209,7 +229,7 @@ class Tokens(TaskHead):
     def score(
         self,
         spec: TaskSpec,
-        answers: list[np.ndarray],
+        answers: Tagged,
         gold: list[Tags],
         *,
         kept: np.ndarray | None = None,
@@ -218,9 +238,8 @@ class Tokens(TaskHead):
         """Entity F1, precision, recall and accuracy; counts are kept of each sentence."""
         from engine.evaluation.entities import metrics_of
 
-        if kept is not None:
-            answers = [answers[row] for row in kept.tolist()]
-        counts = np.stack([self._counts(spec, a, g) for a, g in zip(answers, gold, strict=True)])
+        tags = answers.tags if kept is None else [answers.tags[row] for row in kept.tolist()]
+        counts = np.stack([self._counts(spec, a, g) for a, g in zip(tags, gold, strict=True)])
         found = {name: float(value) for name, value in metrics_of(counts.sum(axis=0)).items()}
         if not are_entities(spec.label_names):
             found = {"accuracy": found["accuracy"]}
@@ -260,11 +279,15 @@ class Tokens(TaskHead):
         return {"classes": classes, "confusion": None, "samples": None}
 
     def predictions(
-        self, spec: TaskSpec, key: str, names: Sequence[Any], answers: list[np.ndarray], *, every: bool, threshold: float
+        self, spec: TaskSpec, key: str, names: Sequence[Any], answers: Tagged, *, every: bool, threshold: float
     ) -> Predictions:
-        """{key, tags} of every sentence; as columns, the tags beside the words."""
-        tags = [[spec.label_names[tag] for tag in answer.tolist()] for answer in answers]
-        return Predictions([{key: name, "tags": row} for name, row in zip(names, tags, strict=True)])
+        """CoNLL's columns, a word and its tag a line; or JSON Lines of `tokens` and `tags`."""
+        columns, lines = [], []
+        for words, answer in answers.sentences():
+            tags = [spec.label_names[tag] for tag in answer.tolist()]
+            columns.append("".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)))
+            lines.append(json.dumps({"tokens": words, "tags": tags}, ensure_ascii=False))
+        return Predictions(texts={".conll": "\n".join(columns), ".jsonl": "".join(f"{line}\n" for line in lines)})
 
 
 class TokensCRF(Tokens):

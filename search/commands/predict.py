@@ -24,8 +24,10 @@ from engine.model_sources import TeacherSource, resolve
 from search.commands.predict_files import check_out, submission_files, write_predictions, write_submission
 from search.commands.predict_rows import (
     Asked,
+    answered_by,
     fitted,
     given_texts,
+    own_file,
     gold,
     piped_texts,
     published,
@@ -89,7 +91,9 @@ def command(argv: list[str]) -> None:
     spec = task.spec if task is not None else _spec_of(found.folder)
     check_out(options.out, spec.head.suffixes)
     labels = None
-    if asked is not None and task is None:
+    if asked is not None and task is None and asked.own is not None:
+        asked = answered_by(asked, spec)
+    elif asked is not None and task is None:
         spec = fitted(asked, spec)
         labels = _labels(asked, spec)
 
@@ -180,7 +184,7 @@ def _asked(options: argparse.Namespace, task: PublishedTask | None) -> Asked:
     if task is not None:
         return published_rows(task, options.split or "test", options)
     if options.data is not None:
-        return table_rows(options)
+        return own_file(options) if any(head.reads(options.data) for head in heads()) else table_rows(options)
     return given_texts(options.texts) if options.texts else piped_texts(options.encoding)
 
 

@@ -35,12 +35,20 @@ def check_out(out: str | None, suffixes: Sequence[str]) -> None:
 
 def write_predictions(out: str | None, predictions: Predictions) -> None:
     """Writes answers into the file `out`, with what goes beside it, or to standard output, which gets CSV or JSON."""
+    if predictions.texts:
+        text = predictions.texts[next(iter(predictions.texts)) if out is None else Path(out).suffix.casefold()]
+        _write_text(out, text)
+        return
     if predictions.records is None:
         _write_document(out, predictions)
         return
     suffix = ".csv" if out is None else Path(out).suffix.casefold()
     records = predictions.records
     text = _json_lines(records) if suffix == ".jsonl" else _table(records, "\t" if suffix == ".tsv" else ",")
+    _write_text(out, text)
+
+
+def _write_text(out: str | None, text: str) -> None:
     if out is None:
         sys.stdout.write(text)
     else:

@@ -49,6 +49,7 @@ class Asked:
         labels: raw values of a table's label column, None where there is none.
         label_column: its name.
         insist: whether the label column was named by the user.
+        own: the file, where it is one that a kind of task reads in its own way, and its encoding.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Asked:
     labels: list[Any] | None = None
     label_column: str = ""
     insist: bool = False
+    own: tuple[str, str] | None = None
 
 
 def given_texts(texts: Sequence[str]) -> Asked:
@@ -82,6 +84,22 @@ def piped_texts(encoding: str) -> Asked:
     if not numbered:
         raise UserError("standard input: no text in it: write one text a line, or give --data FILE")
     return Asked("standard input", Rows(([line for _, line in numbered],)), "row", [number for number, _ in numbered])
+
+
+def own_file(options: argparse.Namespace) -> Asked:
+    """A file that a kind of task reads in its own way, which the model's task does (`answered_by`)."""
+    return Asked(options.data, Rows(([],)), "row", [], own=(options.data, options.encoding))
+
+
+def answered_by(asked: Asked, spec: TaskSpec) -> Asked:
+    """The rows of such a file, as the model's task reads it.
+
+    Raises:
+        UserError: the model is for other files, or the file does not fit.
+    """
+    assert asked.own is not None
+    rows = spec.head.asked_rows(*asked.own, spec)
+    return replace(asked, rows=rows, names=[str(i) for i in range(1, len(rows) + 1)])
 
 
 def table_rows(options: argparse.Namespace) -> Asked:
