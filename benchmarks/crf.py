@@ -129,10 +129,10 @@ def _line(size: Size, sides: Sequence[str], rounds: int) -> None:
         times = interleaved(runs, rounds)
     memory = {side: _peak_in_process(side, size) for side in sides}
     for side in sides:
-        faster = times[side] / times["ffnas"]
+        faster, more = times[side] / times["ffnas"], memory[side] / max(memory["ffnas"], 1)
         print(
             f"B {size.batch:3d}  n {size.words:4d}  L {size.tags:3d}  {side:13s} {times[side] * 1e3:8.3f} ms"
-            f" ({faster:5.1f} x ffnas)  {memory[side] / 2**20:7.2f} MiB ({memory[side] / max(memory['ffnas'], 1):5.1f} x)",
+            f" ({faster:5.1f} x ffnas)  {memory[side] / 2**20:7.2f} MiB ({more:5.1f} x)",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Structural distillation of taggers beside token distillation and none: `python -m benchmarks.tokens --train FILE ...`.
+"""Structural distillation of taggers beside token distillation and none: `python -m benchmarks.tokens`.
 
     python -m benchmarks.tokens --train wnut17/train.conll --dev wnut17/test.conll --seeds 0 1 2 --out tokens.json
 

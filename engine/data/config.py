@@ -85,8 +85,8 @@ class DataConfig:
 
     metric: str = "auto"
     """The number that ranks models: accuracy, f1, mcc or neg_log_loss (classification), pearson or spearman
-    (regression), f1 or exact_match (question answering), f1 of entities or accuracy (tokens). `auto`: the task's own where the path names a GLUE task,
-    otherwise by kind."""
+    (regression), f1 or exact_match (question answering), f1 of entities or accuracy (tokens). `auto`: the task's own
+    where the path names a GLUE task, otherwise by kind."""
 
     encoding: str = "utf-8"
     """Character encoding of CSV, TSV, JSONL and text files, for example `latin-1`."""
@@ -102,7 +102,8 @@ class DataConfig:
     """Longest sequence in tokens, special tokens included; longer rows are cut."""
 
     stride: int | None = None
-    """Question answering and tokens: by how many tokens windows of a long context or sentence overlap. Left out: a quarter of `max_length`."""
+    """Question answering and tokens: by how many tokens windows of a long context or sentence overlap. Left out: a
+    quarter of `max_length`."""
 
     held_out: Literal["random", "last"] = "random"
     """Which rows are held out of the training data: `random` ones, every class its share, or the `last` ones of the

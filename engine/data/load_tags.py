@@ -127,4 +127,3 @@ def _names(config: Any, train: Sequence[Sentence], dev: Sequence[Sentence] | Non
 
 def _name(source: str) -> str:
     return Path(source).stem or "tags"
-

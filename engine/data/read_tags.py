@@ -1,9 +1,9 @@
 """Files of words with their tags: CoNLL's columns, CoNLL-U, and JSON Lines of `tokens` and `tags`.
 
-    columns     a word a line, its tag in the last column, an empty line between sentences: CoNLL-2002/2003, WNUT;
-                columns parted by tabs where the line has one, else by white space; -DOCSTART- lines are left out
-    .conllu     Universal Dependencies: the form and the universal part of speech
-    .jsonl      {"tokens": [...], "tags": [...]}; tags may be missing where only answers are asked for
+columns     a word a line, its tag in the last column, an empty line between sentences: CoNLL-2002/2003, WNUT;
+            columns parted by tabs where the line has one, else by white space; -DOCSTART- lines are left out
+.conllu     Universal Dependencies: the form and the universal part of speech
+.jsonl      {"tokens": [...], "tags": [...]}; tags may be missing where only answers are asked for
 """
 
 from __future__ import annotations

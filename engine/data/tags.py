@@ -72,7 +72,7 @@ def entities_of(tags: Sequence[str], *, strict: bool = False) -> list[Entity]:
 
 
 def scheme_of(sentences: Iterable[Sequence[str]]) -> str:
-    """"IOBES" where a tag has a prefix of that scheme, "IOB1" where an entity begins with I, else "BIO"."""
+    """ "IOBES" where a tag has a prefix of that scheme, "IOB1" where an entity begins with I, else "BIO"."""
     scheme = "BIO"
     for tags in sentences:
         before, of = OUTSIDE, ""

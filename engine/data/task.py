@@ -168,7 +168,7 @@ class TaskHead(ABC):
         raise NotImplementedError(f"{self.kind}: has no files of its own")
 
     def asked_rows(self, source: str, encoding: str, spec: TaskSpec) -> Rows:
-        """The rows of a file that some kind `reads`, for a model of this one to answer; with golds where it has them."""
+        """The rows of a file that some kind `reads`, for a model of this one to answer; golds where it has them."""
         raise UserError(f"{source}: holds words with tags, and the model is for {self.kind}: give a table, or a tagger")
 
     def class_names(self, keys: Sequence[str], column: str, where: str, given: Sequence[str] | None) -> tuple[str, ...]:

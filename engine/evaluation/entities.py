@@ -39,8 +39,8 @@ def counts_of(
 
 
 def metrics_of(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`f1`, `precision`, `recall` over all types and `accuracy`, [...] of counts [..., 2 + 3 T]; 0 where there is nothing
-    to count."""
+    """`f1`, `precision`, `recall` over all types and `accuracy`, [...] of counts [..., 2 + 3 T]; 0 where nothing is
+    counted."""
     counts = np.asarray(counts, dtype=np.float64)
     scores = _scores(counts[..., 2:].reshape(*counts.shape[:-1], -1, 3).sum(axis=-2))
     return {**scores, "accuracy": _share(counts[..., 0], counts[..., 1])}

@@ -50,7 +50,8 @@ class _Tensors(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        return tuple(out[name] for name in self.names if out[name] is not None)
+        found = (out.get(name) for name in self.names)
+        return tuple(tensor for tensor in found if tensor is not None)
 
 
 def _known(model: nn.Module) -> HandOver:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.crf.ops import Chain, decode
+
 Transitions = tuple[Tensor, Tensor, Tensor]
 """Scores of a tag (column) after another (row) [L, L], of a first and of a last tag [L]."""
 
@@ -34,3 +36,36 @@ def unpacked(answer: Tensor, tokens: int) -> tuple[Tensor, Transitions | None]:
 def rows_of(tokens: int, tags: int, *, crf: bool) -> int:
     """Rows of an answer."""
     return tokens + (tags + 2) * crf
+
+
+def chain_of(answer: Tensor, places: Tensor) -> tuple[Chain, bool]:
+    """Scores of the words alone, and whether the head is a CRF; a softmax is a chain whose transitions are 0.
+
+    Args:
+        answer: as `engine.student.chain` has it.
+        places: [B, S] bool, tokens that words begin with.
+    """
+    emissions, transitions = unpacked(answer, places.shape[1])
+    order = (~places).to(torch.uint8).argsort(dim=1, stable=True)
+    emissions = emissions.gather(1, order[..., None].expand_as(emissions))
+    if emissions.dtype != torch.float64:
+        emissions = emissions.float()
+    lengths = places.sum(dim=1)
+    if transitions is not None:
+        return Chain(emissions, *transitions, lengths), True
+    tags = emissions.shape[2]
+    nothing = (emissions.new_zeros(tags, tags), emissions.new_zeros(tags), emissions.new_zeros(tags))
+    return Chain(emissions, *nothing, lengths), False
+
+
+def compact(values: Tensor, places: Tensor) -> Tensor:
+    """[B, S] values of words one after the other, as `chain_of` has them."""
+    return values.gather(1, (~places).to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def best_tags(answer: Tensor, places: Tensor) -> Tensor:
+    """[B, S] int64 the best sequence's tags, words one after the other, -1 behind the last."""
+    chain, is_chain = chain_of(answer, places)
+    if is_chain:
+        return decode(chain)[1]
+    return torch.where(chain.mask(), chain.emissions.argmax(dim=-1), -1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.utils.generic import can_return_tuple
 
 from engine.handover.known import HandOver
-from engine.student.chain import packed
+from engine.student.chain import best_tags, packed
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import IGNORED_LABEL, HeadedModel, head_dropout, with_logits
 from engine.student.modeling import FFNASModel
@@ -27,7 +27,7 @@ class FFNASForTokenClassification(HeadedModel):
     (`engine.student.chain`).
     """
 
-    hand_over = HandOver("AutoModelForTokenClassification", "token-classification", plain=_PLAIN)
+    hand_over = HandOver("AutoModelForTokenClassification", "token-classification", ("logits", "answer"), plain=_PLAIN)
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -81,6 +81,16 @@ class FFNASForTokenClassification(HeadedModel):
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The answer [B, S (+ L + 2), L] from the last layer's output [B, S, H]."""
         return self._with_transitions(self.classifier(self.dropout(hidden)))
+
+    def decode(self, logits: Tensor, words: Tensor) -> list[list[int]]:
+        """The best tags of the words of every sequence.
+
+        Args:
+            logits: [B, S, num_labels] without the transitions.
+            words: [B, S] true at the first token of every word.
+        """
+        best = best_tags(self._with_transitions(logits), words.to(torch.bool))
+        return [row[row >= 0].tolist() for row in best]
 
     def _with_transitions(self, logits: Tensor) -> Tensor:
         if self.transitions is None:

@@ -28,11 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.results import Found
-from engine.student.chain import Transitions, packed, unpacked
+from engine.student.chain import chain_of, compact, packed, unpacked
 from kernels.crf.ops import (
     Chain,
     Marginals,
-    decode,
     divergence,
     expected_score,
     log_partition,
@@ -43,30 +42,6 @@ from kernels.crf.ops import (
 
 if TYPE_CHECKING:
     from engine.data.dataset import EncodedDataset
-
-
-def chain_of(answer: Tensor, places: Tensor) -> tuple[Chain, bool]:
-    """Scores of the words alone, and whether the head is a CRF; a softmax is a chain whose transitions are 0.
-
-    Args:
-        answer: as `engine.student.chain` has it.
-        places: [B, S] bool, tokens that words begin with.
-    """
-    emissions, transitions = unpacked(answer, places.shape[1])
-    order = (~places).to(torch.uint8).argsort(dim=1, stable=True)
-    emissions = emissions.gather(1, order[..., None].expand_as(emissions))
-    if emissions.dtype != torch.float64:
-        emissions = emissions.float()
-    lengths = places.sum(dim=1)
-    if transitions is not None:
-        return Chain(emissions, *transitions, lengths), True
-    nothing: Transitions = tuple(emissions.new_zeros(s) for s in (emissions.shape[2:] * 2, *[emissions.shape[2:]] * 2))
-    return Chain(emissions, *nothing, lengths), False
-
-
-def compact(values: Tensor, places: Tensor) -> Tensor:
-    """[B, S] values of words one after the other, as `chain_of` has them."""
-    return values.gather(1, (~places).to(torch.uint8).argsort(dim=1, stable=True))
 
 
 def structural_loss(student: Tensor, teacher: Tensor, places: Tensor, temperature: float) -> Tensor:
@@ -136,14 +111,6 @@ def gold_loss(answer: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     emissions = torch.where(mask[..., None], own.emissions, 0.0)
     loss = F.cross_entropy(emissions.flatten(0, 1), torch.where(known, tags, -100).flatten(), reduction="sum")
     return loss / known.sum().clamp(min=1)
-
-
-def best_tags(answer: Tensor, places: Tensor) -> Tensor:
-    """[B, S] int64 the best sequence's tags, words one after the other, -1 behind the last."""
-    chain, is_chain = chain_of(answer, places)
-    if is_chain:
-        return decode(chain)[1]
-    return torch.where(chain.mask(), chain.emissions.argmax(dim=-1), -1)
 
 
 def word_places(data: EncodedDataset, rows: np.ndarray) -> tuple[Tensor, list[np.ndarray]]:

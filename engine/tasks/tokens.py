@@ -186,7 +186,7 @@ class Tokens(TaskHead):
         return divergences(student, teacher, places)
 
     def outputs(self, data: EncodedDataset, found: Found) -> tuple[Tensor, Tensor]:
-        """Scores at the words of every sentence, one after the other [N, W (+ L + 2), L], and which there are [N, W]."""
+        """Scores at the words of every sentence [N, W (+ L + 2), L], and which words there are [N, W]."""
         from engine.tasks.structure import of_sentences
 
         return of_sentences(data, found)
@@ -200,13 +200,16 @@ class Tokens(TaskHead):
 
     def no_labels(self, count: int, like: np.ndarray) -> np.ndarray:
         """Of tokens: none is a word's first one."""
-        raise UserError("data.text: a tagger takes no plain text: give sentences in --data.train, without tags if need be")
+        raise UserError(
+            "data.text: a tagger takes no plain text: give sentences in --data.train, without tags if need be"
+        )
 
     def answer(self, spec: TaskSpec, data: EncodedDataset, found: Found) -> Tagged:
         """Tags of every sentence; words of windows that are not in `data` have -1."""
         import torch
 
-        from engine.tasks.structure import best_tags, word_places
+        from engine.student.chain import best_tags
+        from engine.tasks.structure import word_places
 
         assert data.spans is not None
         answers = [np.full(len(words_of(text)), -1, dtype=np.int64) for text in data.spans.questions.texts[0]]
@@ -299,4 +302,3 @@ class TokensCRF(Tokens):
     def reads(self, source: str) -> bool:
         """`Tokens` reads the files of both."""
         return False
-

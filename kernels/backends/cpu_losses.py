@@ -1,4 +1,4 @@
-"""The CPU backend's losses, attention and linear layers (csrc/cpu/losses_*.h, attention*.h, linear.h) and the scan of CRFs
+"""The CPU backend's losses, attention, linear layers (csrc/cpu/losses_*.h, attention*.h, linear.h) and scan of CRFs
 (crf.h), called as words and reals.
 
 Served are float32 and bfloat16 tensors. Products are in bfloat16 where all tensors of the student and the teacher are

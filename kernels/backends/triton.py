@@ -37,9 +37,8 @@ def load() -> TritonBackend:
     interpreter = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreter and not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
-    modules = (
-        importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "specialize", "losses", "attention", "crf")
-    )
+    names = ("ffn", "specialize", "losses", "attention", "crf")
+    modules = (importlib.import_module(f"kernels.triton.{name}") for name in names)
     return TritonBackend(*modules, interpreter=interpreter)
 
 

@@ -91,7 +91,7 @@ def pair_marginals(
 def _backward(
     emissions: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """From the last position to the first: its number, beta [B, L] there, and the next one's emissions with its beta."""
+    """From the last position to the first: its number, beta [B, L] there, the next one's emissions with its beta."""
     batch, most, size = emissions.shape
     beta = end.expand(batch, size)
     for k in reversed(range(most)):

@@ -2,8 +2,8 @@
 
 Transitions stay in registers as a BL x BL tile (BL: tags, rounded up to a power of two). A position is one tile of sums
 alpha[i] + transitions[i, j], reduced over i (forward) or j (backward) by its maximum and, in the log semiring, a sum of
-exponentials: exact for scores of any size, L² exponentials, of which a GPU has plenty. Rows are kept less their largest;
-what was taken off is added up in float64. Tags past the last one have scores of -inf.
+exponentials: exact for scores of any size, L² exponentials, of which a GPU has plenty. Rows are kept less their
+largest; what was taken off is added up in float64. Tags past the last one have scores of -inf.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - arguments of Triton functions are tensors, pointers and scalars of any type

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import save_architecture

@@ -87,8 +87,10 @@ def check_ladder(ctx: Prepared, made: Variants) -> None:
             " another --data.metric"
         )
     if ctx.spec.head.kept != "logits":
-        raise UserError(f"budget.keep: {ctx.config.budget.keep}: a {ctx.spec.kind} task is not served: give a size"
-                        " (--budget.encoder)")
+        raise UserError(
+            f"budget.keep: {ctx.config.budget.keep}: a {ctx.spec.kind} task is not served: give a size"
+            " (--budget.encoder)"
+        )
     least = min(made.layer(spec) for spec in made.specs if not spec.skipped)
     if least > SHARES[-1] * made.encoder(made.whole):
         raise UserError(

@@ -230,7 +230,8 @@ def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Bat
     found = run_batches(model, (batch for batch, _ in wanted), precision=ctx.precision)
     head = ctx.spec.head
     rows = [
-        head.divergence(own, answer, head.places(batch)) for (batch, own), (_, answer) in zip(found, wanted, strict=True)
+        head.divergence(own, answer, head.places(batch))
+        for (batch, own), (_, answer) in zip(found, wanted, strict=True)
     ]
     return float(torch.cat(rows).mean())
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from engine.student.chain import packed
-from engine.tasks.structure import best_tags, divergences, gold_loss, paper_loss, structural_loss
+from engine.student.chain import best_tags, packed
+from engine.tasks.structure import divergences, gold_loss, paper_loss, structural_loss
 
 TAGS, TOKENS = 3, 7
-PLACES = torch.tensor([[0, 1, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0, 1]]).bool()
+PLACES = torch.tensor(
+    [[0, 1, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0, 1]]
+).bool()
 HEADS = pytest.mark.parametrize("heads", ["crf crf", "crf softmax", "softmax crf", "softmax softmax"])
 
 
@@ -33,7 +35,7 @@ def distribution(given, b, temperature=1.0):
     for y in every:
         total = sum((rows[k, tag] for k, tag in enumerate(y)), given.new_zeros(()))
         if len(below) and y:
-            total = total + sum(below[i, j] for i, j in zip(y, y[1:], strict=False)) + below[-2, y[0]] + below[-1, y[-1]]
+            total = total + sum(below[i, j] for i, j in pairwise(y)) + below[-2, y[0]] + below[-1, y[-1]]
         logs.append(total / temperature)
     return every, torch.log_softmax(torch.stack(logs), 0)
 
@@ -49,7 +51,9 @@ def enumerated(student, teacher, temperature, tags_alone):
             value = student.new_zeros(())
             for k in range(int(PLACES[b].sum())):
                 single = [
-                    torch.stack([sum(p for y, p in zip(every, log.exp(), strict=True) if y[k] == tag) for tag in range(TAGS)])
+                    torch.stack(
+                        [sum(p for y, p in zip(every, log.exp(), strict=True) if y[k] == tag) for tag in range(TAGS)]
+                    )
                     for log in (log_t, log_s)
                 ]
                 value = value + (single[0] * (single[0].log() - single[1].log())).sum()
@@ -129,7 +133,7 @@ def test_the_published_temperature_is_local(heads):
         _, log_s = distribution(student, b)
         total.append(-(log_t.exp() * log_s).sum())
     torch.testing.assert_close(paper_loss(student, teacher, PLACES, 1.0).double(), torch.stack(total).mean())
-    every, log_t = distribution(teacher, 1)  # one word: temperature on its marginal is temperature on its scores
+    _every, log_t = distribution(teacher, 1)  # one word: temperature on its marginal is temperature on its scores
     tempered = (log_t / 3).softmax(0)
     _, log_s = distribution(student, 1)
     only = torch.zeros_like(PLACES)

@@ -140,7 +140,10 @@ def test_files_are_known_and_read(tmp_path, name):
     path = tmp_path / name
     path.write_text(FILES[name])
     assert holds_tags(str(path))
-    assert read_sentences(str(path)) == [(["EU", "rejects"], ["B-ORG", "O"]), (["Peter", "Blackburn"], ["B-PER", "I-PER"])]
+    assert read_sentences(str(path)) == [
+        (["EU", "rejects"], ["B-ORG", "O"]),
+        (["Peter", "Blackburn"], ["B-PER", "I-PER"]),
+    ]
 
 
 def test_universal_dependencies_and_words_alone(tmp_path):
@@ -154,7 +157,11 @@ def test_universal_dependencies_and_words_alone(tmp_path):
 
 
 def test_other_files_are_left_to_others(tmp_path):
-    for name, text in (("a.csv", "text,label\na,b\n"), ("a.txt", "Some prose of\nmany words.\n"), ("a.jsonl", '{"text": "a"}\n')):
+    for name, text in (
+        ("a.csv", "text,label\na,b\n"),
+        ("a.txt", "Some prose of\nmany words.\n"),
+        ("a.jsonl", '{"text": "a"}\n'),
+    ):
         (tmp_path / name).write_text(text)
         assert not holds_tags(str(tmp_path / name))
     assert not holds_tags("glue/sst2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 
@@ -53,7 +53,7 @@ def enumerated_marginals(chain):
         for y, p in zip(all_tags.tolist(), torch.softmax(scores, 0), strict=True):
             for k, tag in enumerate(y):
                 tags[b, k, tag] += p
-            for before, after in zip(y, y[1:], strict=False):
+            for before, after in pairwise(y):
                 pairs[b, before, after] += p
     return tags, pairs
 

@@ -24,7 +24,7 @@ def moved(chain, device):
 
 
 def forbidding_chain():
-    """Forbidden transitions and scores hundreds apart: the only way may lead through tags far below their neighbours."""
+    """Forbidden transitions and scores hundreds apart: the only way may lead through tags far below others."""
     chain = random_chain(3, 8, 9, seed=3, scale=30.0, lengths=[8, 5, 1])
     generator = torch.Generator().manual_seed(4)
     forbidden = torch.rand(9, 9, generator=generator) < 0.6
