@@ -2,8 +2,9 @@
 
     python -m benchmarks.tokens --train wnut17/train.conll --dev wnut17/test.conll --seeds 0 1 2 --out tokens.json
 
-Teachers are the embedded encoder fine-tuned once with a softmax and once with a CRF. Students keep its first layers and
-start from the fine-tuned teacher of their own head; all are trained on the same batches with the same rate. Losses:
+Teachers are the embedded encoder fine-tuned once with a softmax and once with a CRF (`--crf-steps`: the second one
+starts from the first). Students keep its first layers and start from the fine-tuned teacher of their own head; all are
+trained on the same batches with the same rate. Losses:
 
     none         the tags alone
     token        softmax teacher to softmax student, every word by itself
@@ -15,9 +16,10 @@ Scores are entity F1 on `--dev`, of the weights after the last step: nothing is 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ import torch
 
 from benchmarks.environment import describe
 from engine.architecture.architecture import SKIP, Architecture
-from engine.data import DataConfig, EncodedTask, load_task
+from engine.data import Batch, DataConfig, EncodedTask, load_task
 from engine.data.describe import describe as described
 from engine.distill.inherited import InheritedDistiller, InheritWeights
+from engine.distill.targets import TeacherTargets
 from engine.evaluation.evaluation import evaluate
 from engine.files import write_json_atomic
 from engine.model_sources import load_tokenizer, resolve
+from engine.objective import KDLoss
 from engine.seeding import seed_everything
+from engine.states import answers as answers_in
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.teacher import FinetuneSettings, Teacher
@@ -57,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the student; the teacher has 6")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--teacher-steps", type=int)
+    parser.add_argument("--crf-steps", type=int, help="the CRF teacher is the other one trained on for so many steps")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--gold", type=float, default=0.3, help="weight of the tags beside the teacher")
@@ -83,36 +89,73 @@ def _seed(options: argparse.Namespace, seed: int) -> Any:
         data[head] = task.encode(tokenizer, 64)
         settings = FinetuneSettings(seed=seed, max_steps=options.teacher_steps)
         began = time.monotonic()
-        teachers[head] = finetune(SOURCE, data[head], settings, cache_dir() / "teachers", standard=True)
+        if head == "crf" and options.crf_steps:
+            teachers[head] = _with_crf(teachers["softmax"], data[head], options.crf_steps, seed)
+        else:
+            teachers[head] = finetune(SOURCE, data[head], settings, cache_dir() / "teachers", standard=True)
         yield _row(seed, f"{head} teacher", None, teachers[head].model, data[head], began)
+    answers: dict[str, TeacherTargets] = {}
     for head, of in CASES:
         began = time.monotonic()
-        model = _student(options, teachers[head], None if of is None else teachers[of], data[head], seed)
+        model = _student(options, teachers[head], None if of is None else teachers[of], data[head], seed, answers)
         yield _row(seed, head, of, model, data[head], began)
 
 
 def _student(
-    options: argparse.Namespace, start: Teacher, teacher: Teacher | None, data: EncodedTask, seed: int
+    options: argparse.Namespace,
+    start: Teacher,
+    teacher: Teacher | None,
+    data: EncodedTask,
+    seed: int,
+    answers: dict[str, TeacherTargets],
 ) -> FFNASPreTrainedModel:
     seed_everything(seed)
     whole = start.model.config.full_architecture
     kept = tuple(layer if k < options.layers else SKIP for k, layer in enumerate(whole.layers))
     student = extract(start.model, Architecture(kept))
     student.base_model.embeddings.requires_grad_(False)
-    weights = InheritWeights(0.0, 1.0, 0.0) if teacher is None else InheritWeights(
-        1.0, options.gold, 0.0, options.temperature
-    )  # fmt: skip
+    weights = InheritWeights(1.0, options.gold, 0.0, options.temperature)
     distiller = InheritedDistiller(teacher or start, weights, data.spec, torch.device("cpu"))
-    phase = PhaseSettings(steps=options.steps, batch_size=32, lr=options.lr)
-    run_phase(
-        "student",
-        student,
-        lambda step: cycle(data.train, 32, seed=seed, start_step=step),
-        lambda batch, _: distiller.task_loss(student, batch),
-        phase,
-        options.steps,
-    )
-    return student.eval()
+    head = (teacher or start).model.config.token_head
+    targets = answers.setdefault(head, TeacherTargets(distiller, need_logits=True))
+
+    def loss(batch: Batch, step: int) -> KDLoss:
+        kept = targets.get(step, batch) if teacher is not None else None
+        return distiller.task_loss(student, batch, targets=kept) if kept else _gold(student, data, batch)
+
+    _train(student, data, loss, options.steps, options.lr, seed)
+    return student
+
+
+def _with_crf(teacher: Teacher, data: EncodedTask, steps: int, seed: int) -> Teacher:
+    """A copy with transitions, trained on."""
+    made = copy.deepcopy(teacher)
+    data.spec.head.headed(made.model)
+    made.model.base_model.embeddings.requires_grad_(False)
+    seed_everything(seed)
+    _train(made.model, data, lambda batch, _: _gold(made.model, data, batch), steps, 1e-4, seed)
+    made.model.requires_grad_(True)
+    return made
+
+
+def _gold(model: FFNASPreTrainedModel, data: EncodedTask, batch: Batch) -> KDLoss:
+    """The loss of the tags alone."""
+    output = model(batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids)
+    value = data.spec.head.gold_loss(answers_in(output), batch.labels)
+    return KDLoss.of(value, prediction=value)
+
+
+def _train(
+    model: FFNASPreTrainedModel,
+    data: EncodedTask,
+    loss: Callable[[Batch, int], KDLoss],
+    steps: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """The same batches for every model; left in eval mode."""
+    phase = PhaseSettings(steps=steps, batch_size=32, lr=lr)
+    run_phase("student", model, lambda step: cycle(data.train, 32, seed=seed, start_step=step), loss, phase, steps)
 
 
 def _row(
