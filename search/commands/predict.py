@@ -272,7 +272,7 @@ def _spec_of(folder: Path) -> TaskSpec:
         ) from error
     if not found:
         raise UserError(f"{folder}: holds a {made or 'model without a head'}: say what it answers with --task")
-    return found[0]
+    return found[-1]  # a kind that was registered later may be a special case of one before
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
