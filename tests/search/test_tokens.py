@@ -91,7 +91,7 @@ def test_the_found_model_predicts_what_was_measured(run, files, tmp_path, capsys
     counts = sum(counts_of(a.tags, g, types, entities=True) for a, g in zip(answered, golds, strict=True))
     summary = json.loads((path / "summary.json").read_text())
     assert float(metrics_of(counts)["f1"]) == pytest.approx(summary["best"]["metrics"]["dev"]["f1"], abs=1e-9)
-    assert f"f1 {summary['best']['dev']['f1']:.4f}" in capsys.readouterr().err
+    assert f"f1 {summary['best']['metrics']['dev']['f1']:.4f}" in capsys.readouterr().err
     command([model, "the film was great", "sad", "--out", str(tmp_path / "answers.jsonl")])
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in lines] == [["the", "film", "was", "great"], ["sad"]]
