@@ -31,11 +31,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.cpu_losses import CpuLosses
+from kernels.backends.cpu_tensor_ops import CpuTensorOps
 from kernels.backends.instruction_sets import ABI_VERSION, ISAS, best_isas
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.build import BuildError, library_path
-from kernels.call import BackendUnavailable, FFNCall
+from kernels.call import Backend, BackendUnavailable, FFNCall
 from kernels.language.program import Flag
 from kernels.reference.philox import drop_threshold
 
@@ -52,20 +52,17 @@ def load() -> CpuBackend:
         raise BackendUnavailable(str(error)) from error
 
 
-class CpuBackend:
-    """See the module; the methods are those of `kernels.call.Backend`."""
+class CpuBackend(Backend):
+    """See the module."""
 
     name = "cpu"
     saved_layout = 3
-    """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
-    takes_saved = True
-    """`backward` takes `overwrite`: nobody reads `saved` again, and gradients may lie in its memory."""
 
     def __init__(self, path: Path) -> None:
         self._library = _open(path)
         self._isa = dict(zip((torch.float32, torch.bfloat16), best_isas(self._library), strict=True))
         self.packed = PackedWeights(self._library, limit_bytes())
-        self.losses = CpuLosses(self._library, ABI_VERSION, self._isa, self.packed)
+        self.tensor_ops = CpuTensorOps(self._library, ABI_VERSION, self._isa, self.packed)
 
     def isa(self, dtype: torch.dtype) -> str:
         """The instruction set that serves products in `dtype`."""

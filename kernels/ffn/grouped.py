@@ -160,8 +160,8 @@ def _in_one_launch(calls: Sequence[FFNCall]) -> bool:
     """Whether a backend is asked for by name that serves all of them together: no measurement makes one the default."""
     if dispatch.choice_number() == 0:
         return False
-    backend: object = dispatch.select(calls[0])
-    return hasattr(backend, "supports_group") and backend.supports_group(calls) is None
+    backend = dispatch.select(calls[0].x.device.type, lambda b: b.supports(calls[0]))
+    return backend.supports_group(calls) is None
 
 
 class _Tensors(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.call import FFNCall
+from kernels.call import Backend, FFNCall
 from kernels.ffn.arguments import check_call
 from kernels.language.expression import ExpressionError
 from kernels.language.program import WidthRule
@@ -60,9 +60,10 @@ def trace_tag() -> int:
     return ((dispatch.fingerprint() << _CHOICE_BITS) | _TRACED | dispatch.choice_number()) << _FLAG_BITS
 
 
-def _backend_of(call: FFNCall, flags: int) -> dispatch.Backend:
+def _backend_of(call: FFNCall, flags: int) -> Backend:
     tag = flags >> _FLAG_BITS
-    return dispatch.select(call, tag & (_TRACED - 1) if tag & _TRACED else None)
+    choice = tag & (_TRACED - 1) if tag & _TRACED else None
+    return dispatch.select(call.x.device.type, lambda backend: backend.supports(call), choice=choice)
 
 
 # what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes seconds
@@ -102,7 +103,7 @@ def with_default(args: Sequence[Any]) -> Sequence[Any]:
     return args if len(args) == 14 else (*args, None)
 
 
-def _tag(call: FFNCall, backend: dispatch.Backend) -> Tensor:
+def _tag(call: FFNCall, backend: Backend) -> Tensor:
     return call.x.new_empty((dispatch.number(backend), 0))
 
 
@@ -114,8 +115,7 @@ def backward_kernel(grad_out: Tensor, *args: Any, overwrite: bool = False) -> li
     backend = dispatch.by_number(saved[0].shape[0])
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    extra = {"overwrite": True} if overwrite and getattr(backend, "takes_saved", False) else {}
-    return backend.backward(call, grad_out, saved[1:], needs, **extra)
+    return backend.backward(call, grad_out, saved[1:], needs, overwrite=overwrite)
 
 
 def backward_fake(grad_out: Tensor, *args: Any) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights
+from kernels.call import TensorOps
 from kernels.reference.losses import gradient_like
 from kernels.reference.philox import drop_threshold
 
@@ -30,8 +31,8 @@ _NO_VIEW = (0, 0, 0)
 Tensors = Sequence[Tensor]
 
 
-class CpuLosses:
-    """See the module; the methods have the arguments and results of `kernels.reference.losses`.
+class CpuTensorOps(TensorOps):
+    """See the module.
 
     Args:
         library: the loaded library.

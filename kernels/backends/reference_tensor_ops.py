@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.call import TensorOps
 from kernels.reference import attention as attention_reference
 from kernels.reference import losses as losses_reference
 
 
-class ReferenceLosses:
-    """Serves every call; arguments and results as in `kernels.reference.losses` and `kernels.reference.attention`."""
+class ReferenceTensorOps(TensorOps):
+    """Serves every call."""
 
     score_mse = staticmethod(losses_reference.score_mse)
     hidden_mse = staticmethod(losses_reference.hidden_mse)
