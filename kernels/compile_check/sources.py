@@ -37,7 +37,18 @@ def compile_file(file: Path, arch: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         target = f"-arch=sm_{architecture(arch)}"
-        command = [nvcc, *flags, generate_header.write(Path(folder)), "-cubin", target, "-Xptxas", "-v", str(file), "-o", str(cubin)]
+        command = [
+            nvcc,
+            *flags,
+            generate_header.write(Path(folder)),
+            "-cubin",
+            target,
+            "-Xptxas",
+            "-v",
+            str(file),
+            "-o",
+            str(cubin),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()

@@ -105,7 +105,13 @@ def build_library(target: Path, sources: Path, nvcc: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         work = Path(folder)
-        flags = [*FLAGS, *_targets(), generate_header.write(work), f'-DFFNAS_CUDA_BUILD_KEY="{source_key(sources)}"', *_extra_flags()]
+        flags = [
+            *FLAGS,
+            *_targets(),
+            generate_header.write(work),
+            f'-DFFNAS_CUDA_BUILD_KEY="{source_key(sources)}"',
+            *_extra_flags(),
+        ]
         files = source_files(sources)
 
         def compile_file(source: Path) -> str | None:

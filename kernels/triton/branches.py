@@ -25,6 +25,7 @@ from kernels.triton.microcode import DERIVATIVE
 _HEAD = '''"""Choosing an operator by its number (ffnas, generated; see kernels.triton.branches)."""
 
 import triton
+import triton.language as tl  # noqa: F401 - Triton's interpreter looks for it
 
 from kernels.triton.elementary import (
 {imports}

@@ -113,16 +113,6 @@ def test_released_expressions_take_few_steps_and_slots():
         assert max(s.slots for s in forward) == 0
 
 
-def test_every_operator_has_a_triton_function():
-    pytest.importorskip("triton")
-    from kernels.triton import elementary
-
-    for row in OPERATORS.values():
-        if row.arity == 1:
-            assert hasattr(elementary, row.name)
-            assert hasattr(elementary, f"{row.name}_dual")
-
-
 def test_generated_source_is_replaced_when_it_was_changed(tmp_path, monkeypatch):
     pytest.importorskip("triton")
     from kernels.triton import codegen
