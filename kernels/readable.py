@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 
-_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout)}
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout)
+_FORWARDS = {kind: kind.forward for kind in _KINDS}
 _PLAIN = (nn.Parameter, Tensor, FakeTensor)
 _noted: set[str] = set()
 

@@ -85,7 +85,7 @@ class CpuTensorOps(TensorOps):
         weight, bias = fit[0], fit[1] if len(fit) > 1 else None
         loss = torch.zeros((), dtype=torch.float32)
         grads = [gradient_like(h) if needs[0] else None for h in h_s]
-        shared = [torch.zeros_like(p, memory_format=torch.contiguous_format) if n else None
+        shared = [torch.zeros_like(p, memory_format=torch.contiguous_format) if p is not None and n else None
                   for p, n in zip((weight, bias), needs[1:], strict=True)]  # fmt: skip
         if mask.numel() and weight.numel():
             inputs = [[_rows_contiguous(h) for h in group] for group in (h_s, h_t)]
@@ -165,10 +165,11 @@ class CpuTensorOps(TensorOps):
         return outs
 
     def _attention_words(
-        self, operation: int, inputs: list[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],
+        self, operation: int, inputs: Sequence[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],
         context: Tensor, p_drop: float, seed: Tensor | None,
     ) -> array[int]:  # fmt: skip
         q, q_t = inputs[0], inputs[3]
+        assert q is not None
         given = [t for t in inputs if t is not None]
         words = self._words(operation, _common_dtype(*given), *(0 if t is None else t.data_ptr() for t in scalars))
         words.extend(_mask(mask))

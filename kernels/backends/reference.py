@@ -139,7 +139,8 @@ def _backward_layer(
     words, dtype = checked_words(call.program), _accumulator(call)
     x = z.to(dtype)
     a, b = _post_inputs(call, first, second)
-    dx, norm = torch.zeros_like(x), []
+    dx = torch.zeros_like(x)
+    norm: list[Tensor] = []
     if call.has_ln:
         post, *_ = run_segment(words, Segment.POST, x, a, b)
         assert post is not None

@@ -37,4 +37,5 @@ class ReferenceTensorOps(TensorOps):
         outs = [torch.nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
         if residual is None:
             return outs
-        return [torch.nn.functional.layer_norm(residual + outs[0], outs[0].shape[-1:], *norm, eps)]
+        weight, bias = norm
+        return [torch.nn.functional.layer_norm(residual + outs[0], outs[0].shape[-1:], weight, bias, eps)]

@@ -81,7 +81,7 @@ def check_program(call: FFNCall) -> None:
 
 def forward_kernel(*args: Any) -> tuple[Tensor, list[Tensor]]:
     *common, save, compute_dtype = with_default(args)
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     check_program(call)
     backend = _backend_of(call, common[_FLAGS])
     out, saved = backend.forward(call, save)
@@ -90,7 +90,7 @@ def forward_kernel(*args: Any) -> tuple[Tensor, list[Tensor]]:
 
 def forward_fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
     *common, save, compute_dtype = with_default(args)
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     out = call.x.new_empty(call.x.shape)
     if not save:
         return out, []
@@ -109,7 +109,7 @@ def _tag(call: FFNCall, backend: Backend) -> Tensor:
 
 def backward_kernel(grad_out: Tensor, *args: Any, overwrite: bool = False) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     check_program(call)
     _check_backward(call, grad_out, saved, needs)
     backend = dispatch.by_number(saved[0].shape[0])
@@ -120,7 +120,7 @@ def backward_kernel(grad_out: Tensor, *args: Any, overwrite: bool = False) -> li
 
 def backward_fake(grad_out: Tensor, *args: Any) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     _check_backward(call, grad_out, saved, needs)
     tensors = [call.x, *call.parameters]
     return [t.new_empty(t.shape) for t, need in zip(tensors, needs, strict=True) if need]
