@@ -84,7 +84,7 @@ def note(what: str, **modules: nn.Module | None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    other = "hooks are registered for all modules" if _has_any_global_hook() else "parts of it were replaced"
+    other = "hooks are registered for all modules" if _has_any_global_hook() else "children of it were replaced"
     found = (_reason(name.replace("__", "."), m) for name, m in modules.items() if m is not None)
     text = f"{what} runs in plain PyTorch, its layers called one by one: {next(filter(None, found), other)}"
     if text not in _noted:

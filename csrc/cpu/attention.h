@@ -11,7 +11,8 @@
 // Dropout: the element of row (sample * heads + head) * S + query and column key of the mask of
 // kernels/reference/philox.py, stream 0.
 
-inline void drop_scattered(float* tile, int rows, int64_t row, const int32_t* columns, int64_t count, const Call& call) {
+inline void drop_scattered(float* tile, int rows, int64_t row, const int32_t* columns, int64_t count,
+                           const Call& call) {
   uint32_t w[4][kTileColumns];
   for (int r = 0; r < rows; ++r) {
     const uint64_t at = static_cast<uint64_t>(row + r);

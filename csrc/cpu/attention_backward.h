@@ -53,11 +53,13 @@ struct AttentionBackward : AttentionHead {
   View grad = head_of(call.grad_context, b, h);
   int64_t keys_per_block = least(kKeyBlock, round_up(call.mask.length, kTileColumns));
 
-  AttentionBackward(const AttentionCall& c, const RealTokens& tokens, int64_t task, AttentionBackwardScratch& room, float f)
+  AttentionBackward(const AttentionCall& c, const RealTokens& tokens, int64_t task, AttentionBackwardScratch& room,
+                    float f)
       : AttentionHead(c, tokens, task), s(room), loss_factor(f) {}
 
   void run() {
-    const View grad_q = head_of(call.grad_q, b, h), grad_k = head_of(call.grad_k, b, h), grad_v = head_of(call.grad_v, b, h);
+    const View grad_q = head_of(call.grad_q, b, h), grad_k = head_of(call.grad_k, b, h),
+               grad_v = head_of(call.grad_v, b, h);
     clear_padding(grad_k, real, b, call.d);
     clear_padding(grad_v, real, b, call.d);
     if (n == 0) {
@@ -124,8 +126,8 @@ struct AttentionBackward : AttentionHead {
     });
   }
 
-  // From raw scores in `tile`, the teacher's in `teacher` and dO v^T in `other`: dS in `tile`; returns the dropped P. Past
-  // the last key all are 0.
+  // From raw scores in `tile`, the teacher's in `teacher` and dO v^T in `other`: dS in `tile`; returns the dropped P.
+  // Past the last key all are 0.
   float* probabilities(int64_t row, int64_t r, int count, int64_t column, int64_t keys_left) {
     const bool dropout = call.dropout.drop_threshold != 0;
     if (dropout) {

@@ -7,9 +7,11 @@
 // For a given number of threads the sums always run in the same order, however the tasks are scheduled.
 //
 // Chosen: chunks, which bound memory to a few MB and need no gradient copy per thread. Rejected: one accumulator per
-// thread (memory and a reduction that grow with the threads) and whole-batch buffers (three more activations in memory).
+// thread (memory and a reduction that grow with the threads) and whole-batch buffers (three more activations in
+// memory).
 
-constexpr int64_t kGradientRows = kMicroRows < 32 ? 4 * kMicroRows : 2 * kMicroRows;  // rows of a weight gradient per task
+constexpr int64_t kGradientRows =
+    kMicroRows < 32 ? 4 * kMicroRows : 2 * kMicroRows;  // rows of a weight gradient per task
 
 // Shared by the threads of a call.
 struct BackwardShared {
@@ -113,8 +115,8 @@ struct Backward {
     parallel_tasks(first + second + 1, task);
   }
 
-  void gradient_rows(const Element* left, int64_t rows, const Element* right, int64_t columns, int64_t tokens, int64_t t,
-                     float* gradient, bool accumulate) {
+  void gradient_rows(const Element* left, int64_t rows, const Element* right, int64_t columns, int64_t tokens,
+                     int64_t t, float* gradient, bool accumulate) {
     const int64_t i0 = t * kGradientRows, i1 = least(rows, i0 + kGradientRows);
     const ProductScope scope;
     for (int64_t j = 0; j < columns; j += kTileColumns)

@@ -149,14 +149,17 @@ struct BackwardLayer {
   // A saved tile into rows; the next panel's is asked for, which hardware does not foresee.
   template <class T>
   void restore_to_rows(int64_t r, int n, int64_t c, float* to) {
-    const int64_t columns = saved_columns(saved.sum, c), after = least(c + kTileColumns, padded_width(call.hidden) - kTileColumns);
+    const int64_t columns = saved_columns(saved.sum, c),
+                  after = least(c + kTileColumns, padded_width(call.hidden) - kTileColumns);
     for_saved_groups(n, [&](int64_t first, int rows) {
       const T* from = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, c, call.tokens);
       const T* next = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, after, call.tokens);
       for (int i = 0; i < rows; ++i, from += columns, next += kTileColumns, to += block.z_stride)
         for (int64_t j = 0; j < kTileColumns; j += kLanes) {
           __builtin_prefetch(next + j);
-          store(to + j, columns == kTileColumns ? load(from + j) : columns > j ? load_part(from + j, columns - j) : zero());
+          store(to + j, columns == kTileColumns ? load(from + j)
+                        : columns > j           ? load_part(from + j, columns - j)
+                                                : zero());
         }
     });
   }
@@ -268,12 +271,13 @@ struct BackwardLayer {
     });
   }
 
-  // One tile of a product's operand that is a function of x alone: runs `s`, and keeps its value, if asked, as an operand of
-  // the weight gradient.
+  // One tile of a product's operand that is a function of x alone: runs `s`, and keeps its value, if asked, as an
+  // operand of the weight gradient.
   void of_input(const SegmentCode& s, int64_t r, int n, int64_t c, bool keep, int64_t width, Element* right) {
     if (reads(s, kRegisterX)) load_x(r, n, c);
     block.reg.run(s, n, c, call.hidden);
-    if (keep && !(x_is_operand && right == chunk.right1)) store_right(reg(s.value), n, chunk_row + r, c, width - c, chunk.capacity, right);
+    if (keep && !(x_is_operand && right == chunk.right1))
+      store_right(reg(s.value), n, chunk_row + r, c, width - c, chunk.capacity, right);
   }
 
   void keep_first(const float* tile, int64_t r, int n, int64_t c) {

@@ -81,8 +81,8 @@ inline void multiply_rows(int rows, bool wide, int64_t depth, const float* a, in
 
 // tile = bias + A[r .. r + n) @ B[:, column .. column + kTileColumns) of a packed B that is `width` wide; bias has
 // kTileColumns values. A must have kMicroRows - 1 readable rows after its last.
-inline void product(const float* a, int64_t stride, int64_t r, int n, const float* packed, int64_t depth, int64_t column,
-                    int64_t width, const float* bias, float* tile) {
+inline void product(const float* a, int64_t stride, int64_t r, int n, const float* packed, int64_t depth,
+                    int64_t column, int64_t width, const float* bias, float* tile) {
   const bool wide = width - column > kTileColumns / 2;
   for (int i = 0; i < n; i += kMicroRows)
     multiply_rows<false>(n - i < kMicroRows ? n - i : kMicroRows, wide, depth, a + (r + i) * stride, stride,

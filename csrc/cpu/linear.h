@@ -3,10 +3,10 @@
 //     out_i = x @ w_i.T + b_i                                  layers of one x, which is read and packed once
 //     out   = LayerNorm(residual + x @ w.T + b)                one layer, its rows normalized while in cache
 //
-// As in forward.h a block of rows stays in cache while the packed weights go by. Where there are few rows and no LayerNorm
-// the threads share the panels of the weights instead: at 16 to 32 rows two threads take 0.7 to 0.95 of the time by rows, at
-// 64 rows 0.95. Rejected: the same with LayerNorm, and in forward.h (0.9 at 16 rows, but 1.1 from 128 rows on): operands then
-// move between the caches of the threads, who wait for each other after every step.
+// As in forward.h a block of rows stays in cache while the packed weights go by. Where there are few rows and no
+// LayerNorm the threads share the panels of the weights instead: at 16 to 32 rows two threads take 0.7 to 0.95 of the
+// time by rows, at 64 rows 0.95. Rejected: the same with LayerNorm, and in forward.h (0.9 at 16 rows, but 1.1 from 128
+// rows on): operands then move between the caches of the threads, who wait for each other after every step.
 
 constexpr int64_t kFewRows = 64;
 
@@ -57,7 +57,8 @@ inline void pack_linears(const LinearCall& call, LinearShared& shared) {
 }
 
 // Rows [row, row + rows) of all layers.
-inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row, int64_t rows) {
+inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row,
+                         int64_t rows) {
   copy_operand(rows_of(call.x, row), rows, call.inputs, block.x, block.stride);
   for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];

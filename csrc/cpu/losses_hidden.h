@@ -7,8 +7,8 @@
 // Tokens are taken in chunks, as in backward.h: in parallel over blocks of rows the difference, its sum of squares and
 // dh_s; then in parallel over rows of dW its products over the chunk. Only one chunk of D exists, in scratch.
 //
-// Chosen: gradients at once, in forward. The loss is a scalar, so they are known up to one factor, and D, a third of the
-// work, is not computed twice. All layers share W: it is packed once and its gradient accumulated once.
+// Chosen: gradients at once, in forward. The loss is a scalar, so they are known up to one factor, and D, a third of
+// the work, is not computed twice. All layers share W: it is packed once and its gradient accumulated once.
 
 struct HiddenShared {
   RealTokens real;
@@ -102,7 +102,8 @@ struct Hidden {
     if (call.failed) return 1;
     double sum = 0.0;
     for (int64_t k = 0; k < blocks; ++k) sum += shared.squares[k];
-    *call.loss = static_cast<float>(per_layer > 0 ? sum / static_cast<double>(per_layer) / static_cast<double>(call.d_t) : 0.0);
+    *call.loss =
+        static_cast<float>(per_layer > 0 ? sum / static_cast<double>(per_layer) / static_cast<double>(call.d_t) : 0.0);
     finish();
     return 0;
   }
@@ -114,7 +115,8 @@ struct Hidden {
       for (int64_t i = 0; i < shared.real.count[b]; ++i)
         shared.tokens[per_layer++] = static_cast<int32_t>(b * call.mask.length + shared.real.of(b)[i]);
     total = per_layer * call.layers;
-    if (per_layer > 0) coefficient = static_cast<float>(2.0 / (static_cast<double>(per_layer) * static_cast<double>(call.d_t)));
+    if (per_layer > 0)
+      coefficient = static_cast<float>(2.0 / (static_cast<double>(per_layer) * static_cast<double>(call.d_t)));
   }
 
   void pack() {

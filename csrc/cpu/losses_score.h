@@ -8,8 +8,8 @@
 // Chosen: gradients at once. The loss is a scalar, so its gradients are known up to one factor, and D, which costs half
 // of the work, is computed once instead of twice. Rejected: saving q and k alone and computing D again in backward.
 
-// From this many real tokens per column of the Gram matrices on, that form is faster. Measured with gradients on one core
-// of a Sapphire Rapids at d 45 and 64: both take the same time near 2.8 with float32 products, near 11 with AMX.
+// From this many real tokens per column of the Gram matrices on, that form is faster. Measured with gradients on one
+// core of a Sapphire Rapids at d 45 and 64: both take the same time near 2.8 with float32 products, near 11 with AMX.
 constexpr double kGramPays = sizeof(Element) == 4 ? 2.8 : 11.0;
 
 struct ScoreScratch {

@@ -45,7 +45,9 @@ inline void skinny_product(const Element* a, int64_t stride, int n, const W* w, 
 inline void skinny_product(const Element* a, int64_t stride, int64_t r, int n, const View& w, int64_t depth,
                            int64_t column, int64_t width, const float* bias, float* tile) {
   if (w.dtype == kFloat32)
-    skinny_product(a + r * stride, stride, n, static_cast<const float*>(w.data), w.stride, depth, column, width, bias, tile);
+    skinny_product(a + r * stride, stride, n, static_cast<const float*>(w.data), w.stride, depth, column, width, bias,
+                   tile);
   else
-    skinny_product(a + r * stride, stride, n, static_cast<const bf16*>(w.data), w.stride, depth, column, width, bias, tile);
+    skinny_product(a + r * stride, stride, n, static_cast<const bf16*>(w.data), w.stride, depth, column, width, bias,
+                   tile);
 }

@@ -5,7 +5,7 @@ is found or built (`kernels.build`), and the best instruction set of this machin
 
     generic -> avx2 -> avx512 -> amx_fp32 (float32 products);   avx512bf16 or amx for bfloat16 products
 
-`amx_fp32` multiplies float32 operands on bfloat16 tiles, cut into three parts without loss (csrc/cpu/gemm_bf16.h): as
+`amx_fp32` multiplies float32 operands on bfloat16 tiles, cut into three planes without loss (csrc/cpu/gemm_bf16.h): as
 exact as multiply-adds, and about twice as fast; calls of fewer than 48 tokens stay on `avx512`.
 `FFNAS_CPU_ISA` names the highest one that may be used. Where bfloat16 products were asked for on a machine without
 them, float32 products are used: more exact, only slower. float64 and float16 go to the next backend.

@@ -1,6 +1,6 @@
 """Weights that stay packed from one inference pass to the next, for the CPU backend.
 
-Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 parts. Calls
+Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 planes. Calls
 pack them: weights of a training step or of a candidate change from call to call. In a model that answers one short
 sequence after the other they do not, and packing takes as long as multiplying by some 100 tokens. So what calls
 without gradients would pack for the second time is kept.

@@ -1,4 +1,4 @@
-"""`replace_ffn`: runs the feed-forward part of a Hugging Face encoder on the fused op, in place, until undone.
+"""`replace_ffn`: runs the feed-forward layers of a Hugging Face encoder on the fused op, in place, until undone.
 
 Works on models whose layers are built like BERT's (BERT and MiniLM, RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT, ...):
 
@@ -7,11 +7,11 @@ Works on models whose layers are built like BERT's (BERT and MiniLM, RoBERTa, XL
 Chosen: one instance attribute, `feed_forward_chunk`, on each layer. Parameters stay where and what they are, so state
 dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing are untouched, and undoing is deleting
 it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
-never imported: layers are recognized by their parts.
+never imported: layers are recognized by their children.
 
-While a layer's parts are what they were, they are read and not called. Where one of them has been replaced or has got
+While a layer's children are what they were, they are read and not called. Where one of them has been replaced or has got
 hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
-another expression that expression in plain PyTorch, the parts called.
+another expression that expression in plain PyTorch, the children called.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Replacement:
 def replace_ffn(
     model: nn.Module, expression: str | Expression | None = None, *, policy: str = "truncate"
 ) -> Replacement:
-    """Runs every BERT-like feed-forward part of `model` on the fused op. Parameters and state dict stay as they are.
+    """Runs every BERT-like feed-forward layer of `model` on the fused op. Parameters and state dict stay as they are.
 
     Args:
         model: a Hugging Face encoder, or any module that contains its layers.
@@ -116,7 +116,7 @@ def replace_ffn(
 
 
 class _Origin(NamedTuple):
-    """What a layer was when it was replaced: the classes around its parts, and its activation, which the expression
+    """What a layer was when it was replaced: the classes around its children, and its activation, which the expression
     stands for; None where it stands for another function."""
 
     intermediate: type[nn.Module]
@@ -141,7 +141,7 @@ def _feed_forward(
 
 
 def _read(layer: Layer, origin: _Origin) -> tuple[Any, Any, Any, Any, Any, Any] | None:
-    """The fused op's parameters; None where the layer's parts must be called."""
+    """The fused op's parameters; None where the layer's children must be called."""
     first, last, activation = layer.intermediate, layer.output, origin.activation
     if (type(first), type(last)) != (origin.intermediate, origin.output):
         return None

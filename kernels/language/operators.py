@@ -13,8 +13,8 @@ an opcode the table does not have is refused (`kernels.language.program.sources`
 gradient in `kernels.language.lowering`, too.
 
 Gradients are functions of the operator's *input* (not of its output), so that a backward segment can recompute them
-from the values a forward segment reads. At kinks, infinities and NaN they are those of PyTorch's autograd: relu'(0) = 0,
-leaky_relu'(0) = 0.01, elu'(0) = 1; `max` splits ties in half.
+from the values a forward segment reads. At kinks, infinities and NaN they are those of PyTorch's autograd: relu'(0) is
+0, leaky_relu'(0) 0.01, elu'(0) 1; `max` splits ties in half.
 
 Rejected: describing derivatives symbolically and differentiating expressions as trees. It doubles the number of
 operators the kernels must know (cosh, sign, ...) and hides which intermediate a backend has to keep.
