@@ -67,6 +67,8 @@ struct AttentionBackward : AttentionHead {
       return;
     }
     pack();
+    // Queries outermost: dq of a block is done when its keys are through, dk and dv gather over all blocks in scratch,
+    // [n, d] float32 each. One thread has the whole head, so nothing is added by two.
     for (int64_t row = 0; row < length(); row += kBlockRows) {
       const int64_t rows = least(kBlockRows, length() - row);
       load_block_of_queries(row, rows);
@@ -98,6 +100,7 @@ struct AttentionBackward : AttentionHead {
     if (with_loss()) copy_operand(rows_of(q_t, row), rows, call.d_t, s.q_t, s.stride_t);
     store_rows_right(rows_of(q, row), rows, call.d, kBlockRows, s.tile, s.right_q);
     store_rows_right(rows_of(grad, row), rows, call.d, kBlockRows, s.tile, s.right_grad);
+    // delta[r] = dO[r] . context[r] is the sum over keys of P dP, whatever dropout did: no pass over the scores for it.
     for (int64_t r = 0; r < rows; ++r) s.delta[r] = 0.0f;
     for_tiles_by_rows(rows, call.d, [&](int64_t r, int count, int64_t c) {
       load_tile(rows_of(grad, row), r, c, count, call.d, s.tile);
@@ -113,6 +116,8 @@ struct AttentionBackward : AttentionHead {
 
   // dS as operand and left operand, dropped P as left operand, of a block of queries and keys.
   void score_gradients(int64_t row, int64_t rows, int64_t key, int64_t keys) {
+    // Two products per tile, q k^T and dO v^T (a third for the teacher), element-wise work on them while they are in
+    // L1, and the results stored as operands of the three products of accumulate().
     for_tiles(rows, keys, [&](int64_t r, int count, int64_t c) {
       const int64_t column = key + c, end = column + kTileColumns;
       product(s.q, s.stride, r, count, s.keys, call.d, column, end, kZeros, s.tile);
@@ -142,6 +147,7 @@ struct AttentionBackward : AttentionHead {
       const F lse_row = set1(lse()[row + r + i]), delta = set1(s.delta[r + i]), a = set1(factor);
       for (int j = i * kTileColumns; j < (i + 1) * kTileColumns; j += kLanes) {
         const F score = load(s.tile + j) * scale;
+        // P from the saved log-sum-exp, without a maximum: scores are at most lse but for rounding
         const F p = exp_negative(min_second(zero(), score - lse_row));
         F dp = load(s.other + j);
         const F m = dropout ? load(s.factors + j) : set1(1.0f);

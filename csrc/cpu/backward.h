@@ -55,6 +55,7 @@ struct Backward {
     if (!carve(kShared, shared, call, rows)) return 1;
     pack_layers(call, shared.packed, false, true);
     clear(shared.totals, Sums::size(call) * call.layers);
+    // Chunks outermost: the operands of one chunk's weight gradients are all that exists of them.
     for (int64_t row = 0; row < call.tokens && !call.failed; row += rows)
       for (int64_t l = call.layers - 1; l >= 0; --l) layer(l, row, least(rows, call.tokens - row));
     if (!call.failed) finish();
@@ -71,6 +72,7 @@ struct Backward {
   }
 
   void layer(int64_t l, int64_t row, int64_t rows) {
+    // As many blocks as the threads share evenly, none larger than what scratch is made for.
     const int64_t fewest = round_up((rows + kBlockRows - 1) / kBlockRows, num_threads());
     const int64_t step = round_up((rows + fewest - 1) / fewest, kBlockUnit);
     const int64_t blocks = (rows + step - 1) / step;
@@ -101,6 +103,8 @@ struct Backward {
   }
 
   void weight_gradients(int64_t l, const Needs& needs, int64_t tokens, bool accumulate, int64_t blocks) {
+    // A task owns kGradientRows rows of one gradient, so no two threads add to one element; one more task adds the
+    // blocks' column sums.
     const ChunkOperands& chunk = shared.chunk;
     const int64_t first = needs.w1 ? (w.out1 + kGradientRows - 1) / kGradientRows : 0;
     const int64_t second = needs.w2 ? (w.out2 + kGradientRows - 1) / kGradientRows : 0;
@@ -119,6 +123,7 @@ struct Backward {
                      int64_t t, float* gradient, bool accumulate) {
     const int64_t i0 = t * kGradientRows, i1 = least(rows, i0 + kGradientRows);
     const ProductScope scope;
+    // rows [i0, i1) of left.T @ right, [out, in]: the task's columns of `left` stay in cache while `right` goes by.
     for (int64_t j = 0; j < columns; j += kTileColumns)
       outer(left, rows, right, tokens, shared.chunk.capacity, i0, i1, j, columns - j, gradient, columns, accumulate);
   }

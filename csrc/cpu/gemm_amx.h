@@ -89,6 +89,9 @@ __attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const
     if (TALL) _tile_zero(2);
     if (TALL && WIDE) _tile_zero(3);
   }
+  // Tile registers: 0..3 the four 16 x 16 quarters of the result, 4 and 5 rows 0..15 and 16..31 of A, 6 and 7 columns
+  // 0..15 and 16..31 of B. One step is 32 of depth. With three planes, a = a0 + a1 + a2 and b = b0 + b1 + b2, it does
+  // a0 b0, a2 b0, a1 b0, a1 b1, a0 b1, a0 b2 and fetches the next panel meanwhile.
   for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
@@ -207,6 +210,8 @@ inline int64_t left_elements(int64_t tokens, int64_t width) {
 }
 inline void store_left(const float* tile, int rows, int64_t row, int64_t column, int64_t, int64_t, int64_t capacity,
                        bf16* left) {
+  // 32 tokens at a time: two tokens of a column make one 32-bit word, since the product's depth, here the tokens, runs
+  // in pairs through a tile register. Rows of words are turned over, so that columns of the matrix become rows of A.
   F words[kPlanes][16];
   for (int first = 0; first < rows; first += 32) {
     auto* to = reinterpret_cast<float*>(left + kPlanes * (column * capacity + (row + first) * 32));
@@ -225,6 +230,8 @@ inline void store_left(const float* tile, int rows, int64_t row, int64_t column,
 
 inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, int64_t capacity, int64_t i0,
                   int64_t i1, int64_t j0, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
+  // The depth of this product is the tokens: both operands lie in whole tile registers already (store_left,
+  // store_right), so a step is loads and products only.
   alignas(64) float tile[32 * kTileColumns];
   const bf16* panel = right + kPlanes * j0 * capacity;
   for (int64_t i = i0; i < i1; i += 32) {

@@ -122,6 +122,8 @@ inline void store_operand(const float* tile, int rows, int64_t columns, bf16* a,
 // One panel of B[k][j] = w[first + j, k] (transposed: forward) or w[k, first + j] (backward).
 template <class T>
 void pack_panel(const T* w, int64_t stride, int64_t depth, int64_t first, int64_t columns, bool transposed, bf16* b) {
+  // 32 of depth x 16 columns at a time; two neighbours in depth share a 32-bit word, as the products read them. A
+  // transposed weight has them side by side in a row already, otherwise two rows are joined.
   F rows[kPlanes][16];
   for (int64_t k = 0; k < padded_depth(depth); k += 32)
     for (int j = 0; j < kTileColumns; j += 16) {

@@ -91,6 +91,8 @@ inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64
 template <int R, class T>
 inline void normalize_rows_backward(float* z, int64_t z_stride, const T* g, int64_t g_stride, int64_t width,
                                     const RowStats* stats, const float* weight, float* grad_weight, float* grad_bias) {
+  // First pass: h replaces z, the two means and the parameter gradients are summed. Second pass: dz replaces h. R rows
+  // at once share the loads and stores of the parameter gradients, [width] each.
   F m[R], r[R], sum_a[R], sum_ah[R];
   for (int i = 0; i < R; ++i) {
     m[i] = set1(stats[i].mean);

@@ -59,12 +59,14 @@ inline void pack_linears(const LinearCall& call, LinearShared& shared) {
 // Rows [row, row + rows) of all layers.
 inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row,
                          int64_t rows) {
+  // x once, in the products' dtype, for all layers (q, k and v, say).
   copy_operand(rows_of(call.x, row), rows, call.inputs, block.x, block.stride);
   for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];
     for_tiles(rows, layer.outputs, [&](int64_t r, int n, int64_t c) {
       product(block.x, block.stride, r, n, shared.w[l], call.inputs, c, layer.outputs, shared.b[l] + c, block.tile);
       if (call.residual.data == nullptr) return store_tile(layer.out, row + r, c, n, layer.outputs, block.tile);
+      // LayerNorm needs whole rows: z = residual + product gathers panel by panel, normalized below
       load_tile(call.residual, row + r, c, n, layer.outputs, block.old);
       add_to_block(block.tile, block.old, block.z + r * block.z_stride + c, block.z_stride, n);
     });
@@ -85,6 +87,7 @@ inline int linear_by_panels(const LinearCall& call, const LinearShared& shared) 
     const ProductScope scope;
     alignas(64) float tile[kTileFloats];
     int64_t l = 0, first = 0;  // the layer of panel p, and its first panel
+    // A panel of the weights is read by one thread only, and once: with so few rows reading it is the work.
     for (int64_t p = t * share; p < least(total, (t + 1) * share); ++p) {
       while (p >= first + panels(call.layer[l].outputs)) first += panels(call.layer[l++].outputs);
       const LinearLayer& layer = call.layer[l];

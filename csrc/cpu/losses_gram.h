@@ -111,6 +111,7 @@ struct GramHead {
   double total(bool always) {
     for (int64_t r = 0; r < kGramChunk + kGramRows; ++r)
       for (int64_t j = s.width; j < s.stride; ++j) s.rows[r * s.stride + j] = 0.0;
+    // Two w x w matrices are all that is kept of n rows; their elementwise product sums to sum D^2, row by row.
     gram(q_s, q_t, scale_s, -scale_t, s.gram_p);
     gram(k_s, k_t, 1.0, 1.0, s.gram_r);
     double total = 0.0;
@@ -150,6 +151,7 @@ struct GramHead {
 
   // g = X^T X of the concatenated rows: blocks on and above the diagonal, then mirrored.
   void gram(const View& own, const View& teacher, double a, double b, double* g) {
+    // A chunk of rows in double, about 0.2 MB, serves all blocks of g: the depth of these products is the rows.
     for (int64_t first = 0; first < n; first += kGramChunk) {
       const int64_t count = least(kGramChunk, n - first);
       load(own, teacher, a, b, first, count);

@@ -158,11 +158,14 @@ struct Hidden {
 
   // One block: rows [row, row + rows) of all, [at, ..) of the chunk.
   double block(HiddenScratch& s, int64_t row, int64_t at, int64_t rows, int64_t index) {
+    // Real tokens of all layers are one list of rows, so that blocks are full whatever the padding; a row's place in
+    // the caller's tensors is looked up once.
     HiddenRows at_rows;
     for (int64_t r = 0; r < rows; ++r) {
       locate(row + r, at_rows, r);
       copy_operand(at_rows.h_s[r], 1, call.d_s, s.h + r * s.stride_h, s.stride_h);
     }
+    // A tile of D leaves as operand of D W (d), as left operand of D^T h_s (shared.left), and as column sums.
     Element* d = kLeftIsOperand ? shared.left + at * s.stride_d : s.d;
     float* sums = gradients ? shared.sums + index * padded_width(call.d_t) : nullptr;
     if (gradients) __builtin_memset(sums, 0, static_cast<size_t>(padded_width(call.d_t)) * sizeof(float));

@@ -9,8 +9,8 @@ dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing ar
 it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
 never imported: layers are recognized by their children.
 
-While a layer's children are what they were, they are read and not called. Where one of them has been replaced or has got
-hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
+While a layer's children are what they were, they are read and not called. Where one of them has been replaced or has
+got hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
 another expression that expression in plain PyTorch, the children called.
 """
 

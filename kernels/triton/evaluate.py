@@ -147,6 +147,8 @@ def interpret(
     SEGMENT: tl.constexpr, SLOTS: tl.constexpr, GRADIENTS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """See the module; SLOTS is an element of `microcode.SLOT_VARIANTS`."""
+    # The state: acc, v and the slots, tiles of one shape. Slots start as acc only because a name needs a value before
+    # the loop; no program reads one it has not written (`kernels.language.validation`).
     entry = code + SEGMENT * 8
     count = tl.load(entry + 1)
     acc = _input(tl.load(entry + 6), x, a, b, g, x)
