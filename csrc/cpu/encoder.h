@@ -72,12 +72,21 @@ struct EncoderInput {
   int64_t batch, length;
 };
 
+// Who packs weights and multiplies by them: an instruction set in floating point, or on codes (int8.h).
+struct Products {
+  int (*linear)(LinearCall&);
+  int (*forward)(Call&);
+  int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
+  void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
+};
+
 // One pass. All buffers hold float32 rows.
 class EncoderPass {
  public:
-  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Kernels& kernels, const LossKernels& others,
+  // `products` are those of embeddings and layers, `others` pool and answer.
+  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Products& products, const LossKernels& others,
               const EncoderInput& in)
-      : m_(model), packed_(packed), kernels_(kernels), others_(others), in_(in) {}
+      : m_(model), packed_(packed), products_(products), others_(others), in_(in) {}
 
   int run(Wanted wanted, float padding, float* out) {
     const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
@@ -91,12 +100,12 @@ class EncoderPass {
       if (const int failed = layer(l, short_last && l == last)) return failed;
     if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
     if (m_.head == kTokenHead && wanted == kWantHead) {
-      if (const int failed = dense(m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), wide_)) return failed;
+      if (const int failed = dense(others_.linear, m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), wide_)) return failed;
       return scatter(wide_, m_.classifier.outputs, padding, out);
     }
     if (const int failed = pool(short_last)) return failed;
     if (wanted == kWantPooled) return copy(y_, in_.batch * m_.hidden, out);
-    return dense(m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, out);
+    return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, out);
   }
 
  private:
@@ -186,14 +195,14 @@ class EncoderPass {
       }
   }
 
-  int dense(const Dense& d, const Buffer& packed, const View& x, int64_t count, float* out) {
+  static int dense(int (*linear)(LinearCall&), const Dense& d, const Buffer& packed, const View& x, int64_t count, float* out) {
     LinearCall call = {};
     call.tokens = count;
     call.inputs = d.inputs;
     call.layers = 1;
     call.x = x;
     call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    return linear(call) ? kOutOfMemory : kOk;
   }
 
   // LayerNorm(residual + x @ w.T + b)
@@ -208,7 +217,7 @@ class EncoderPass {
     call.ln_bias = norm.bias;
     call.eps = m_.eps;
     call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    return products_.linear(call) ? kOutOfMemory : kOk;
   }
 
   // Layer l, of the first tokens alone where `first`; its result is in x_.
@@ -238,11 +247,11 @@ class EncoderPass {
     call.layer[0] = {layer.key.w, layer.key.b, rows(k, n, width), width, packed.key.get()};
     call.layer[1] = {layer.value.w, layer.value.b, rows(v, n, width), width, packed.value.get()};
     call.layer[2] = {layer.query.w, layer.query.b, rows(q, n, width), width, packed.query.get()};
-    if (others_.linear(call)) return kOutOfMemory;
+    if (products_.linear(call)) return kOutOfMemory;
     if (first) {
       first_rows(y_);
       swap();
-      if (const int failed = dense(layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
+      if (const int failed = dense(products_.linear, layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
     }
     RaggedAttention attention = {};
     attention.samples = in_.batch;
@@ -285,7 +294,7 @@ class EncoderPass {
     call.x = rows(x_, count, m_.hidden);
     call.out = rows(y_, count, m_.hidden);
     call.layer = ffns_.data();
-    const int failed = kernels_.forward(call) ? kOutOfMemory : kOk;
+    const int failed = products_.forward(call) ? kOutOfMemory : kOk;
     swap();
     return failed;
   }
@@ -300,7 +309,7 @@ class EncoderPass {
       first_rows(y_);
       swap();
     }
-    if (const int failed = dense(m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, y_)) return failed;
+    if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, y_)) return failed;
     for (int64_t i = 0; i < in_.batch * m_.hidden; ++i) y_[i] = activated(y_[i]);
     return kOk;
   }
@@ -349,7 +358,7 @@ class EncoderPass {
 
   const EncoderModel& m_;
   const PackedEncoder& packed_;
-  const Kernels& kernels_;
+  const Products products_;
   const LossKernels& others_;
   const EncoderInput& in_;
   std::vector<int32_t> ids_, positions_, types_;

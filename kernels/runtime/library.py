@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.backends.instruction_sets import ABI_VERSION, best_isas
+from kernels.backends.instruction_sets import ABI_VERSION, best_isas, usable_int8
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable
-from kernels.runtime.description import HEADS, Answers, Arrays, Description, NativeError, check_arrays
+from kernels.runtime.description import HEADS, PRECISIONS, Answers, Arrays, Description, NativeError, check_arrays
 from kernels.runtime.words import model_words
 
 WANTED = ("head", "hidden", "pooled")
-PRECISIONS = ("fp32", "bf16")
 
 _ERRORS = {
     1: "out of memory",
@@ -50,6 +49,7 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_run_on.argtypes = [pointer, whole, *[pointer] * 3, *[whole] * 3, ctypes.c_double, pointer]
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
+    library.ffnas_int8_runs.argtypes = [whole]
     library.ffnas_encoder_free.restype = None
     return library
 
@@ -108,7 +108,7 @@ class Encoder:
         isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
         matrices = _packed(arrays) if watched else array("q")
-        sums = _fingerprints(library, isa, matrices)
+        sums = _fingerprints(library, _isas(library)[PRECISIONS[0]], matrices)
         words = model_words(
             description,
             lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
@@ -159,7 +159,7 @@ class Encoder:
 
     def unchanged(self) -> bool:
         """Whether every byte of the matrices is what it was at first; reads all of them."""
-        return _fingerprints(self._library, self._isa, self._matrices) == self._sums
+        return _fingerprints(self._library, self._isas[PRECISIONS[0]], self._matrices) == self._sums
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
@@ -175,7 +175,7 @@ class Encoder:
 def _isas(library: ctypes.CDLL) -> dict[str, int]:
     """Instruction sets by precision."""
     try:
-        return dict(zip(PRECISIONS, best_isas(library), strict=True))
+        return dict(zip(PRECISIONS, (*best_isas(library), max(usable_int8(library).values())), strict=True))
     except BackendUnavailable as error:
         raise NativeError(str(error)) from error
 
