@@ -161,9 +161,10 @@ class Encoder {
     if (kernels == nullptr || others == nullptr || (wanted == kWantHead && model_.head == kNoHead) ||
         (wanted == kWantPooled && model_.pooling == kNoPooling))
       return kBadCall;
-    const Products plain{others->linear, kernels->forward, kernels->packed_bytes, kernels->pack};
+    const int32_t type = isa == kAmx || isa == kAvx512Bf16 ? kBFloat16 : kFloat32;
+    const Products plain{others->linear, kernels->forward, kernels->packed_bytes, kernels->pack, type};
     const Products products =
-        codes == nullptr ? plain : Products{codes->linear, codes->forward, codes->packed_bytes, codes->pack};
+        codes == nullptr ? plain : Products{codes->linear, codes->forward, codes->packed_bytes, codes->pack, type};
     PackedEncoder& packed = codes == nullptr ? packed_[isa] : packed_codes_[asked - kInt8First];
     {
       const std::lock_guard<std::mutex> packing(packing_);

@@ -4,6 +4,8 @@
 #ifdef __AMX_INT8__
 #include <immintrin.h>
 
+#define FFNAS_BF16_PRODUCTS  // conversion by the hardware, as attention's kernels do
+
 namespace ffnas {
 namespace i8_amx {
 #include "vec_avx512.h"

@@ -40,20 +40,29 @@ struct CodeLinearBlock {
 };
 
 inline const float* float_row(const View& v, int64_t row) { return static_cast<const float*>(v.data) + row * v.stride; }
-inline float* float_row_of(const View& v, int64_t row) { return static_cast<float*>(v.data) + row * v.stride; }
+
+template <class Row>
+inline void write_rows(Row row, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) row.run();
+}
 
 // Rows [row, row + rows) of all layers.
 inline void code_linear_block(const LinearCall& call, const CodeLinearShared& shared, CodeLinearBlock& block, int64_t row, int64_t rows) {
-  quantize_rows(float_row(call.x, row), call.x.stride, rows, call.inputs, block.x, block.row);
+  quantize_rows(call.x, row, rows, call.inputs, block.x, block.row);
   for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];
     const PackedCodes w(layer.packed, layer.outputs, call.inputs);
     const auto each = [&](const auto& row_of) {
       for_sums(block.panel, rows, block.x, block.row, call.inputs, w, layer.outputs, shared.b[l], row_of);
     };
-    if (call.residual.data == nullptr)
+    const int64_t at = row * layer.out.stride;
+    if (call.residual.data == nullptr && layer.out.dtype == kFloat32)
       each([&](int64_t c, const SumsRow& sums) {
-        return OutRow{sums, float_row_of(layer.out, row) + c, layer.out.stride, layer.outputs - c};
+        return OutRow<float>{sums, static_cast<float*>(layer.out.data) + at + c, layer.out.stride, layer.outputs - c};
+      });
+    else if (call.residual.data == nullptr)
+      each([&](int64_t c, const SumsRow& sums) {
+        return OutRow<bf16>{sums, static_cast<bf16*>(layer.out.data) + at + c, layer.out.stride, layer.outputs - c};
       });
     else
       each([&](int64_t c, const SumsRow& sums) {
@@ -68,7 +77,7 @@ inline void code_linear_block(const LinearCall& call, const CodeLinearShared& sh
 
 // All rows of every thread's share of the panels, counted through all layers.
 inline int code_linear_by_panels(LinearCall& call, const CodeLinearShared& shared) {
-  quantize_rows(float_row(call.x, 0), call.x.stride, call.tokens, call.inputs, shared.x, shared.row);
+  quantize_rows(call.x, 0, call.tokens, call.inputs, shared.x, shared.row);
   int64_t total = 0;
   for (int64_t l = 0; l < call.layers; ++l) total += panels(call.layer[l].outputs);
   const int64_t share = (total + num_threads() - 1) / num_threads();
@@ -82,9 +91,11 @@ inline int code_linear_by_panels(LinearCall& call, const CodeLinearShared& share
       const PackedCodes w(layer.packed, layer.outputs, call.inputs);
       const int64_t c = (p - first) * kTileColumns;
       code_product(shared.x, code_stride(call.inputs), call.tokens, w, call.inputs, c, layer.outputs, sums, SumsWork<NoRow>{});
-      OutRow row{{sums, shared.row, w.sums + c, w.scale + c, shared.b[l] + c}, float_row_of(layer.out, 0) + c, layer.out.stride,
-                 layer.outputs - c};
-      for (int64_t r = 0; r < call.tokens; ++r) row.run();
+      const SumsRow from{sums, shared.row, w.sums + c, w.scale + c, shared.b[l] + c};
+      if (layer.out.dtype == kFloat32)
+        write_rows(OutRow<float>{from, static_cast<float*>(layer.out.data) + c, layer.out.stride, layer.outputs - c}, call.tokens);
+      else
+        write_rows(OutRow<bf16>{from, static_cast<bf16*>(layer.out.data) + c, layer.out.stride, layer.outputs - c}, call.tokens);
     }
   };
   parallel_tasks((total + share - 1) / share, task);

@@ -28,7 +28,8 @@ inline float code_of(const Range& range, RowCode& row) {
 // In units of Code: whole cache lines and one more, so that rows do not meet in a set of the cache.
 inline int64_t code_stride(int64_t width) { return round_up(width, 64) + 64; }
 
-inline void write_codes(const float* x, int64_t width, float inverse, const RowCode& row, Code* to) {
+template <class T>
+inline void write_codes(const T* x, int64_t width, float inverse, const RowCode& row, Code* to) {
   const F scaled = set1(inverse);
   const I zero_code = set1_i(row.zero);
   int64_t j = 0;
@@ -37,7 +38,8 @@ inline void write_codes(const float* x, int64_t width, float inverse, const RowC
 }
 
 // Codes of rows; `to` has room for vectors past the last column.
-inline void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_t width, Code* to, RowCode* row) {
+template <class T>
+inline void quantize_rows(const T* x, int64_t x_stride, int64_t rows, int64_t width, Code* to, RowCode* row) {
   for (int64_t r = 0; r < rows; ++r, x += x_stride, to += code_stride(width)) {
     Range range{zero(), zero()};
     int64_t j = 0;
@@ -46,6 +48,14 @@ inline void quantize_rows(const float* x, int64_t x_stride, int64_t rows, int64_
     const float inverse = code_of(range, row[r]);
     write_codes(x, width, inverse, row[r], to);
   }
+}
+
+// The same from row `first` of a matrix of float32 or bfloat16 on.
+inline void quantize_rows(const View& x, int64_t first, int64_t rows, int64_t width, Code* to, RowCode* row) {
+  if (x.dtype == kFloat32)
+    quantize_rows(static_cast<const float*>(x.data) + first * x.stride, x.stride, rows, width, to, row);
+  else
+    quantize_rows(static_cast<const bf16*>(x.data) + first * x.stride, x.stride, rows, width, to, row);
 }
 
 // A packed weight: panels of kTileColumns outputs, [words of the depth][kTileColumns] words each, zero-padded; then the sums
