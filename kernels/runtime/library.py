@@ -7,7 +7,7 @@ import os
 from array import array
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,7 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
     library.ffnas_int8_runs.argtypes = [whole]
+    library.ffnas_int8_sums.argtypes = [whole, pointer, whole, whole, pointer, whole, *[pointer] * 4]
     library.ffnas_encoder_free.restype = None
     return library
 
@@ -170,6 +171,36 @@ class Encoder:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self.close()
+
+
+class CodeSums(NamedTuple):
+    """codes [rows, depth], scale and zero [rows] of rows, and sums [rows, outputs] of their codes' products; int32 but scale."""
+
+    codes: np.ndarray[Any, np.dtype[np.int32]]
+    scale: np.ndarray[Any, np.dtype[np.float32]]
+    zero: np.ndarray[Any, np.dtype[np.int32]]
+    sums: np.ndarray[Any, np.dtype[np.int32]]
+
+
+def runs_int8(number: int) -> bool:
+    """Whether this build and this machine have a set of kernels for eight-bit integers (`INT8`)."""
+    return bool(_library().ffnas_int8_runs(number))
+
+
+def code_sums(number: int, x: Any, w: Any) -> CodeSums:
+    """What the set `number` makes of float32 x [rows, depth] and w [outputs, depth]; csrc/cpu/int8.h has the formula.
+
+    Raises:
+        NativeError: the set is not in this build, or the sizes are none it takes.
+    """
+    (rows, depth), outputs = x.shape, w.shape[0]
+    shapes = ((rows, depth), np.int32), (rows, np.float32), (rows, np.int32), ((rows, outputs), np.int32)
+    found = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    out = (a.ctypes.data for a in found)
+    status = _library().ffnas_int8_sums(number, x.ctypes.data, rows, depth, w.ctypes.data, outputs, *out)
+    if status:
+        raise NativeError(f"int8: {_ERRORS.get(status, status)}")
+    return CodeSums(*found)
 
 
 def _isas(library: ctypes.CDLL) -> dict[str, int]:
