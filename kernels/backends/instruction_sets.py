@@ -13,8 +13,15 @@ ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32")
 """In rising order; the position is the number the library knows."""
 
-INT8 = {"generic": ("generic", 64), "avx2": ("avx2", 65), "avxvnni": ("avx2", 66), "avx512vnni": ("avx512", 67), "amx": ("amx", 68)}
-"""Sets of kernels for products of eight-bit integers, in rising order: the instruction set whose use they take, their number."""
+INT8 = {
+    "generic": ("generic", 64),
+    "avx2": ("avx2", 65),
+    "avxvnni": ("avx2", 66),
+    "avx512vnni": ("avx512", 67),
+    "amx": ("amx", 68),
+}
+"""Sets of kernels for products of eight-bit integers, in rising order: the instruction set that has to be allowed, and
+the number the library knows."""
 
 ABI_VERSION = 7
 """Of the library's C interface; csrc/cpu/api.cpp has the same number."""

@@ -174,7 +174,7 @@ class Encoder:
 
 
 class CodeSums(NamedTuple):
-    """codes [rows, depth], scale and zero [rows] of rows, and sums [rows, outputs] of their codes' products; int32 but scale."""
+    """codes [rows, depth], scale and zero [rows] of rows, and sums [rows, outputs] of products of their codes."""
 
     codes: np.ndarray[Any, np.dtype[np.int32]]
     scale: np.ndarray[Any, np.dtype[np.float32]]

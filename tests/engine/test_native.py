@@ -76,7 +76,7 @@ def test_bf16_products_stay_near(kind):
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_products_stay_near(kind, name, monkeypatch):
-    """A code is off by 1/510 of its row's range, a weight by 1/254 of its output's largest, as by 2^-8 of bfloat16 at 2^-9."""
+    """A code is off by 1/510 of its row's range, a weight by 1/254 of its output's largest: twice bfloat16's 2^-9."""
     number = INT8[name][1]
     if not runs_int8(number):
         pytest.skip(f"this processor or compiler has no {name}")

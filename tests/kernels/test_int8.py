@@ -1,4 +1,4 @@
-"""Products on eight-bit codes beside numpy's integers: every set of kernels, odd sizes, edges of the range, bad numbers."""
+"""Products on eight-bit codes beside numpy's integers: every set of kernels, odd sizes, edges of the range, NaN."""
 
 from __future__ import annotations
 
