@@ -286,7 +286,9 @@ class Context(Prepared):
             table = self.space.limits.costs.table if self.space.limits is not None else None
             depends = facts(self.config, self.data, self.teacher.model, model, table)
             return LedgerBoard(self.ledger, stage, depends)
-        return RankBoard(self.ranks, self.ledger, stage) if self.ranks.size > 1 else LocalBoard(self.ledger, stage)
+        if self.ranks.size > 1:
+            return RankBoard(self.ranks, self.ledger, stage)
+        return LocalBoard(self.ledger, stage)
 
     @property
     def inherits(self) -> bool:

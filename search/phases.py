@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from engine.training.loop import PhaseLog, cycle, run_phase
 from engine.training.settings import PhaseSettings
 from search.context import Context
 
-PhaseData = TypeVar("PhaseData", EncodedDataset, ShardedText, TaskMixture)
+PhaseData = EncodedDataset | ShardedText | TaskMixture
 """What a phase may train on."""
 
 

@@ -240,7 +240,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
         columns = (table.values(name) for name in ("article", "question", "options", "answer"))
         found = [(*row, str(i)) for i, row in enumerate(zip(*columns, strict=True))]
         return _race_rows(task, found, labelled, source)
-    texts = tuple(
+    texts: tuple[list[str], ...] = tuple(
         table.texts(name) for name in (task.texts if "#" not in task.texts[0] else ("sentence1", "sentence2"))
     )
     keys = [str(v) for v in table.values("label")] if labelled else []

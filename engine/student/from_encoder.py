@@ -240,7 +240,7 @@ def _first_position(positions: nn.Embedding) -> int:
 
 def _renamed(model: PreTrainedModel, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
     """Copies of the weights under our names, positions and segments in our shapes."""
-    base = model.base_model
+    base: Any = model.base_model
     names = _DISTILBERT_NAMES if base.config.model_type == "distilbert" else _BERT_NAMES
     inner = "" if model_class is FFNASModel else "ffnas."
     outer = "" if base is model else f"{model.base_model_prefix}."

@@ -37,7 +37,7 @@ class HeadedModel(FFNASPreTrainedModel):
     @property
     def fit_dense(self) -> nn.Linear | None:
         """The encoder's distillation projection."""
-        return self.ffnas.fit_dense
+        return self.base_model.fit_dense
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The head's output from the last layer's output [rows, S, H]; mean pooling needs the mask [rows, S]."""

@@ -23,6 +23,7 @@ SVD, whose result depends on a seed for no gain at this size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +104,14 @@ class _Tables:
     segments: Tensor | None
 
 
-def _teacher_tables(model: nn.Module) -> _Tables:
+def _teacher_tables(model: Any) -> _Tables:
+    """Those of a transformers encoder of any family."""
     words = _on_cpu(model.get_input_embeddings().weight)
     block = getattr(model.base_model, "embeddings", None)
     positions = getattr(block, "position_embeddings", None)
     segments = getattr(block, "token_type_embeddings", getattr(block, "segment_embeddings", None))  # ours: the latter
     rows = None if positions is None else _on_cpu(positions.weight)
-    if rows is not None and positions.padding_idx is not None:
+    if positions is not None and rows is not None and positions.padding_idx is not None:
         rows = rows[positions.padding_idx + 1 :]  # RoBERTa counts positions from there
     return _Tables(words, rows, None if segments is None else _on_cpu(segments.weight))
 

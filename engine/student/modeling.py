@@ -71,7 +71,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
     @property
     def base_model(self) -> FFNASModel:
         """The encoder: this model itself, or the one inside."""
-        found: FFNASModel = getattr(self, self.base_model_prefix, self)  # whatever a user has put around it
+        found: Any = getattr(self, self.base_model_prefix, self)  # or what a user has put around it
         return found
 
     def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
@@ -150,9 +150,9 @@ class FFNASModel(FFNASPreTrainedModel):
         """The token table."""
         return self.embeddings.token_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token table."""
-        self.embeddings.token_embeddings = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token table, by a table."""
+        self.embeddings.token_embeddings = cast("nn.Embedding", value)
 
     @can_return_tuple
     def forward(
@@ -215,7 +215,7 @@ class FFNASModel(FFNASPreTrainedModel):
             own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
             x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:
-                recorder.add(x, query, key, 1.0 if query is None else layer.attention.scaling, losses)
+                recorder.add(x, query, key, 1.0 if query is None else layer.block.scaling, losses)
             if keep_hidden:
                 hidden_states.append(x)
             if keep_attention:

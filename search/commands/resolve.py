@@ -114,7 +114,8 @@ class _Resolution:
 
     def __init__(self, prepared: Prepared, folder: Path, trials: list[Candidate], reporter: Reporter) -> None:
         self.prepared, self.folder, self.reporter = prepared, folder, reporter
-        self.recorded = [(Architecture.parse(t.architecture), t.score) for t in trials if t.state == "complete"]
+        complete = [t for t in trials if t.state == "complete" and t.score is not None]
+        self.recorded = [(Architecture.parse(t.architecture), t.score or 0.0) for t in complete]
         if not self.recorded:
             raise UserError(f"--resolve {folder}: no candidate of stage 3 completed: run the search again")
         expressions = tuple(layer.expression for layer in self.recorded[0][0].layers)
@@ -195,9 +196,9 @@ class _Resolution:
         prepared, spec = self.prepared, self.prepared.score_spec
         if self.evaluator is not None:
             return [primary(spec, m)[1] for m in self.evaluator.evaluate(architectures, spec)]
-        options = {"precision": prepared.precision}
+        data, precision = prepared.data.score, prepared.precision
         return [
-            primary(spec, evaluate(self.supernet, prepared.data.score, spec, **options, architecture=a))[1]
+            primary(spec, evaluate(self.supernet, data, spec, precision=precision, architecture=a))[1]
             for a in architectures
         ]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from engine.data import Batch
 from engine.data.task import TaskHead
 from engine.student.attention import extended_mask
 from engine.student.calibration import LayerStatistics, calibrate, fit_inner, refit, reorder
+from engine.student.encoder import FFNASLayer
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.training.loop import cycle
@@ -85,7 +86,7 @@ class Library:
         return lambda x, mask: layer(x, mask, plan)[0]
 
     @torch.no_grad()
-    def _fit(self, layer: nn.Module, spec: LayerSpec, index: int) -> None:
+    def _fit(self, layer: FFNASLayer, spec: LayerSpec, index: int) -> None:
         """Replaces the second product, and the output projection of attention, by their least-squares fits."""
         whole, found = self.model.base_model.encoder[index], self.statistics[index]
         shape = self.variants.shape
@@ -101,11 +102,11 @@ class Library:
             ffn.dense2.weight.copy_(weight)
             ffn.dense2.bias.copy_(bias)
         if spec.heads and spec.heads < shape.num_heads:
-            attention = whole.attention
+            attention = whole.block
             size = shape.hidden_size // shape.num_heads
             weight, bias = refit(found.context, attention.dense.weight, attention.dense.bias, spec.heads * size)
-            layer.attention.dense.weight.copy_(weight)
-            layer.attention.dense.bias.copy_(bias)
+            layer.block.dense.weight.copy_(weight)
+            layer.block.dense.bias.copy_(bias)
 
     def _alone(self, index: int) -> FFNASModel:
         """Layer `index` as an encoder of one layer, on shared weights and next to no embeddings."""
@@ -121,7 +122,10 @@ class Library:
         return base
 
 
-def without_dropout(module: nn.Module) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def without_dropout(module: Module) -> Module:
     """The module with every dropout off: short distillation is faster and no worse without."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):

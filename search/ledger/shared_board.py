@@ -27,6 +27,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from engine.architecture.architecture import Architecture
@@ -181,7 +182,7 @@ class LedgerBoard:
         storage, study = self.ledger.storage, self._study
         added = [
             self._retrying(
-                lambda c=c: storage.create_new_trial(study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
+                partial(storage.create_new_trial, study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
             )
             for c in candidates
         ]

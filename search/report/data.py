@@ -264,7 +264,7 @@ def _stage(folder: Path, key: str, phase: str) -> Stage | None:
     if "number" in record:
         best = field_of(folder / "best.json", record, "number", int)
     else:
-        best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
+        best = min(scored, key=lambda t: (-(t.score or 0.0), t.params, t.number)).number if scored else None
     title = phase_name(phase)
     return Stage(key, title[:1].upper() + title[1:], trials, best)
 

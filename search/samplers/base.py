@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -90,7 +90,10 @@ class SpaceExhausted(RuntimeError):
 class Observation:
     """A finished trial as a sampler sees it; `score` is None where it failed."""
 
-    architecture: PackedArchitecture = PackedArchitecture()  # noqa: RUF009  a descriptor
+    if TYPE_CHECKING:
+        architecture: Architecture
+    else:
+        architecture: PackedArchitecture = PackedArchitecture()
     score: float | None
 
 

@@ -129,5 +129,5 @@ class LibrarySampler(Sampler):
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(directions=list(self.directions))
+            self._study = optuna.create_study(directions=[*self.directions])
         return self._study
