@@ -219,7 +219,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
     """
     table = read_table(source)
     if task.reader == "squad":
-        texts = ([t.strip() for t in table.texts("question")], table.texts("context"))
+        asked = ([t.strip() for t in table.texts("question")], table.texts("context"))
         golds = None
         if labelled:
             items = [
@@ -227,7 +227,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
                 for a in table.values("answers")
             ]
             golds = [_gold(item, name) for item, name in zip(items, table.texts("id"), strict=True)]
-        return Rows(texts, None, table.texts("id"), golds)
+        return Rows(asked, None, table.texts("id"), golds)
     if task.reader == "swag":
         second = table.texts("sent2")
         endings = (table.texts(f"ending{i}") for i in range(len(task.classes)))

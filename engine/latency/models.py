@@ -141,7 +141,7 @@ class Subject:
         return self._torch_pass(side, case, ids.to(self.device))
 
     def _torch_pass(self, side: str, case: Case, ids: torch.Tensor) -> Callable[[], object]:
-        model = self.student if side == "ffnas" else self.plain
+        model: Any = self.student if side == "ffnas" else self.plain
         assert model is not None
         model = model.to(self.device, DTYPES[case.dtype]).eval()
         if side == "compile":

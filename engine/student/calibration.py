@@ -93,7 +93,10 @@ def inner_values(ffn: FFN, expression: Expression, rows: Tensor) -> Tensor:
     """What `wb2` multiplies: [T, d] of an FFN for inputs [T, H]; the expression's root is its second product."""
     if expression.weight != "wb2":
         raise ValueError(f"inner_values: the root of {expression} is not the second product")
-    weights = {"wb1": (ffn.dense1.weight, ffn.dense1.bias), "wb2": (ffn.dense2.weight, ffn.dense2.bias)}
+    weights: dict[str, Any] = {
+        "wb1": (ffn.dense1.weight, ffn.dense1.bias),
+        "wb2": (ffn.dense2.weight, ffn.dense2.bias),
+    }
     return evaluate_part(expression.args[0], rows, weights)
 
 
@@ -136,7 +139,8 @@ def reorder(model: FFNASPreTrainedModel, statistics: list[LayerStatistics]) -> l
     """
     ordered = []
     for layer, found in zip(model.base_model.encoder, statistics, strict=True):
-        ffn, attention = layer.all_ffn[0], layer.block
+        ffn: Any = layer.all_ffn[0]  # of full weights, which a type cannot tell
+        attention = layer.block
         importance = found.inner.diagonal()[:-1].sqrt() * ffn.dense2.weight.double().cpu().norm(dim=0)
         neurons = importance.argsort(descending=True, stable=True)
         size = attention.head_size

@@ -146,6 +146,12 @@ class FFNASModel(FFNASPreTrainedModel):
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
         self.post_init()
 
+    def pooled(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """[B, H] what heads read, from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
+        assert self.cls_pooler is not None  # models whose head reads it have it
+        pooled: Tensor = self.cls_pooler(hidden, attention_mask)
+        return pooled
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.embeddings.token_embeddings
@@ -225,7 +231,7 @@ class FFNASModel(FFNASPreTrainedModel):
             last_hidden_state=x,
             pooler_output=None if self.cls_pooler is None else self.cls_pooler(x, attention_mask),
             hidden_states=tuple(hidden_states) if keep_hidden else None,
-            attentions=tuple(attentions) if keep_attention else None,
+            attentions=cast("tuple[Tensor, ...]", tuple(attentions)) if keep_attention else None,
             states=states,
         )
 

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.data import Batch, EncodedDataset
+from engine.data import Batch
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
 from engine.loss_terms import LOGGED, TERMS
@@ -69,7 +70,17 @@ class PhaseLog:
     seconds: float
 
 
-def cycle(data: EncodedDataset, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+class Batched(Protocol):
+    """What a phase trains on: `EncodedDataset`, and what stands for it."""
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Batches of one epoch from step `start_step` on."""
+
+
+def cycle(data: Batched, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
     """Endless batches, epoch after epoch, beginning at step `start_step`."""
     per_epoch = data.num_batches(batch_size)
     epoch, offset = divmod(start_step, per_epoch)

@@ -50,7 +50,7 @@ from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted
 from search.space import SearchSpace
-from search.space.costs import text
+from search.space.costs import Costs, text
 from search.summary import OVER
 
 NEW, TOGETHER = 32, 8
@@ -135,7 +135,7 @@ class _Resolution:
         measured = None
         for _ in range(CORRECTIONS if limit is not None else 0):
             measured = self._measure(best.architecture)
-            if measured <= OVER * limit:
+            if limit is None or measured <= OVER * limit:
                 break
             factor *= measured / self._cost(best.architecture, factor)
             self.reporter.info(
@@ -158,7 +158,8 @@ class _Resolution:
         prepared = self.prepared
         largest = max(prepared.space.stacks), max(prepared.space.ratios)
         layers = tuple(LayerSpec(layer.expression, *largest) for layer in self.recorded[0][0].layers)
-        model = build_student(
+        fields: dict[str, Any] = student_fields(prepared.config)
+        model: FFNASPreTrainedModel = build_student(
             prepared.shape,
             Architecture(layers),
             prepared.config.student.num_heads or prepared.teacher.num_heads,
@@ -166,7 +167,7 @@ class _Resolution:
             policy=prepared.space.policy,
             pad_token_id=prepared.teacher.tokenizer.pad_token_id,
             seed=0,
-            **student_fields(prepared.config),
+            **fields,
         )
         load_weights(RunDir(self.folder).stage(3) / "supernet.safetensors", model)
         return model.to(prepared.device).eval()
@@ -211,17 +212,27 @@ class _Resolution:
             raise UserError(f"--resolve {self.folder}: no candidate within the budget was found: widen it")
         return min(inside, key=lambda c: (-c.score, space.parameters(c.architecture), str(c.architecture)))
 
+    @property
+    def _costs(self) -> Costs:
+        assert self.space.limits is not None  # a budget was asked for
+        return self.space.limits.costs
+
+    @property
+    def _table(self) -> LatencyTable:
+        assert self._costs.table is not None  # the budget is one of latency
+        return self._costs.table
+
     def _cost(self, architecture: Architecture, factor: float) -> float:
-        return factor * self.space.limits.costs.cost("latency_ms", architecture)
+        return factor * self._costs.cost("latency_ms", architecture)
 
     def _slower(self, factor: float) -> SearchSpace:
         """The space on a device that takes `factor` times as long as the table says."""
-        table = self.space.limits.costs.table.scaled(factor)
+        table = self._table.scaled(factor)
         prepared = self.prepared
-        return build_space(prepared.config, prepared.shape, table).with_expressions(self.space.fixed_expressions)
+        return build_space(prepared.config, prepared.shape, table).with_expressions(self.space.fixed_expressions or ())
 
     def _measure(self, architecture: Architecture) -> float:
-        at = self.space.limits.costs.table.conditions
+        at = self._table.conditions
         return model_milliseconds(extract(self.supernet, architecture), at)
 
     def _export(self, best: _Scored, measured: float | None, factor: float, began: float) -> Path:
@@ -229,7 +240,7 @@ class _Resolution:
         model = extract(self.supernet, best.architecture)
         dev = evaluate_dev(model, prepared.data, precision=prepared.precision)
         budget = {k: v for k, v in vars(prepared.config.budget).items() if v is not None}
-        costs = space.limits.costs.of(best.architecture)
+        costs = self._costs.of(best.architecture)
         name, value = primary(spec, dev)
         summary: dict[str, Any] = {
             "run": str(self.folder),
@@ -252,8 +263,8 @@ class _Resolution:
                 "predicted_ms": costs["latency_ms"],
                 "measured_ms": measured,
                 "correction": factor,
-                "conditions": str(space.limits.costs.table.conditions),
-                "table": stated(space.limits.costs.table, prepared.config.budget.latency_ms),
+                "conditions": str(self._table.conditions),
+                "table": stated(self._table, prepared.config.budget.latency_ms),
             }
         path = RunDir(self.folder).resolved(budget)
         path.parent.mkdir(exist_ok=True)

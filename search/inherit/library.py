@@ -91,7 +91,8 @@ class Library:
         whole, found = self.model.base_model.encoder[index], self.statistics[index]
         shape = self.variants.shape
         if spec.stack:
-            ffn, source = layer.all_ffn[0], whole.all_ffn[0]
+            ffn: Any = layer.all_ffn[0]  # of full weights, which a type cannot tell
+            source: Any = whole.all_ffn[0]
             width = ffn.dense1.out_features
             if spec.expression != self.variants.expression:
                 weight, bias = fit_inner(ffn, spec.expression, source, self.variants.expression, found.inputs)
@@ -101,9 +102,9 @@ class Library:
                 weight, bias = source.dense2.weight, source.dense2.bias
             ffn.dense2.weight.copy_(weight)
             ffn.dense2.bias.copy_(bias)
-        if spec.heads and spec.heads < shape.num_heads:
+        if spec.heads and spec.heads < (shape.num_heads or 0):
             attention = whole.block
-            size = shape.hidden_size // shape.num_heads
+            size = attention.head_size
             weight, bias = refit(found.context, attention.dense.weight, attention.dense.bias, spec.heads * size)
             layer.block.dense.weight.copy_(weight)
             layer.block.dense.bias.copy_(bias)
@@ -111,6 +112,7 @@ class Library:
     def _alone(self, index: int) -> FFNASModel:
         """Layer `index` as an encoder of one layer, on shared weights and next to no embeddings."""
         config = copy.deepcopy(self.model.config)
+        assert config.layers is not None  # since the configuration was made
         layer = config.layers[index]
         sizes = {"vocab_size": 1, "max_position_embeddings": 1, "type_vocab_size": 1, "num_hidden_layers": 1}
         for name, value in {**sizes, "layers": [layer], "pad_token_id": None, "source_layers": None}.items():
@@ -131,7 +133,7 @@ def without_dropout(module: Module) -> Module:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         if isinstance(getattr(part, "p_drop", None), float):
-            part.p_drop = 0.0
+            setattr(part, "p_drop", 0.0)  # noqa: B010  of several classes
     return module
 
 
@@ -256,8 +258,9 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
             scale += float((target - target.mean()).square().sum())
             for later in range(index + 1, variants.shape.num_layers):
                 x = base.encoder[later](x, mask, base.planner.full[later])[0]
-            own = library.model.classify(x, real).view(wanted.shape)
-            total += float(library.head.divergence(own, wanted).sum())
+            own = library.model.answer(x, real)
+            assert own is not None
+            total += float(library.head.divergence(own.view(wanted.shape), wanted).sum())
             rows += len(wanted)
     architecture = with_layer(variants.whole, index, spec)
     return Trial(

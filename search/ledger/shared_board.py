@@ -166,6 +166,7 @@ class LedgerBoard:
         for entry in self._retrying(lambda: self.ledger.entries(self.stage)):
             if entry.run != self._tag:
                 self._refuse(self._noted() or {})
+            assert entry.number is not None  # ours, as its tag says
             if entry.number not in chosen or (entry.trial is not None and chosen[entry.number].trial is None):
                 chosen[entry.number] = entry
         return chosen
@@ -218,6 +219,7 @@ class LedgerBoard:
 
         if not self._retrying(take):
             return False
+        assert entry.number is not None  # of `_entries`
         self._mine[entry.number] = number
         self._retrying(lambda: storage.set_trial_user_attr(number, "worker", self.worker))
         return True

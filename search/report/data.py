@@ -74,6 +74,11 @@ class Model:
     layers: int | None = None
     hidden_size: int | None = None
 
+    @property
+    def score(self) -> float:
+        """The value of its primary metric; NaN if not evaluated."""
+        return math.nan if self.metric is None else self.metric.value
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -87,6 +92,11 @@ class Stage:
     @property
     def scored(self) -> list[Candidate]:
         return [t for t in self.trials if t.score is not None and t.state == "complete"]
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Parameters and score of each of them."""
+        return [(t.params, t.score) for t in self.trials if t.score is not None and t.state == "complete"]
 
     @property
     def failures(self) -> Counter[str]:

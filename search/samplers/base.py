@@ -48,10 +48,18 @@ class Space(Protocol):
     activations: tuple[str, ...]
     binaries: tuple[str, ...]
     linears: tuple[str, ...]
-    shares_expressions: bool
-    shares_shapes: bool
     fixed_expressions: tuple[Expression, ...] | None
     fixed_shapes: tuple[tuple[int, Fraction], ...] | None
+
+    @property
+    def shares_expressions(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def shares_shapes(self) -> bool:
+        """See above."""
+        ...
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """A random architecture of the space."""

@@ -63,7 +63,7 @@ class SharedScorer:
     def __call__(self, architectures: Sequence[Architecture], _: Sequence[Trial] = ()) -> list[Result]:
         """One result per candidate; none depends on earlier trials."""
         if self.evaluator is None:
-            return one_by_one(self._alone)(architectures)
+            return one_by_one(self._alone)(architectures, ())
         began = time.monotonic()
         if self.sentinel is not None:
             self._compare_backends(architectures[0], self.sentinel)
@@ -76,7 +76,7 @@ class SharedScorer:
                 raise
             self.evaluator.store.clear()
             free_memory()
-            return one_by_one(self._alone)(architectures)
+            return one_by_one(self._alone)(architectures, ())
         share = (time.monotonic() - began) / len(architectures)
         return [Result(r.score, r.reason, share, r.pruned) for r in results]
 
