@@ -37,6 +37,7 @@ from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student, extract
+from engine.teacher.loading import placed
 from engine.training.checkpoint import load_weights
 from search.config.latency_tables import conditions, stated
 from search.config.schema import SearchConfig
@@ -170,7 +171,8 @@ class _Resolution:
             **fields,
         )
         load_weights(RunDir(self.folder).stage(3) / "supernet.safetensors", model)
-        return model.to(prepared.device).eval()
+        placed(model, prepared.device)
+        return model.eval()
 
     def _search(self, space: SearchSpace) -> None:
         """Adds recorded and newly scored candidates of `space`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from engine.architecture.architecture import Architecture
 from search.samplers.base import Observation, Sampler, Space
@@ -129,5 +129,6 @@ class LibrarySampler(Sampler):
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(directions=cast("list[Any]", list(self.directions)))
+            directions: Any = list(self.directions)
+            self._study = optuna.create_study(directions=directions)
         return self._study
