@@ -20,7 +20,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,9 @@ def build_student(
         settings |= task.head.config_fields(task)
     made = FFNASConfig(**settings | config)
     if model_class is None:
-        model_class = FFNASForSequenceClassification if task is None else task.head.student_class()
+        model_class = cast(
+            "type[Student]", FFNASForSequenceClassification if task is None else task.head.student_class()
+        )
     if seed is None:
         return model_class(made)
     with torch.random.fork_rng(devices=[]):

@@ -215,9 +215,9 @@ def export_formats(
     from engine.export import onnx as formats
     from engine.handover import load_plain
 
-    model = load_plain(folder)
-    choices = {"choices": 3} if type(model).__name__ == "FFNASForMultipleChoice" else {}
-    longest = min(128, model.config.max_position_embeddings)
+    model: Any = load_plain(folder)
+    choices = {"choices": 3} if formats.known(model).choices else {}
+    longest = min(128, int(model.config.max_position_embeddings))
     inputs = [
         formats.example_inputs(model.config, rows, length, **choices)
         for rows, length in ((2, 16), (1, 5), (3, longest))
@@ -263,6 +263,7 @@ def _score(model: Any, spec: TaskSpec, data: EncodedDataset) -> dict[str, float]
                 out = model(**inputs)
             values = (out[0] if isinstance(out, tuple) else out.logits).numpy()
         logits.append(values)
+        assert batch.labels is not None
         labels.append(batch.labels.numpy())
     return compute_metrics(spec, np.concatenate(logits), np.concatenate(labels))
 
