@@ -130,10 +130,11 @@ def _cost(
     from engine.student.native import describe
     from kernels.runtime import Session
 
+    data: tuple[TaskSpec, EncodedDataset] | None = None
     if options.eval is not None:
         data = _labelled_file(folder, options)
-    else:
-        data = None if run is None else _dev_split(run, folder)
+    elif run is not None:
+        data = _dev_split(run, folder)
     if data is None:
         return None
     found: dict[str, Any] = {"rows": len(data[1])}
