@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kernels import readable
 from kernels.ffn.called import called_ffn
-from kernels.ffn.kron import KronWeight, Weight, kron_linear, nearest_kron
+from kernels.ffn.kron import KronWeight, Weight, kron_linear
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import GELU_FFN, Expression, kron_weights, parse_expression
 from kernels.language.kron_shape import Block, default_block, factor_shapes
@@ -66,13 +66,6 @@ class KronLinear(nn.Module):
     def weight(self) -> KronWeight:
         """The factors, as the ops of `kernels.ffn.ops` take them; `.whole()` is the matrix."""
         return KronWeight(self.a, self.b)
-
-    def set_weight(self, weight: Tensor) -> None:
-        """Sets the factors to those of the product nearest to `weight` [a1 b1, a2 b2]."""
-        found = nearest_kron(weight, tuple(self.b.shape))
-        with torch.no_grad():
-            self.a.copy_(found.a)
-            self.b.copy_(found.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., a2 b2] -> [..., a1 b1]."""

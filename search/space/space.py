@@ -173,13 +173,6 @@ class SearchSpace:
         """Exact number of (stack, ratio) assignments in the budget window, Kronecker weights included."""
         return self._window.count()
 
-    def count_expressions(self) -> dict[int, int]:
-        """Exact number of valid expressions per height."""
-        return {
-            height: len(self.krons) * self.generator.count(height)
-            for height in range(self.heights[0], self.heights[1] + 1)
-        }
-
     @cached_property
     def generator(self) -> ExpressionGenerator:
         """Draws valid expressions."""
