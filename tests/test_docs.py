@@ -23,7 +23,7 @@ def missing(text: str, root: Path = ROOT) -> list[str]:
     found = []
     for block in re.split(r"\n(?=\n|[|\d-])", text):
         places = PLACES.findall(block)
-        found += [place for place in places if not (root / place).exists()]
+        found += [place for place in places if "NAME" not in place and not (root / place).exists()]
         folders = [root / place if place.endswith("/") else (root / place).parent for place in places]
         if folders:
             found += [name for name in BARE.findall(block) if not any((f / name).exists() for f in folders)]
@@ -53,6 +53,20 @@ def test_every_room_is_on_the_map():
              if path.is_dir() and (path / "__init__.py").exists()}  # fmt: skip
     text = MAP.read_text(encoding="utf-8")
     assert [room for room in sorted(rooms) if not re.search(rf"\w/{room}\b", text)] == []
+
+
+def test_pages_name_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    said = {t for page in PAGES for t in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
+    assert said - targets == set()
+
+
+def test_both_forms_of_continuous_integration_do_the_same():
+    make = re.compile(r"^\s*(?:- )?(?:run: )?make ([a-z-]+)", re.MULTILINE)
+    here, there = (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml")
+    found, others = (set(make.findall(path.read_text(encoding="utf-8"))) for path in (here, there))
+    assert found == others
+    assert "test" in found
 
 
 def test_a_file_that_is_gone_is_noticed(tmp_path):

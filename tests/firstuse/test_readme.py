@@ -1,4 +1,4 @@
-"""README.md as people use it: every snippet runs, and every command runs or would.
+"""README.md and docs/performance.md as people use them: every snippet runs, and every command runs or would.
 
 The commands are typed as they stand there, in a folder where everything they name lies under that name: `runs/NAME` is
 a finished run, `a.csv` a table. Those that end in seconds are run; of the others the table says why not, and they are
