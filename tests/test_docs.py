@@ -55,6 +55,16 @@ def test_every_room_is_on_the_map():
     assert [room for room in sorted(rooms) if not re.search(rf"\w/{room}\b", text)] == []
 
 
+def test_code_refers_to_decisions_that_are_there():
+    """By number; the index lists every page."""
+    pages = {path.name[:4]: path for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md")}
+    files = [path for folder in ("search", "engine", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    said = {n for path in files for n in re.findall(r"docs/decisions/(\d+)", path.read_text(encoding="utf-8"))}
+    assert said <= pages.keys()
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\((\d{4}-[\w-]+\.md)\)", index) == sorted(path.name for path in pages.values())
+
+
 def test_pages_name_targets_of_the_makefile():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     said = {t for page in PAGES for t in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}

@@ -68,6 +68,10 @@ NOT_RUN = {
     "python -m benchmarks.search_speed --rounds 7 --seeds 0 1 2 3 4 5 6": DEVICE,
     "python -m benchmarks.kd_step": DEVICE,
     "python -m benchmarks.kd_step --memory": DEVICE,
+    "python -m benchmarks.kd_step --apart": DEVICE,
+    "python -m benchmarks.losses": DEVICE,
+    "python -m benchmarks.losses --parts attention": DEVICE,
+    "python -m benchmarks.kron": DEVICE,
     "python -m benchmarks.gpu_check": DEVICE,
 }
 """Commands that are not run, and why."""
