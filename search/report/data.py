@@ -1,14 +1,16 @@
 """What a report shows, read from a run directory: every file is checked, a missing one leaves its part empty.
 
-summary.json            result, baselines, teacher, evidence, counts, seconds, versions
-stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
-baselines/random/candidates.csv   trials of the random search
-best/architecture.json  the found architecture
-log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
-config.yaml             shown as it is
-stageN/sampler.json     how the sampler parted the space
-latency_table.json      predicted against measured latencies
-resolved/*/summary.json answers under other constraints
+    summary.json            result, baselines, teacher, evidence, counts, seconds, versions
+    stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
+    baselines/random/candidates.csv   trials of the random search
+    best/architecture.json  the found architecture
+    log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
+    config.yaml             shown as it is
+    stageN/sampler.json     how the sampler parted the space
+    latency_table.json      predicted against measured latencies
+    resolved/*/summary.json answers under other constraints
+
+Nothing comes from the running process: reports are built later and elsewhere too (docs/decisions/0030).
 """
 
 from __future__ import annotations
