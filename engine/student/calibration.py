@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from engine.data import Batch
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.language.expression import Expression
-from kernels.reference.ffn import evaluate_part
+from kernels.reference.ffn import evaluate_subtree
 
 KEPT = 4096
 """Tokens whose FFN inputs are kept, for expressions other than the teacher's."""
@@ -89,7 +89,7 @@ def inner_values(ffn: nn.Module, expression: Expression, rows: Tensor) -> Tensor
     if expression.weight != "wb2":
         raise ValueError(f"inner_values: the root of {expression} is not the second product")
     weights = {"wb1": (ffn.dense1.weight, ffn.dense1.bias), "wb2": (ffn.dense2.weight, ffn.dense2.bias)}
-    return evaluate_part(expression.args[0], rows, weights)
+    return evaluate_subtree(expression.args[0], rows, weights)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.dispatch import backend_for
+from kernels.dispatch import tensor_ops
 
 MOST_LINEARS = 4
 _library = torch.library.Library("ffnas", "FRAGMENT")
@@ -93,7 +93,7 @@ def _linear_fwd(
     given = [x, *weights, *biases, *norm, *([] if residual is None else [residual])]
     own = None if residual is None else _rows(residual)
     weights, vectors = [_rows(w) for w in weights], [[v.contiguous() for v in group] for group in (biases, norm)]
-    return backend_for(given, "linear layers").linear(_rows(x), weights, vectors[0], own, vectors[1], eps)
+    return tensor_ops(given, "linear layers").linear(_rows(x), weights, vectors[0], own, vectors[1], eps)
 
 
 def _linear_fwd_fake(

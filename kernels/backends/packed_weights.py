@@ -1,6 +1,6 @@
 """Weights that stay packed from one inference pass to the next, for the CPU backend.
 
-Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 parts. Calls
+Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 planes. Calls
 pack them: weights of a training step or of a candidate change from call to call. In a model that answers one short
 sequence after the other they do not, and packing takes as long as multiplying by some 100 tokens. So what calls
 without gradients would pack for the second time is kept.
@@ -36,7 +36,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,12 +84,13 @@ class PackedWeights:
         self._lock = threading.RLock()  # memory may die, and its entry go, while another is stored
         self.kept_bytes, self.least_bytes = 0, LEAST_BYTES
         int64, pointer = ctypes.c_int64, ctypes.c_void_p
-        for function, result, arguments in (
+        signatures: tuple[tuple[Any, Any, list[Any]], ...] = (
             (library.ffnas_isa_for, int64, [int64] * 2),
             (library.ffnas_packed_bytes, int64, [int64] * 4),
             (library.ffnas_pack, ctypes.c_int, [int64, pointer, *[int64] * 4, pointer]),
             (library.ffnas_fingerprints, ctypes.c_int, [int64, pointer, int64, pointer]),
-        ):
+        )
+        for function, result, arguments in signatures:
             function.restype, function.argtypes = result, arguments
 
     def isa_for(self, isa: int, tokens: int) -> int:

@@ -199,7 +199,7 @@ class _Segment:
         shared = schedule(merged, outputs, reorder=True)
         if shared.temporaries <= MAX_TEMPORARIES:
             return self._checked(shared)
-        candidates = []
+        candidates: list[SegmentCode] = []
         for reorder in (late_order, greedy_order):
             if not candidates or cost(candidates[0].instructions) > ENOUGH * cost(shared.instructions):
                 with suppress(TooFewRegisters):

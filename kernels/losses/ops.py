@@ -163,8 +163,8 @@ def attention_score_mse_layers(
     """
     groups = [list(x) for x in (q_s, k_s, q_t, k_t)]
     _check_layers("attention_score_mse", *groups)
-    for layer in zip(*groups, strict=True):
-        check_attention("attention_score_mse", *layer, mask)
+    for own_q, own_k, other_q, other_k in zip(*groups, strict=True):
+        check_attention("attention_score_mse", own_q, own_k, other_q, other_k, mask)
     for group in groups:
         if any(x.shape != group[0].shape for x in group):
             raise ValueError(f"attention_score_mse: layers differ in shape: {[tuple(x.shape) for x in group]}")

@@ -31,9 +31,9 @@ class Recording(ReferenceBackend):
         self.ran.append("forward")
         return super().forward(call, save)
 
-    def backward(self, call, grad_out, saved, needs):
+    def backward(self, call, grad_out, saved, needs, overwrite=False):
         self.ran.append("backward")
-        return super().backward(call, grad_out, saved, needs)
+        return super().backward(call, grad_out, saved, needs, overwrite)
 
 
 @pytest.fixture
