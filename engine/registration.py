@@ -51,14 +51,11 @@ def _register_models() -> None:
     from transformers.models.auto import modeling_auto as auto
 
     from engine import student
+    from engine.data.task import heads
 
-    for auto_class, model_class in (
-        (auto.AutoModel, student.FFNASModel),
-        (auto.AutoModelForSequenceClassification, student.FFNASForSequenceClassification),
-        (auto.AutoModelForQuestionAnswering, student.FFNASForQuestionAnswering),
-        (auto.AutoModelForMultipleChoice, student.FFNASForMultipleChoice),
-        (auto.AutoModelForMaskedLM, student.FFNASForMaskedLM),
-    ):
+    of_tasks = dict.fromkeys(head.student_class() for head in heads())
+    for model_class in (student.FFNASModel, *of_tasks, student.FFNASForMaskedLM):
+        auto_class = getattr(auto, model_class.hand_over.auto)
         auto_class.register(student.FFNASConfig, model_class, exist_ok=True)
 
 

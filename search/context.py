@@ -27,7 +27,6 @@ from engine.data.task import NEG_LOG_LOSS
 from engine.distill import Distiller, TeacherTargets
 from engine.distill.population import Part
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets
-from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import write_json_atomic
 from engine.objective import layer_map
@@ -38,6 +37,7 @@ from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student
 from engine.teacher import Teacher
 from engine.training.loop import PhaseLog
+from engine.training.parallel import ALONE, Ranks
 from engine.training.precision import choose_device, choose_precision
 from engine.training.sentinel import Sentinel
 from kernels.cache import cache_dir
@@ -137,7 +137,7 @@ def prepare(config: SearchConfig, reporter: Reporter, ranks: Ranks = ALONE, task
     reporter.doing("loading the teacher")
     scored(task.spec, config)  # refuses what does not fit before the teacher is loaded
     paper = config.strategy == "paper" or config.kd.paper_exact
-    wanted = not paper and task.spec.kind in ("classification", "regression")
+    wanted = not paper and task.spec.head.inherits
     exact = config.kd.paper_exact
     options = {"device": device, "seed": config.seed, "standard": wanted, "published": exact}
     teacher = Teacher.load(config.teacher, task=task.spec, **options)
@@ -190,7 +190,7 @@ def _strategy(config: SearchConfig, teacher: Teacher, spec: TaskSpec, reporter: 
         reason = teacher.notes[-1] if teacher.notes else "the teacher's family is not known"
     elif not one_ffn_per_layer(teacher.model.config):
         reason = f"teacher {teacher.name!r} is no plain encoder of one FFN per layer"
-    if spec.kind not in ("classification", "regression"):
+    if not spec.head.inherits:
         reason = f"a {spec.kind} task is not served yet"
     if reason is None:
         return "inherit"
@@ -286,7 +286,9 @@ class Context(Prepared):
             table = self.space.limits.costs.table if self.space.limits is not None else None
             depends = facts(self.config, self.data, self.teacher.model, model, table)
             return LedgerBoard(self.ledger, stage, depends)
-        return RankBoard(self.ranks, self.ledger, stage) if self.ranks.size > 1 else LocalBoard(self.ledger, stage)
+        if self.ranks.size > 1:
+            return RankBoard(self.ranks, self.ledger, stage)
+        return LocalBoard(self.ledger, stage)
 
     @property
     def inherits(self) -> bool:

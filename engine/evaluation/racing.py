@@ -82,7 +82,7 @@ def race(
         front |= undecided(right, prices[alive])[:, None]
         dropped = hopeless(front, (1 - confidence) * (index + 1) / looks - spent)
         spent += float(front[dropped].any(axis=0).mean())
-        for place in np.flatnonzero(dropped):
+        for place in np.flatnonzero(dropped).tolist():
             finished[int(alive[place])] = Finish(float(right[place].mean()), right.shape[1], False)
         alive, right = alive[~dropped], right[~dropped]
     for place, position in enumerate(alive.tolist()):

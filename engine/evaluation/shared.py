@@ -99,7 +99,8 @@ class SharedEvaluator:
     def labels(self, batches: Sequence[int] | None = None) -> np.ndarray:
         """[N] gold labels, in the order of `logits`."""
         chosen = self._chosen(batches)
-        return torch.cat([self.batches[i].labels for i in chosen]).cpu().numpy()
+        labels = [self.batches[i].labels for i in chosen]
+        return torch.cat([given for given in labels if given is not None]).cpu().numpy()
 
     @torch.no_grad()
     def logits(self, candidates: Sequence[Architecture], batches: Sequence[int] | None = None) -> np.ndarray:

@@ -69,7 +69,8 @@ class Clock:
         self.shape, self.heads, self.policy, self.at = shape, heads, policy, at
         self.stacks, self.ratios = tuple(stacks), tuple(ratios)
         self.device = torch.device(at.device)
-        model = build_student(shape, None, heads, policy=policy, seed=0).base_model
+        made: FFNASPreTrainedModel = build_student(shape, None, heads, policy=policy, seed=0)
+        model = made.base_model
         gelu = model.planner.full[0]
         self.banks = [
             {

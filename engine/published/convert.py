@@ -92,12 +92,7 @@ def from_published(
     if stored:
         sizes["layers"] = _stored_layers(given, architecture, sizes["intermediate_size"])
     if kind == "classification" and "classifier.weight" in given:
-        outputs = given["classifier.weight"].shape[0]
-        names = config.get("id2label")
-        if names is not None and len(names) != outputs:
-            raise UserError(f"labels: {len(names)} names for a classifier of {outputs} outputs: give one for each")
-        if names is None:
-            config["num_labels"] = outputs
+        config |= _outputs(given["classifier.weight"], config.get("id2label"))
     with torch.device("meta"):
         model = _build(kind, FFNASConfig(**sizes | config), pooler="cls_pooler.dense.weight" in given)
     wanted = {published_name(name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
@@ -128,6 +123,14 @@ def from_published(
         f"dropped as asked: {', '.join(dropped)}" if dropped else "",
     ]
     return Converted(model.eval(), tuple(note for note in notes if note))
+
+
+def _outputs(classifier: Tensor, names: Mapping[int, str] | None) -> dict[str, int]:
+    """Number of outputs where no names say it. Raises `UserError` where there are not as many names."""
+    outputs = classifier.shape[0]
+    if names is not None and len(names) != outputs:
+        raise UserError(f"labels: {len(names)} names for a classifier of {outputs} outputs: give one for each")
+    return {"num_labels": outputs} if names is None else {}
 
 
 def _split(tensors: Mapping[str, Tensor], leave: Any) -> tuple[dict[str, Tensor], list[str]]:

@@ -99,7 +99,7 @@ _FEWEST_TOKENS = {torch.float32: 64, torch.bfloat16: 16}
 """By dtype; below, the fused linear layers save nothing, even with weights that are kept packed."""
 
 
-def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
+def runs_fused(x: Tensor, *layers: nn.Linear) -> bool:
     """Whether `kernels.attention.linear` replaces these layers: readable ones, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
@@ -163,12 +163,12 @@ class FFNASAttention(nn.Module):
         if teacher is not None and fuses_score_loss(self.config, query[: len(x) // parts], attention_mask, teacher):
             each = zip(*(t.chunk(parts) for t in (query, key, value, _keys(attention_mask, x))), strict=True)
             done = [
-                fused_attention(*qkv, mask, scale=self.scaling, p_drop=p_drop, teacher=teacher, scale_t=1.0)
-                for *qkv, mask in each
+                fused_attention(q, k, v, mask, scale=self.scaling, p_drop=p_drop, teacher=teacher, scale_t=1.0)
+                for q, k, v, mask in each
             ]
             contexts = [context.transpose(1, 2) for context, _ in done]
             context = contexts[0] if parts == 1 else torch.cat(contexts)
-            losses = torch.stack([loss for _, loss in done])
+            losses = torch.stack([loss for _, loss in done if loss is not None])
             return self.project(x, context, heads), query, key, None, losses
         if is_fused(self.config, query, attention_mask):
             mask = _keys(attention_mask, x)
@@ -199,7 +199,7 @@ class FFNASAttention(nn.Module):
         projected = dense(context) if heads is None else nn.functional.linear(context, weight, dense.bias)
         return norm(x + self.dropout(projected))
 
-    def rows(self, layer: nn.Module, heads: int | None) -> tuple[Tensor, Tensor]:
+    def rows(self, layer: nn.Linear, heads: int | None) -> tuple[Tensor, Tensor]:
         """Weight and bias of `query`, `key` or `value` for the leading heads, as views; None for all.
 
         Raises:
@@ -224,7 +224,7 @@ class FFNASAttention(nn.Module):
             return [m(x) for m in layers]
         return [nn.functional.linear(x, *self.rows(m, heads)) for m in layers]
 
-    def _plain(self, layer: nn.Module, heads: int) -> nn.Linear:
+    def _plain(self, layer: nn.Linear, heads: int) -> nn.Linear:
         if not readable.are_readable(layer, everywhere=False):
             raise UserError(
                 f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers without hooks alone, not"

@@ -10,9 +10,9 @@ every subnet, and unshares the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -123,6 +123,11 @@ class FFNStack(nn.ModuleList):
         config: sizes, dropout and LayerNorm epsilon.
         plan: the stack and inner width to store.
     """
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[FFN]: ...
+        def __getitem__(self, index: int) -> FFN: ...  # type: ignore[override]
 
     def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
         super().__init__(FFN(config, plan) for _ in range(plan.stack))

@@ -16,7 +16,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from engine.architecture.file import layers_to_list
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import STUDENTS
+from engine.student.heads import FFNASForSequenceClassification
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.ffn.kron import KronWeight, nearest_kron
 from kernels.language.expression import kron_weights, with_kron
@@ -87,10 +87,12 @@ def build_student(
         "type_vocab_size": shape.type_vocab,
     }
     if task is not None:
-        settings |= task_fields(task)
+        settings |= task.head.config_fields(task)
     made = FFNASConfig(**settings | config)
     if model_class is None:
-        model_class = STUDENTS["classification" if task is None else task.kind]  # type: ignore[assignment]
+        model_class = cast(
+            "type[Student]", FFNASForSequenceClassification if task is None else task.head.student_class()
+        )
     if seed is None:
         return model_class(made)
     with torch.random.fork_rng(devices=[]):
@@ -290,16 +292,3 @@ def _embedding_type(shape: ModelShape) -> str:
     if shape.embedding_size is None:
         return "full"
     return "trigram" if shape.trigram else "factorized"
-
-
-def task_fields(task: TaskSpec) -> dict[str, Any]:
-    """Fields of `FFNASConfig` that say what a head for this task answers."""
-    if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    if task.kind != "classification":
-        return {}
-    return {
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: index for index, name in enumerate(task.label_names)},
-        "problem_type": "single_label_classification",
-    }

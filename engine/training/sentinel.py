@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from engine.autocast import without_autocast
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
+from engine.loss_terms import LOGGED
 from engine.objective import KDLoss
 from engine.states import EncoderStates
 from kernels.dispatch import ORDER, preferred_backend, retire, use_backend
@@ -37,9 +38,6 @@ FLOOR = 1e-6
 
 SHORT = 20
 """Steps of a phase on a CPU below which one comparison of its kind is enough for a run."""
-
-_TERMS = ("total", "hidden", "attention", "prediction")
-
 
 _Measured = tuple[str, Tensor, bool]
 """What it is, its value (flat, float64), and whether it is a gradient."""
@@ -85,7 +83,7 @@ class Sentinel:
             terms = loss()
             gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
             flat = torch.cat([g.detach().flatten().double() for g in gradients if g is not None])
-            values = [(f"loss {n}", getattr(terms, n).detach().double().flatten(), False) for n in _TERMS]
+            values = [(f"loss {n}", getattr(terms, n).detach().double().flatten(), False) for n in LOGGED]
             return [*values, ("gradient", flat, True)]
 
         return self._compare(where, measure)

@@ -24,7 +24,7 @@ from engine.evaluation.evaluation import predict_rows
 from search.config.schema import BudgetConfig
 from search.context import Context, Prepared
 from search.derive import Derived
-from search.evidence.resample import metric, resampled
+from search.evidence.resample import resampled
 from search.inherit.candidates import first_layers
 from search.inherit.last_round import Entrant, last_round, remove_round, scoring_rows
 from search.inherit.latency import Milliseconds
@@ -201,7 +201,7 @@ def _rows(ctx: Prepared, model: nn.Module, splits: Sequence[EncodedDataset], *, 
 
 
 def _score(ctx: Prepared, rows: np.ndarray, splits: Sequence[EncodedDataset]) -> float:
-    return metric(ctx.spec, rows, np.concatenate([split.labels for split in splits]))
+    return ctx.spec.head.metric(ctx.spec, rows, np.concatenate([split.labels for split in splits]))
 
 
 def _words(late: tuple[float, float, float]) -> str:

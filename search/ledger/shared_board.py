@@ -20,6 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from engine.architecture.architecture import Architecture
@@ -158,6 +159,7 @@ class LedgerBoard:
         for entry in self._retrying(lambda: self.ledger.entries(self.stage)):
             if entry.run != self._tag:
                 self._refuse(self._noted() or {})
+            assert entry.number is not None  # ours, as its tag says
             if entry.number not in chosen or (entry.trial is not None and chosen[entry.number].trial is None):
                 chosen[entry.number] = entry
         return chosen
@@ -174,7 +176,7 @@ class LedgerBoard:
         storage, study = self.ledger.storage, self._study
         added = [
             self._retrying(
-                lambda c=c: storage.create_new_trial(study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
+                partial(storage.create_new_trial, study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
             )
             for c in candidates
         ]
@@ -210,6 +212,7 @@ class LedgerBoard:
 
         if not self._retrying(take):
             return False
+        assert entry.number is not None  # of `_entries`
         self._mine[entry.number] = number
         self._retrying(lambda: storage.set_trial_user_attr(number, "worker", self.worker))
         return True

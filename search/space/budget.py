@@ -61,7 +61,8 @@ class BudgetTable:
     def _build(self, dtype: type) -> list[_Sums]:
         """For k = 0..L the sums of the last k layers."""
         cheapest, dearest = (np.concatenate([[0], np.cumsum(m)]) for m in (self.layers.min(1), self.layers.max(1)))
-        values, counts = np.zeros(1, dtype=np.int64), np.ones(1, dtype=dtype)
+        values = np.zeros(1, dtype=np.int64)
+        counts: np.ndarray = np.ones(1, dtype=dtype)
         tables = [_Sums.of(values, counts)]
         for first in range(self.num_layers - 1, -1, -1):
             sums = (values[None, :] + self.layers[first][:, None]).ravel()

@@ -307,7 +307,7 @@ class SearchSpace:
     def _check_limits(self) -> None:
         """Raises `UserError` unless something within the limits is found, naming what is out of reach."""
         rng = np.random.default_rng(0)
-        drawn = [self.fixed_expressions] if self.fixed_expressions is not None else []
+        drawn: list[Sequence[Expression]] = [self.fixed_expressions] if self.fixed_expressions is not None else []
         if not drawn:
             drawn = [(GELU_FFN,) * self.shape.num_layers, *(self._draw_trees(rng) for _ in range(32))]
         self._window.check_limits(drawn, self.fixed_shapes is not None)

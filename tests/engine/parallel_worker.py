@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from engine.data import EncodedDataset
-from engine.distributed.parallel import ALONE, RankLost, join
 from engine.errors import UserError
 from engine.objective import KDLoss, KDWeights
 from engine.seeding import seed_everything
 from engine.training import loop as training
 from engine.training.loop import cycle, run_phase
+from engine.training.parallel import ALONE, RankLost, join
 from engine.training.settings import PhaseSettings
 
 WEIGHTS = KDWeights(hidden=1.0, attention=0.5, prediction=2.0)

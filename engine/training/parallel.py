@@ -1,7 +1,7 @@
 """Ranks: the processes `torchrun` starts for one run, and what they say to one another.
 
 Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`), candidates are
-shared out one by one (`engine.distributed.claims`); everything else is done by the first rank alone while the others
+shared out one by one (`engine.training.claims`); everything else is done by the first rank alone while the others
 wait (`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the first rank writes and prints. One
 process is the same code with nothing to send.
 
@@ -33,8 +33,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.distributed.rendezvous import fresh
 from engine.errors import ToldElsewhere, UserError
+from engine.training.rendezvous import fresh
 
 T = TypeVar("T")
 
