@@ -5,7 +5,8 @@ its segments. A program holds neither H nor d, so one serves every shape that it
 nobody has seen before compiles nothing.
 
 docs/program.md is the format: header, segments, registers, opcodes, and what forward and backward do with them. Numbers
-here and there are the same; csrc/opcodes.h is generated from these. Why it is so: docs/decisions/0001.
+here and there are the same; the C++ header is generated from these (`kernels.generate_header`). Why it is so:
+docs/decisions/0001.
 """
 
 from __future__ import annotations
