@@ -29,6 +29,7 @@ from triton_places import INTERPRETER, passes_under_the_interpreter
 
 from kernels import dispatch, generate_header
 from kernels.build import find_compiler, run_compiler, source_folder
+from kernels.call import FFNCall
 from kernels.cuda import library
 from kernels.dispatch import use_backend
 from kernels.ffn.ops import fused_ffn
@@ -37,6 +38,7 @@ from kernels.language.expression import ExpressionError, parse_expression
 from kernels.language.lowering import load_program, lower
 from kernels.language.operators import BINARY, OPERATORS, UNARY, Operator
 from kernels.language.program import FIRST_INSTRUCTION
+from kernels.language.validation import mark_valid
 from kernels.reference.ffn import ffn
 
 BACKENDS = ("reference", "cpu", "cuda", "triton, interpreting", "triton, generated code")
@@ -151,11 +153,29 @@ def with_cube(monkeypatch):
     return NEW
 
 
-def test_an_opcode_the_table_does_not_have_is_refused():
+def unknown_words():
+    """A program with opcode 47, as a later version might write it."""
     words = list(lower("linear(gelu(linear(x,wb1)),wb2)").words)
     words[FIRST_INSTRUCTION] += NEW.opcode - OPERATORS["gelu"].opcode
+    return tuple(words)
+
+
+def test_an_opcode_the_table_does_not_have_is_refused():
     with pytest.raises(ExpressionError, match="unknown opcode 47"):
-        load_program(torch.tensor(words, dtype=torch.int32))
+        load_program(torch.tensor(unknown_words(), dtype=torch.int32))
+
+
+def test_cpp_kernels_refuse_an_unknown_opcode_that_passed_for_valid():
+    backend, words = dispatch.load_backend("cpu"), unknown_words()
+    if isinstance(backend, str):
+        pytest.skip(backend)
+    program, x = torch.tensor(words, dtype=torch.int32), torch.zeros(2, 3)
+    mark_valid(program, words)
+    vectors = [torch.zeros(3)]
+    weights = [torch.zeros(3, 3)]
+    call = FFNCall(x, weights, vectors, weights, vectors, [], [], program, 0, 0.0, None, 0.0, x.dtype)
+    with pytest.raises(RuntimeError, match="the program is not valid"):
+        backend.forward(call, False)
 
 
 def test_microcode_has_no_operation_for_an_unknown_opcode():
