@@ -30,8 +30,9 @@ def missing(text: str, root: Path = ROOT) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "decisions"], ids=str)
 def test_files_that_a_page_names_exist(page):
+    """Decisions may speak of what was there before, or never came to be."""
     assert missing(page.read_text(encoding="utf-8")) == []
 
 
