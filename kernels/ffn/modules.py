@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import readable
-from kernels.ffn.called import called_ffn
+from kernels.ffn.called import Layers, called_ffn
 from kernels.ffn.kron import KronWeight, Weight, kron_linear
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import GELU_FFN, Expression, kron_weights, parse_expression
@@ -144,9 +144,8 @@ class FusedFFN(nn.Module):
             first, second, policy = self.dense1, self.dense2, self.policy
             if parameters is None:
                 readable.note("FusedFFN", dense1=first, dense2=second, layernorm=norm)
-            return called_ffn(
-                x, first, second, norm, self.expression, policy=policy, p_drop=p_drop, seed=seed, stream=stream
-            )
+            layers = Layers(first, second, norm)
+            return called_ffn(x, layers, self.expression, policy=policy, p_drop=p_drop, seed=seed, stream=stream)
         if norm is None:
             return fused_ffn(x, *parameters, self.expression, policy=self.policy, return_ln=False)
         return fused_ffn(x, *parameters, self.expression, policy=self.policy, p_drop=p_drop, seed=seed, eps=norm.eps)

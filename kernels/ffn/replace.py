@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import readable
-from kernels.ffn.called import called_ffn
+from kernels.ffn.called import Layers, called_ffn
 from kernels.ffn.ops import fused_ffn
 from kernels.language.expression import Expression, apply, linear, parse_expression
 from kernels.language.expression import X as LEAF
@@ -131,7 +131,8 @@ def _feed_forward(
     _note(layer, origin)
     if origin.activation is not None:
         return getattr(type(layer), _ATTRIBUTE)(layer, x)
-    value = called_ffn(x, layer.intermediate.dense, layer.output.dense, None, expression, policy=policy)
+    layers = Layers(layer.intermediate.dense, layer.output.dense)
+    value = called_ffn(x, layers, expression, policy=policy)
     return layer.output.LayerNorm(x + layer.output.dropout(value)).to(x.dtype)
 
 
