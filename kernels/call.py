@@ -6,22 +6,9 @@ A call is a *stack* of n >= 1 FFNs that share one program and differ in weights,
 
 or, with `has_ln` False, `z_{l+1} = expression(z_l; ...)` with neither dropout nor residual.
 
-The functions of a backend are pure: they write to no input, and what they return shares no memory with any input.
-
-Adding a backend `name`:
-
-1. `kernels/backends/name.py`: a class that derives from `Backend` and answers its four methods; what it does not
-   override has the default stated there. Its docstring says what it serves and what it saves.
-2. In that file `load() -> Backend`. `kernels.dispatch` imports the module and calls `load` once, at the first call that
-   could use it; it raises `BackendUnavailable` (one line: what is missing, how to get it) where the backend cannot work
-   on this machine. Importing the module must be cheap and touch no device.
-3. `kernels.dispatch.BACKENDS`: the name, at the end (graphs hold a backend's number). `ORDER`: the devices it serves by
-   default, once it is measured to be the fastest; before that it serves where it is asked for by name.
-4. Optional: `tensor_ops`, its losses, attention and linear layers (`TensorOps`).
-5. `tests/kernels/test_operators.py`: the name in `BACKENDS`; every operator is then compared with float64.
-
-Chosen: plain objects with a `supports` that returns a reason. Rejected: raising from `forward` to signal "not served";
-by then the fallback is decided at a different place in forward, backward and fake tracing.
+A backend `name` lives in `kernels/backends/name.py`, whose `load() -> Backend` is called once, at the first call that
+could use it, and raises `BackendUnavailable` (one line: what is missing, how to get it) where it cannot work here. Its
+functions write to no input, and what they return shares no memory with any. How to add one: CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -7,13 +7,9 @@ ratio), its names with or without `module.` in front:
     encoder.L.attention.{query,key,value,dense,layernorm}.*  encoder.L.all_ffn.N.{dense1,dense2,layernorm}.*
     fit_dense.*   cls_pooler.dense.*   classifier.* or, of several tasks, classifiers.T.*
 
-The arithmetic is ours where texts have a real token: LayerNorm with epsilon 1e-5 (which the config says), GELU in the
-tanh form, trigrams with padding as a neighbour like any other, and a mask that adds -10000 to the scores of padding,
-whose softmax underflows to the 0 that we compute.
-
-Sizes are read from the tensors, FFNs are sliced to the architecture (leading rows of `dense1`, leading columns of
-`dense2`, the first FFNs of a stack). A name that is not understood or not there is an error that lists it: a
-checkpoint that loads by halves gives a model that is merely bad. Rejected: `load_state_dict(strict=False)`.
+Sizes are read from the tensors, FFNs sliced to the architecture (leading rows of `dense1`, columns of `dense2`, the
+first FFNs of a stack). A name that is not understood or not there is an error that lists it. The arithmetic is ours
+where texts have a real token (docs/paper.md).
 """
 
 from __future__ import annotations

@@ -1,20 +1,13 @@
 """BERT self-attention block: LayerNorm(x + dropout(dense(attention(x)))).
 
-The attention itself is dispatched through transformers' `AttentionInterface` by `config._attn_implementation` (sdpa by
-default, eager, or any function a user registered), which gets queries, keys and values [B, heads, S, d] after the head
-split. Head sizes may be odd (540 / 12 = 45). In place of sdpa, bfloat16 on a CPU runs `kernels.fused_attention`:
-forward and backward at 16 x 12 heads, S = 128, d = 45 take it a sixth of sdpa's time on one core of a Sapphire Rapids;
-in float32 both take the same, and sdpa stays.
-
-Distilling, a layer is handed its teacher's queries and keys, and `fused_attention` gives context and score loss from
-the same tiles (`fuses_score_loss`): q and k are read once, scaled queries are not written, and no S x S tensor exists.
+Queries, keys and values [B, heads, S, d] go to the function that `config._attn_implementation` names in transformers'
+`AttentionInterface` (sdpa by default). Head sizes may be odd (540 / 12 = 45). In place of sdpa, bfloat16 on a CPU runs
+`kernels.fused_attention`. While distilling, a layer is handed its teacher's queries and keys, and `fused_attention`
+gives context and score loss from the same tiles (`fuses_score_loss`).
 
 A layer may store fewer heads than the model has (`heads` of its entry in `config.layers`), and a pass may run the
-leading heads of those alone: leading rows of queries, keys and values, leading columns of the output projection, as
-views.
-
-Queries and keys are returned to the caller rather than caught by hooks, so that recording them also works under
-activation checkpointing, `torch.func.functional_call` and `torch.compile`.
+leading ones of those alone, as views of the weights. Queries and keys are returned to the caller, not caught by hooks
+(docs/decisions/0005).
 """
 
 from __future__ import annotations

@@ -7,12 +7,8 @@ The inherited student (`search.inherit`) keeps the leading neurons and heads of 
     refit       the second product (the output projection of attention) for the leading part alone:
                 W', b' = argmin  sum over tokens |W' a_leading + b' - (W a + b)|^2 + ridge |W' - W_leading|^2
 
-Importance of neuron j is rms(a_j) |W2[:, j]|, how much it moves the layer's output; of head h the root mean square of
-W_o[:, h] c_h. After distillation the fit makes no difference that we could measure, before it halves the error of a
-layer, which makes scores of undistilled students meaningful.
-
-Sources: magnitude times activation is the criterion of Wanda (Sun et al., ICLR 2024) over whole neurons; the
-least-squares fit of a pruned layer is Kwon et al. (NeurIPS 2022) and K-prune (Park et al., ICLR 2024).
+Importance of neuron j is rms(a_j) |W2[:, j]|; of head h the root mean square of W_o[:, h] c_h. Sources: Wanda (Sun et
+al., ICLR 2024) over whole neurons; Kwon et al. (NeurIPS 2022) and K-prune (Park et al., ICLR 2024) for the fit.
 """
 
 from __future__ import annotations

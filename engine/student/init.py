@@ -7,17 +7,9 @@ student lives in the coordinates of the first H of them:
     positions, segments  their teacher tables times D[:, :H]
     token table [V, H]   W D[:, :H]                    (full embedding)
 
-so that before LayerNorm the student's embedding is the best rank-E approximation of the teacher's (Eckart and Young,
-1936), strongest coordinates first: what width-truncating operators keep. `fit_dense` is then set by least squares to
-map student embeddings to teacher embeddings on random token sequences. Everything else keeps the usual initialisation.
-
-Measured with all-MiniLM-L6-v2 as the teacher (H=192, E=128, 3 layers; sum of four hidden-state MSEs on held-out text):
-first loss 0.96 instead of 1.49; after 80 steps of 16 texts at lr 1e-3 0.51, against 0.72 with the tables but a random
-`fit_dense`, and 0.83 with everything random.
-
-D comes from the eigenvectors of the H_t x H_t Gram matrix in float64: 30522 x 384 takes about 0.2 s on 2 cores, where
-a thin SVD takes seconds; directions that matter are far above the squaring's loss of accuracy. Rejected: a randomised
-SVD, whose result depends on a seed for no gain at this size.
+so that before LayerNorm its embedding is the best rank-E approximation of the teacher's (Eckart and Young, 1936).
+`fit_dense` is then set by least squares to map student embeddings to teacher embeddings on random tokens. Everything
+else keeps the usual initialisation. Measured: docs/decisions/0019.
 """
 
 from __future__ import annotations

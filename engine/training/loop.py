@@ -1,17 +1,11 @@
 """The training loop: one phase of optimizer steps over a deterministic order of batches, resumable at any step.
 
-The data position *is* the step number: batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only
-model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps; on CUDA
-nobody waits for them (`engine.training.readout`): they are judged and logged when the next ones are asked for, at a
-checkpoint, or at the end.
+Batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only model, optimizer, step and generator state.
+Losses are summed on the device and read every `LOG_EVERY` steps, on CUDA without waiting (`engine.training.readout`).
 
 A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
-(`engine.training.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
-(`engine.data.parts`): with the same `batch_size`, N ranks train what one does, up to rounding. Dropout differs: each
-rank and part draws its own.
-
-Rejected: `transformers.Trainer`. It owns the model call, the data loader and the logging; a phase here switches
-subnets between steps, takes its targets from a teacher pass and must restart bit for bit.
+(ranks); the sum of the parts' losses is the loss of the whole batch (`engine.data.parts`). So N ranks train what one
+does, up to rounding; each rank and part draws its own dropout. Why no library's loop: docs/decisions/0020.
 """
 
 from __future__ import annotations

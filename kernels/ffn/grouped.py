@@ -2,22 +2,15 @@
 
     fused_ffn_grouped([x_1, ..., x_K], [member_1, ..., member_K]) -> [out_1, ..., out_K]
 
-What each member computes is `fused_ffn_stack` of its input; a population of candidates that differ in everything runs
-as one. Where the CUDA backend is asked for by name and serves the members (`kernels.cuda.grouped`), that is one launch
-forward and three backward; anywhere else it is a loop over `fused_ffn_stack`, with the same results to the tolerance
-of the dtype.
+A member's result is `fused_ffn_stack` of its input. Where the CUDA backend is asked for by name and serves the members
+that is one launch forward and three backward; anywhere else a loop over `fused_ffn_stack` (docs/decisions/0009).
 
     ffnas::grouped_fwd(Tensor[] x, Tensor[] parameters, Tensor[] programs, Tensor[] seeds, int[] layers, int[] flags,
-                       float[] p_drop, float[] eps, bool save, ScalarType? compute_dtype)
-                       -> (Tensor[] out, Tensor[] saved)
-    ffnas::grouped_bwd(Tensor[] grad_out, Tensor[] x, ..., ScalarType? compute_dtype, Tensor[] saved, bool[] needs)
-                       -> Tensor[]
+                       float[] p_drop, float[] eps, bool save, ScalarType? compute_dtype) -> (Tensor[], Tensor[] saved)
+    ffnas::grouped_bwd(Tensor[] grad_out, Tensor[] x, ..., Tensor[] saved, bool[] needs) -> Tensor[]
 
 `parameters` holds w1 * n, b1 * n, w2 * n, b2 * n, ln_weight * n, ln_bias * n of each member in turn; `layers` n,
-negative without LayerNorm; `seeds` one tensor for each member with p_drop > 0. Gradients are those of all x, then
-parameters.
-
-Rejected: padding the members to one shape, which computes up to 16 times what is asked for.
+negative without LayerNorm; `seeds` one tensor for each member with p_drop > 0. Gradients: of all x, then parameters.
 """
 
 from __future__ import annotations

@@ -1,16 +1,12 @@
 """`FusedFFN` and `FusedFFNStack`: the fused op as `nn.Module`s.
 
-Parameters live in ordinary `nn.Linear` and `nn.LayerNorm` children, so initialization, state dicts, weight decay groups
-and adapters by name work as they do for a hand-written FFN:
-
     FusedFFN        dense1.weight [d, H], .bias [d]   dense2.weight [H, d], .bias [H]   layernorm.weight [H], .bias [H]
     FusedFFNStack   layers.0.<as above>  layers.1. ...
 
-A weight that the expression makes a `kron` is stored as two factors, `dense1.a` and `dense1.b` (`KronLinear`).
-
-The children hold the weights, and the fused op reads them there. A child that is more than its plain class (adapters,
-parametrizations, pruning, quantization, offloading, hooks: `kernels.readable`) is called instead, in plain PyTorch.
-Rejected: bare `nn.Parameter`s, which need their own initialization and break code that looks for linear layers.
+Parameters live in ordinary `nn.Linear` and `nn.LayerNorm` children; the op reads them there. A weight that the
+expression makes a `kron` is stored as two factors, `dense1.a` and `dense1.b` (`KronLinear`). A child that is more than
+its plain class (adapters, hooks, quantization: `kernels.readable`) is called instead, in plain PyTorch
+(docs/decisions/0011).
 """
 
 from __future__ import annotations

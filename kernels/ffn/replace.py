@@ -4,14 +4,9 @@ Works on models whose layers are built like BERT's (BERT and MiniLM, RoBERTa, XL
 
     layer.feed_forward_chunk(a) = output.LayerNorm(a + output.dropout(output.dense(act(intermediate.dense(a)))))
 
-Chosen: one instance attribute, `feed_forward_chunk`, on each layer. Parameters stay where and what they are, so state
-dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing are untouched, and undoing is deleting
-it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
-never imported: layers are recognized by their children.
-
-While a layer's children are what they were, they are read and not called. Where one of them has been replaced or has
-got hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
-another expression that expression in plain PyTorch, the children called.
+It sets that one attribute on each layer; parameters, state dicts and optimizers stay as they are, and undoing deletes
+it. A layer with adapters, hooks or replaced children (`kernels.readable`) runs its own code again, or with another
+expression that expression in plain PyTorch, the children called. transformers is never imported (docs/decisions/0011).
 """
 
 from __future__ import annotations

@@ -1,30 +1,15 @@
 """The operator table: the single source of every operator of the expression language.
 
 One row per operator gives its name, arity, opcode, value, gradient and padding identity. Reference, lowering, program
-format, search space, the C++ and CUDA interpreters and the Triton kernels read this table. A new unary operator is one
-row here and its mathematics in two places:
+format, search space, the C++ and CUDA interpreters and the Triton kernels read it. A new unary operator is one row here
+and its mathematics in kernels/triton/elementary.py and csrc/activations.h (CONTRIBUTING.md); what chooses among
+operators is generated, so one without its mathematics does not compile, and an unknown opcode is refused.
 
-    kernels/triton/elementary.py   NAME(a) and NAME_dual(a, g), for Triton's tiles
-    csrc/activations.h             struct Name, for the vectors of the CPU and the threads of a GPU
+Gradients are functions of the operator's *input*, so that a backward segment can compute them again. At kinks,
+infinities and NaN they are those of PyTorch's autograd. Opcodes are appended, never renumbered (docs/decisions/0001).
 
-What chooses an operator by its opcode is generated from the table (`kernels.generate_header` for C++ and CUDA,
-`kernels.triton.branches` for Triton), so that an operator without its mathematics does not compile, and a program with
-an opcode the table does not have is refused (`kernels.language.program.sources`). A new binary operator needs its
-gradient in `kernels.language.lowering`, too.
-
-Gradients are functions of the operator's *input* (not of its output), so that a backward segment can recompute them
-from the values a forward segment reads. At kinks, infinities and NaN they are those of PyTorch's autograd: relu'(0) is
-0, leaky_relu'(0) 0.01, elu'(0) 1; `max` splits ties in half.
-
-Rejected: describing derivatives symbolically and differentiating expressions as trees. It doubles the number of
-operators the kernels must know (cosh, sign, ...) and hides which intermediate a backend has to keep.
-
-Opcodes are appended, never renumbered: a program serialized by an older version means the same, and an older version
-refuses a program with an opcode it does not know.
-
-Sources: operators of the search space, EfficientBERT (Dong et al., Findings of EMNLP 2021), section 3.2; GELU in
-the tanh form, Hendrycks and Gimpel 2016, equation 2; squared ReLU, So et al. 2021 ("Primer"); softplus, Dugas et al.
-2000, in PyTorch's form (the identity above 20).
+Sources: EfficientBERT (Dong et al., Findings of EMNLP 2021), section 3.2; GELU in the tanh form, Hendrycks and Gimpel
+2016, equation 2; squared ReLU, So et al. 2021 ("Primer"); softplus, Dugas et al. 2000, the identity above 20.
 """
 
 from __future__ import annotations

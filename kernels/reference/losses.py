@@ -1,20 +1,14 @@
 """The KD losses in plain PyTorch, value and gradients in closed form: any device, any dtype, float64 for checks.
 
 Shapes: L layers, B batch, S sequence length, d head size, H hidden size. Every function returns the loss and, where
-asked for, its gradients; `kernels.losses.registration` hands both to autograd. Computed in fp32, float64 for float64
-inputs.
-
-The score loss has three exact forms of
+asked for, its gradients. The score loss has three exact forms of
 
     L = sum over layers, b, h, real i, j of (scale_s q_s[i]·k_s[j] - scale_t q_t[i]·k_t[j])²  /  (heads · sum_b n_b²)
 
-- dense: one tile of all query rows;
-- tiled: blocks of query rows; O(S · tile) memory per head;
-- gram: with rows of padded positions set to 0, P = [scale_s Q_s, -scale_t Q_t] and R = [K_s, K_t],
-  sum D² = <PᵀP, RᵀR>, in float64: O(S d²) work and no S×S at all. It cancels as the loss falls; see `gram_error_bound`.
-
-Chosen: closed-form gradients at once, as the kernels compute them. Rejected: plain PyTorch under autograd, which keeps
-every tile of scores until backward; and the Gram form in fp32: at a loss of 1e-6 its relative error is already 4e-3.
+    dense   one tile of all query rows
+    tiled   blocks of query rows; O(S · tile) memory per head
+    gram    padded rows 0, P = [scale_s Q_s, -scale_t Q_t], R = [K_s, K_t], sum D² = <PᵀP, RᵀR> in float64: O(S d²) work
+            and no S×S; it cancels as the loss falls, see `gram_error_bound`
 """
 
 from __future__ import annotations

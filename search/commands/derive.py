@@ -1,17 +1,14 @@
 """`ffnas derive`: distils a given architecture from a teacher on a task, without a search.
 
     ffnas derive --preset efficientbert-tiny --data.train a.csv --data.dev b.csv
-    ffnas derive --preset efficientbert-tiny --data.train a.csv --data.text wiki.txt --teacher ./my-encoder
     ffnas derive --architecture runs/NAME/best/architecture.json
     ffnas derive --preset efficientbert --settings paper --data.task glue/mnli
     ffnas derive --resume runs/NAME
 
 Every option of `ffnas search` that a derivation can use is taken. What is not given follows the size of the data
-(`search.config.derive_settings`) and the demo, whose teacher is an installed package: nothing is fetched from the hub.
-`--settings paper` is the authors' recipe, with BERT-base, Wikipedia and BooksCorpus from the hub; `--settings NAME`
-starts from another preset of `ffnas search`. The teacher is fine-tuned on the task first, once, and kept in the cache.
-The run directory is a search's without its stages. Rejected: a search of one trial; it would warm up and train
-supernets that nothing is sliced from.
+(`search.config.derive_settings`) and the demo, whose teacher is an installed package. `--settings paper` is the
+authors' recipe, from the hub; `--settings NAME` another preset of `ffnas search`. The teacher is fine-tuned first and
+cached.
 """
 
 from __future__ import annotations

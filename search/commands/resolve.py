@@ -1,21 +1,12 @@
 """`ffnas search --resolve RUN --budget...`: a finished run answered again under other constraints, without training.
 
-What the run has makes this quick: stage 3's supernet holds trained weights of every (stack, ratio), and its trials are
-scored already. The constraints given replace those of the run altogether. Recorded trials inside them are candidates as
-they are; a Gaussian process that has seen all recorded scores proposes further ones, scored by shared evaluation. The
-best is cut out of the supernet and exported with its weights as they are (`derive.start: supernet` without the final
-distillation, which a new search would add).
-
-A run of strategy inherit is answered from its block library (`search.commands.resolve_inherited`).
-
-A latency limit is kept by predictions first, tightened by the error the table states, and then checked on the exported
-model. Where it takes longer than the table said (another clock rate, other programs), predictions are scaled by what
-was measured and the choice is made again.
+Stage 3's supernet holds trained weights of every (stack, ratio), and its trials are scored already. The constraints
+given replace the run's. Recorded trials inside them are candidates; a Gaussian process that has seen all scores
+proposes more, scored by shared evaluation. The best is cut out of the supernet and exported with its weights as they
+are. A latency limit is kept by predictions first, then checked on the exported model; where it takes longer,
+predictions are scaled and the choice is made again. A run of strategy inherit: `search.commands.resolve_inherited`.
 
     RUN/resolved/NAME/   architecture.json   model/   summary.json
-
-Rejected: distilling the new architecture; it takes as long as the run's own last phase. Rejected: the best of stages 1
-and 2; their weights were thrown away.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@
     latency_table.json      predicted against measured latencies
     resolved/*/summary.json answers under other constraints
 
-Rejected: taking a finished run's objects from memory. The same report must be buildable later, elsewhere, and of a
-run that was interrupted.
+Nothing comes from the running process: reports are built later and elsewhere too (docs/decisions/0030).
 """
 
 from __future__ import annotations
