@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FFNAS_FP32 = 0, FFNAS_BF16 = 1 };                                  /* precision of matrix products */
+enum { FFNAS_FP32 = 0, FFNAS_BF16 = 1, FFNAS_INT8 = 2 };                  /* precision of matrix products */
 enum { FFNAS_SCORES = 0, FFNAS_HIDDEN = 1, FFNAS_POOLED = 2 };            /* what to compute */
 enum { FFNAS_LABELS = 0, FFNAS_PER_TOKEN = 1, FFNAS_HIDDEN_SIZE = 2, FFNAS_POSITIONS = 3, FFNAS_POOLS = 4 };  /* sizes */
 

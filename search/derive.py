@@ -52,6 +52,12 @@ class Derived:
     choice: float = 0.0
     tokenizer: Any | None = None
 
+    @property
+    def measured_rows(self) -> np.ndarray:
+        """`rows` of a student that was evaluated."""
+        assert self.rows is not None
+        return self.rows
+
 
 class BestWeights:
     """Keeps the weights with the best score on the selection split; ties keep the earlier ones.

@@ -69,7 +69,8 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     """Strategy inherit (`search.inherit`)."""
     best, finished, facts = find(ctx)
     if teacher_rows:
-        apart = {name: ctx.spec.head.kept_apart(derived.rows, teacher_rows[0]) for name, derived in finished.items()}
+        rows = {name: derived.rows for name, derived in finished.items() if derived.rows is not None}
+        apart = {name: ctx.spec.head.kept_apart(own, teacher_rows[0]) for name, own in rows.items()}
         facts["divergence"] = {name: value for name, value in apart.items() if value is not None}
     stages = {}
     for name in (LIBRARY, ROUND):
@@ -206,8 +207,8 @@ def subjects(
     ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
 ) -> list[Subject]:
     """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
-    made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
-    made += [Subject(n, _title(n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made = [Subject("found", "found", "found", best.measured_rows, best.model, ctx.rundir.model)]
+    made += [Subject(n, _title(n), "baseline", d.measured_rows, d.model) for n, d in baselines.items()]
     made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
     return made
 

@@ -108,7 +108,9 @@ def _search(
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:
-            rundir = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            opened = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            assert opened is not None
+            rundir = opened
         else:
             ranks.first(lambda: None)
             elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))

@@ -72,12 +72,23 @@ struct EncoderInput {
   int64_t batch, length;
 };
 
-// One pass. All buffers hold float32 rows.
+// Who packs weights and multiplies by them: an instruction set in floating point, or on codes (int8.h).
+struct Products {
+  int (*linear)(LinearCall&);
+  int (*forward)(Call&);
+  int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
+  void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
+  int32_t attention_type;  // of attention's operands
+};
+
+// One pass. All buffers hold float32 rows, but those of queries, keys, values and contexts, whose type is that of
+// attention's operands: bfloat16 where products are, which round them to it anyway.
 class EncoderPass {
  public:
-  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Kernels& kernels, const LossKernels& others,
+  // `products` are those of embeddings and layers, `others` pool and answer.
+  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Products& products, const LossKernels& others,
               const EncoderInput& in)
-      : m_(model), packed_(packed), kernels_(kernels), others_(others), in_(in) {}
+      : m_(model), packed_(packed), products_(products), others_(others), in_(in) {}
 
   int run(Wanted wanted, float padding, float* out) {
     const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
@@ -91,12 +102,12 @@ class EncoderPass {
       if (const int failed = layer(l, short_last && l == last)) return failed;
     if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
     if (m_.head == kTokenHead && wanted == kWantHead) {
-      if (const int failed = dense(m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), wide_)) return failed;
+      if (const int failed = dense(others_.linear, m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), rows(wide_, tokens(), m_.classifier.outputs))) return failed;
       return scatter(wide_, m_.classifier.outputs, padding, out);
     }
     if (const int failed = pool(short_last)) return failed;
     if (wanted == kWantPooled) return copy(y_, in_.batch * m_.hidden, out);
-    return dense(m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, out);
+    return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, rows(out, in_.batch, m_.classifier.outputs));
   }
 
  private:
@@ -186,14 +197,14 @@ class EncoderPass {
       }
   }
 
-  int dense(const Dense& d, const Buffer& packed, const View& x, int64_t count, float* out) {
+  static int dense(int (*linear)(LinearCall&), const Dense& d, const Buffer& packed, const View& x, int64_t count, const View& out) {
     LinearCall call = {};
     call.tokens = count;
     call.inputs = d.inputs;
     call.layers = 1;
     call.x = x;
-    call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    call.layer[0] = {d.w, d.b, out, d.outputs, packed.get()};
+    return linear(call) ? kOutOfMemory : kOk;
   }
 
   // LayerNorm(residual + x @ w.T + b)
@@ -208,7 +219,7 @@ class EncoderPass {
     call.ln_bias = norm.bias;
     call.eps = m_.eps;
     call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    return products_.linear(call) ? kOutOfMemory : kOk;
   }
 
   // Layer l, of the first tokens alone where `first`; its result is in x_.
@@ -229,20 +240,24 @@ class EncoderPass {
 
   int attend(const EncoderLayer& layer, const PackedEncoder::Layer& packed, bool first) {
     const int64_t width = layer.heads * m_.head_size, n = tokens(), count = first ? in_.batch : n;
-    float *q = wide_, *k = wide_ + n * width, *v = k + n * width;
+    const int32_t type = products_.attention_type;
+    const auto part = [&](int64_t i) {
+      return View{reinterpret_cast<char*>(wide_) + i * n * width * (type == kFloat32 ? 4 : 2), width, type};
+    };
+    const View q = part(0), k = part(1), v = part(2);
     LinearCall call = {};
     call.tokens = n;
     call.inputs = m_.hidden;
     call.x = rows(x_, n, m_.hidden);
     call.layers = first ? 2 : 3;
-    call.layer[0] = {layer.key.w, layer.key.b, rows(k, n, width), width, packed.key.get()};
-    call.layer[1] = {layer.value.w, layer.value.b, rows(v, n, width), width, packed.value.get()};
-    call.layer[2] = {layer.query.w, layer.query.b, rows(q, n, width), width, packed.query.get()};
-    if (others_.linear(call)) return kOutOfMemory;
+    call.layer[0] = {layer.key.w, layer.key.b, k, width, packed.key.get()};
+    call.layer[1] = {layer.value.w, layer.value.b, v, width, packed.value.get()};
+    call.layer[2] = {layer.query.w, layer.query.b, q, width, packed.query.get()};
+    if (products_.linear(call)) return kOutOfMemory;
     if (first) {
       first_rows(y_);
       swap();
-      if (const int failed = dense(layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
+      if (const int failed = dense(products_.linear, layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
     }
     RaggedAttention attention = {};
     attention.samples = in_.batch;
@@ -251,12 +266,13 @@ class EncoderPass {
     attention.scale = 1.0f / std::sqrt(static_cast<float>(m_.head_size));
     attention.start = start_.data();
     attention.first = first;
-    attention.q = rows(q, count, width);
-    attention.k = rows(k, n, width);
-    attention.v = rows(v, n, width);
-    attention.context = rows(context_, count, width);
+    attention.q = q;
+    attention.k = k;
+    attention.v = v;
+    const View context{context_, width, type};
+    attention.context = context;
     if (others_.attention_ragged(attention)) return kOutOfMemory;
-    const int failed = norm_dense(layer.output, packed.output, rows(context_, count, width), count, x_, layer.norm, y_);
+    const int failed = norm_dense(layer.output, packed.output, context, count, x_, layer.norm, y_);
     swap();
     return failed;
   }
@@ -285,7 +301,7 @@ class EncoderPass {
     call.x = rows(x_, count, m_.hidden);
     call.out = rows(y_, count, m_.hidden);
     call.layer = ffns_.data();
-    const int failed = kernels_.forward(call) ? kOutOfMemory : kOk;
+    const int failed = products_.forward(call) ? kOutOfMemory : kOk;
     swap();
     return failed;
   }
@@ -300,7 +316,7 @@ class EncoderPass {
       first_rows(y_);
       swap();
     }
-    if (const int failed = dense(m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, y_)) return failed;
+    if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, rows(y_, in_.batch, m_.hidden))) return failed;
     for (int64_t i = 0; i < in_.batch * m_.hidden; ++i) y_[i] = activated(y_[i]);
     return kOk;
   }
@@ -349,7 +365,7 @@ class EncoderPass {
 
   const EncoderModel& m_;
   const PackedEncoder& packed_;
-  const Kernels& kernels_;
+  const Products products_;
   const LossKernels& others_;
   const EncoderInput& in_;
   std::vector<int32_t> ids_, positions_, types_;

@@ -10,7 +10,7 @@ Chosen: one table. Rejected: one reader class per task; eight of the nine GLUE f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from engine.data.columns import GLUE_METRICS
 from engine.data.task import TaskSpec
@@ -77,7 +77,7 @@ class PublishedTask:
         return tuple(name for name in self.files if name.startswith("test"))
 
 
-def _glue(name: str, folder: str, **options: object) -> PublishedTask:
+def _glue(name: str, folder: str, **options: Any) -> PublishedTask:
     files = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
     return PublishedTask(
         **{

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,9 +160,18 @@ class EncodedDataset:
         """Batches `batches` yields with the same options; with `batch_size` the same number every epoch."""
         if batch_size is not None and max_tokens is None and batch_size > 0:
             return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
-        options = {"shuffle": shuffle, "bucket": bucket, "drop_last": drop_last, "pad_to_multiple": pad_to_multiple}
         return len(
-            plan_batches(self.lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, **options)
+            plan_batches(
+                self.lengths,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                seed=seed,
+                epoch=epoch,
+                shuffle=shuffle,
+                bucket=bucket,
+                drop_last=drop_last,
+                pad_to_multiple=pad_to_multiple,
+            )
         )
 
     def collate(self, rows: Sequence[int] | np.ndarray, *, pad_to_multiple: int = 1) -> Batch:
@@ -236,9 +245,12 @@ class EncodedDataset:
             if self.spans is not None:
                 digest.update(json.dumps([astuple(gold) for gold in self.spans.questions.golds or ()]).encode())
             for array in (self.tokens, self.offsets, self.second, self.labels):
-                digest.update(b"none" if array is None else f"{array.dtype.str}{array.shape}".encode())
-                for block in [] if array is None else range(0, len(array), _HASH_BLOCK):
-                    digest.update(np.ascontiguousarray(array[block : block + _HASH_BLOCK]))
+                if array is None:
+                    digest.update(b"none")
+                    continue
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                for block in range(0, len(array), _HASH_BLOCK):
+                    digest.update(np.ascontiguousarray(array[block : block + _HASH_BLOCK]).data)
             self._hash.append(digest.hexdigest())
         return self._hash[0]
 
@@ -274,7 +286,7 @@ class EncodedDataset:
             UserError: `path` is not such a folder.
         """
         path = Path(path)
-        mode = "r" if mmap else None
+        mode: Literal["r"] | None = "r" if mmap else None
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:

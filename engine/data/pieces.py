@@ -37,6 +37,9 @@ class Pieces:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.by_word = _splits_at_white_space(tokenizer)
+        self._ids: np.ndarray
+        self._starts: np.ndarray
+        self._lengths: np.ndarray
         self._forget()
 
     def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +89,9 @@ class Pieces:
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._ids: np.ndarray = np.empty(0, np.int32)
-        self._starts: np.ndarray = np.empty(0, np.int64)
-        self._lengths: np.ndarray = np.empty(0, np.int64)
+        self._ids = np.empty(0, np.int32)
+        self._starts = np.empty(0, np.int64)
+        self._lengths = np.empty(0, np.int64)
 
     def _encode(self, sentences: list[str]) -> list[list[int]]:
         tokenizer = self.tokenizer

@@ -219,7 +219,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
     """
     table = read_table(source)
     if task.reader == "squad":
-        texts = ([t.strip() for t in table.texts("question")], table.texts("context"))
+        asked = ([t.strip() for t in table.texts("question")], table.texts("context"))
         golds = None
         if labelled:
             items = [
@@ -227,7 +227,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
                 for a in table.values("answers")
             ]
             golds = [_gold(item, name) for item, name in zip(items, table.texts("id"), strict=True)]
-        return Rows(texts, None, table.texts("id"), golds)
+        return Rows(asked, None, table.texts("id"), golds)
     if task.reader == "swag":
         second = table.texts("sent2")
         endings = (table.texts(f"ending{i}") for i in range(len(task.classes)))
@@ -240,7 +240,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
         columns = (table.values(name) for name in ("article", "question", "options", "answer"))
         found = [(*row, str(i)) for i, row in enumerate(zip(*columns, strict=True))]
         return _race_rows(task, found, labelled, source)
-    texts = tuple(
+    texts: tuple[list[str], ...] = tuple(
         table.texts(name) for name in (task.texts if "#" not in task.texts[0] else ("sentence1", "sentence2"))
     )
     keys = [str(v) for v in table.values("label")] if labelled else []

@@ -7,8 +7,7 @@ How to add a kind: subclass `TaskHead` (or `engine.tasks.texts.TextsHead`, for t
 `engine.tasks`, and name it in `engine/tasks/__init__.py`. This file loads no framework, so that mistakes in files are
 told at once; heads import torch and transformers inside their methods.
 
-Rejected: tables by kind where they are needed; a new kind touches fifteen files. Rejected: `engine.data` importing the
-heads; they need models and metrics, which need data.
+Rejected: a table by kind wherever one is needed; a new kind touches fifteen files.
 """
 
 from __future__ import annotations
@@ -185,9 +184,8 @@ class TaskHead(ABC):
         """[N] labels of a table's rows as numbers; raises `UserError` with the row's number where one does not fit."""
         raise UserError(f"{where}: a {self.kind} task is not read from a table: leave data.kind out")
 
-    def check_labels(self, labels: np.ndarray, column: str, where: str) -> None:
+    def check_labels(self, labels: np.ndarray, column: str, where: str) -> None:  # noqa: B027  most have no rule
         """Raises `UserError` where a table's training labels [N] leave nothing to learn."""
-        return
 
     def allowed(self, spec: TaskSpec, train: np.ndarray | None) -> tuple[str, ...]:
         """Labels of a dev file that are labels even if they look like a mark for a missing one, as -1 does."""

@@ -63,15 +63,15 @@ def mixed_states(
     mask = extended_mask(base.config, embedded, batch.mask)
     inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input
     kept = [Recorder(embedded) for _ in plans]
-    teachers = score_targets or [None] * len(base.encoder)
+    teachers: Sequence[TeacherHeads | None] = score_targets or [None] * len(base.encoder)
     for index, (layer, teacher) in enumerate(zip(base.encoder, teachers, strict=True)):
-        attended = _attend(layer.attention, inputs, mask, teacher)
+        attended = _attend(layer.block, inputs, mask, teacher)
         wanted = list(dict.fromkeys(plan[: index + 1] for plan in plans))
         outputs = _run_stacks(layer.all_ffn, [attended[p[:-1]][0] for p in wanted], [p[-1] for p in wanted])
         inputs = dict(zip(wanted, outputs, strict=True))
         for recorder, plan in zip(kept, plans, strict=True):
             _, query, key, loss = attended[plan[:index]]
-            recorder.add(inputs[plan[: index + 1]], query, key, layer.attention.scaling, loss)
+            recorder.add(inputs[plan[: index + 1]], query, key, layer.block.scaling, loss)
     states = [recorder.states() for recorder in kept]
     return [replace(s, logits=model.answer(s.hidden[-1], batch.attention_mask)) for s in states]
 

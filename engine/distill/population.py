@@ -27,6 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,6 +40,7 @@ from engine.distill.distiller import Distiller
 from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.loop import LOG_EVERY
 from engine.training.optim import TrainingSteps
 from engine.training.readout import Readout
@@ -56,12 +58,18 @@ class Member:
         rng: state of PyTorch's generator its training starts from (`generator_state`); None takes the current one.
     """
 
-    model: nn.Module
+    model: FFNASPreTrainedModel
     rng: Tensor | None = None
     reason: str | None = None
     postponed: bool = False
     _loss: Tensor | None = None
     _skipped: Tensor | None = None
+
+    def unread(self) -> Tensor:
+        """float64 [2]: the sum of its losses, and the number of steps left out, since they were last read."""
+        assert self._loss is not None
+        assert self._skipped is not None
+        return torch.stack([self._loss, self._skipped.double()])
 
     @property
     def alive(self) -> bool:
@@ -161,7 +169,7 @@ class PopulationStep:
         if self._pool is None:
             for member, state in living:
                 if member.alive:  # an older one may have needed its memory
-                    self._with_room(lambda m=member, s=state: self._update(m, s, batch, targets), member)
+                    self._with_room(partial(self._update, member, state, batch, targets), member)
             return
         futures = []
         for member, state in living:
@@ -170,12 +178,15 @@ class PopulationStep:
         # Each of those has its turn again, alone, the oldest first; `_with_room` makes the younger ones wait.
         for member, state in without:
             if member.alive:
-                self._with_room(lambda m=member, s=state: self._submit(m, s, batch, targets).result(), member)
+                self._with_room(partial(self._wait_for, member, state, batch, targets), member)
 
     def _submit(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> Future[None]:
         context = contextvars.copy_context()  # the forced backend, if any
         assert self._pool is not None
         return self._pool.submit(context.run, self._update, member, state, batch, targets)
+
+    def _wait_for(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> None:
+        self._submit(member, state, batch, targets).result()
 
     @staticmethod
     def _had_room(future: Future[None]) -> bool:
@@ -193,7 +204,7 @@ class PopulationStep:
         self._judge(name)
         living = [m for m in self.members if m.alive and m._loss is not None]
         if living:
-            values = torch.stack([torch.stack([m._loss, m._skipped.double()]) for m in living])
+            values = torch.stack([m.unread() for m in living])
             self._reading = (living, Readout(values), done, (done - 1) % LOG_EVERY + 1)
             for member in living:
                 member._loss = member._skipped = None
@@ -216,10 +227,11 @@ class PopulationStep:
         own_generator = self._pool is None  # threads share the generator, and then nobody uses it
         if own_generator:
             outside = generator_state(self.device)
+            assert member.rng is not None  # since this object was made
             _set_generator_state(self.device, member.rng)
         try:
             member.model.train()
-            if self.graphs is not None and state.seat(self.graphs, self.part):
+            if self.graphs is not None and state.seat(self.graphs, self.part) and state.slot is not None:
                 total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.steps.rate(state.done))
             else:
                 total, skipped = self._eager_update(member.model, state, batch, targets)
@@ -233,7 +245,7 @@ class PopulationStep:
         member._skipped = skipped if member._skipped is None else member._skipped + skipped
 
     def _eager_update(
-        self, model: nn.Module, state: _Optimized, batch: Batch, targets: EncoderStates
+        self, model: FFNASPreTrainedModel, state: _Optimized, batch: Batch, targets: EncoderStates
     ) -> tuple[Tensor, Tensor]:
         """(loss, float64; 1 where the step was left out)."""
         loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss

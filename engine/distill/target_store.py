@@ -216,7 +216,7 @@ class Store:
 
     def _sum(self, where: tuple[int, int]) -> int:
         first, behind = self.layout.span(where)
-        return zlib.crc32(self._buffer[first:behind].numpy())
+        return zlib.crc32(self._buffer[first:behind].numpy().data)
 
 
 def _tensors(states: EncoderStates) -> list[tuple[str, Tensor]]:

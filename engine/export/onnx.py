@@ -46,7 +46,7 @@ class _Tensors(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.names = _known(model).outputs
+        self.names = known(model).outputs
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
@@ -54,7 +54,7 @@ class _Tensors(nn.Module):
         return tuple(tensor for tensor in found if tensor is not None)
 
 
-def _known(model: nn.Module) -> HandOver:
+def known(model: nn.Module) -> HandOver:
     """Of a plain model, whose class is called as ours; others are sequence classifiers of transformers."""
     name = type(model).__name__
     return hand_over(name if name.startswith("FFNAS") else FFNASForSequenceClassification.__name__)
@@ -86,7 +86,7 @@ def example_inputs(config: Any, rows: int = 2, length: int = 16, *, choices: int
 
 def program_of(model: nn.Module) -> torch.export.ExportedProgram:
     """`torch.export` of a plain model, batch and length (and number of choices) free."""
-    choices = 3 if _known(model).choices else None
+    choices = 3 if known(model).choices else None
     inputs = example_inputs(model.config, choices=choices)
     free = {name: dict.fromkeys(range(t.dim()), torch.export.Dim.DYNAMIC) for name, t in inputs.items()}
     with torch.no_grad(), _quiet():
@@ -128,7 +128,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
             str(temporary),
             kwargs=program.example_inputs[1],
             input_names=list(INPUTS),
-            output_names=list(_known(model).outputs[:count]),
+            output_names=list(known(model).outputs[:count]),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

@@ -29,14 +29,14 @@ from engine.export.export import export_model
 from engine.export.onnx import ONNX, write_onnx
 from engine.export.saved import load_saved
 from engine.handover import FILES, load_plain
-from engine.latency.others import OTHERS, other_pass, runtime_pass
+from engine.latency.others import OTHERS, RUNTIME, other_pass, runtime_pass
 from engine.published.build import build_preset
 from engine.published.presets import PRESETS
 from engine.student.from_encoder import reason_against, standard_model
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import is_described
 
-SIDES = ("eager", "compile", "ffnas", "runtime", "onnx", "int8", "openvino")
+SIDES = ("eager", "compile", "ffnas", "runtime", "runtime_int8", "onnx", "int8", "openvino")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SLICE = 0.02
 """Shortest timed stretch, in seconds."""
@@ -107,7 +107,7 @@ class Subject:
             if not (self.folder / FILES[0]).exists():
                 export_model(self.student, None, self.folder, None, {})
             model = load_plain(self.folder)
-        self.plain: nn.Module = model.to(device).eval()
+        self.plain: Any = model.to(device).eval()  # of any family
         self.params = sum(p.numel() for p in model.parameters())
 
     def _read(self, path: Path) -> nn.Module:
@@ -118,10 +118,10 @@ class Subject:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides this model has: `ffnas` for ours only, `runtime` for those it takes, on a GPU those of PyTorch."""
+        """The sides this model has: `ffnas` for ours only, `RUNTIME` for those it takes, on a GPU those of PyTorch."""
         has = {
             "ffnas": self.student is not None,
-            "runtime": self.device.type == "cpu" and self._as_ours() is not None,
+            **dict.fromkeys(RUNTIME, self.device.type == "cpu" and self._as_ours() is not None),
             **dict.fromkeys(OTHERS, self.device.type == "cpu"),
         }
         return tuple(side for side in SIDES if has.get(side, True))
@@ -132,25 +132,27 @@ class Subject:
         limit = getattr(self.plain.config, "max_position_embeddings", case.length)
         if case.length > limit:
             return None
-        if side == "runtime":
+        if side in RUNTIME:
             model = self._as_ours()
             assert model is not None
-            return runtime_pass(model, case.dtype, case.threads, ids)
+            return runtime_pass(side, model, case.dtype, case.threads, ids)
         if side in OTHERS:
             return other_pass(side, self._onnx_file, case.dtype, case.threads, ids)
         return self._torch_pass(side, case, ids.to(self.device))
 
     def _torch_pass(self, side: str, case: Case, ids: torch.Tensor) -> Callable[[], object]:
-        model = self.student if side == "ffnas" else self.plain
+        model: Any = self.student if side == "ffnas" else self.plain
         assert model is not None
         model = model.to(self.device, DTYPES[case.dtype]).eval()
         if side == "compile":
             torch._dynamo.reset()
-            model = torch.compile(model, dynamic=False)
+            call: Callable[..., object] = torch.compile(model, dynamic=False)
+        else:
+            call = model
 
         def run() -> object:
             with torch.inference_mode():
-                out = model(input_ids=ids)
+                out = call(input_ids=ids)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             return out
@@ -223,8 +225,11 @@ def _measure_case(
             else:
                 runs[subject.name, side] = run
     times = interleaved(runs, rounds)
-    done = [Timing(*key, case, statistics.median(values), min(values), max(values)) for key, values in times.items()]
-    return done + [Timing(*key, case, None, note=note) for key, note in left_out.items()]
+    done = [
+        Timing(model, side, case, statistics.median(values), min(values), max(values))
+        for (model, side), values in times.items()
+    ]
+    return done + [Timing(model, side, case, None, note=note) for (model, side), note in left_out.items()]
 
 
 def interleaved(runs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:

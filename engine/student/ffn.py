@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
 from kernels import readable
-from kernels.ffn.called import called_ffn
+from kernels.ffn.called import Layers, called_ffn
 from kernels.ffn.kron import KronWeight, Weight
 from kernels.ffn.modules import KronLinear, dense_layers
 from kernels.ffn.ops import fused_ffn_stack
@@ -59,7 +59,8 @@ class FFN(nn.Module):
         """[..., H] to [..., H] at the stored inner width, in plain PyTorch; `plan` gives the expression."""
         program, expression = plan.program, plan.program.expression
         assert expression is not None  # plans are made of expressions
-        return called_ffn(x, self.dense1, self.dense2, self.layernorm, expression, policy=program.policy, p_drop=p_drop)
+        layers = Layers(self.dense1, self.dense2, self.layernorm)
+        return called_ffn(x, layers, expression, policy=program.policy, p_drop=p_drop)
 
 
 def may_read(ffns: Sequence[FFN], inner: int, work: str | None = None) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engine.architecture.architecture import uniform
+from engine.architecture.file import layers_to_list
 from engine.data.task import heads
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
@@ -197,7 +198,7 @@ def _config(model: PreTrainedModel, pooling: str | None, fresh: bool) -> FFNASCo
         intermediate_size=config.hidden_dim if distil else config.intermediate_size,
         embedding_type="full",
         embedding_size=config.hidden_size,
-        layers=uniform(formula, 1, Fraction(1), config.num_hidden_layers),
+        layers=layers_to_list(uniform(formula, 1, Fraction(1), config.num_hidden_layers)),
         hidden_dropout_prob=config.dropout if distil else config.hidden_dropout_prob,
         attention_probs_dropout_prob=config.attention_dropout if distil else config.attention_probs_dropout_prob,
         classifier_dropout=MEAN_DROPOUT if fresh else _head_dropout(model),
@@ -240,7 +241,7 @@ def _first_position(positions: nn.Embedding) -> int:
 
 def _renamed(model: PreTrainedModel, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
     """Copies of the weights under our names, positions and segments in our shapes."""
-    base = model.base_model
+    base: Any = model.base_model
     names = _DISTILBERT_NAMES if base.config.model_type == "distilbert" else _BERT_NAMES
     inner = "" if model_class is FFNASModel else "ffnas."
     outer = "" if base is model else f"{model.base_model_prefix}."

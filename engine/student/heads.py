@@ -37,7 +37,7 @@ class HeadedModel(FFNASPreTrainedModel):
     @property
     def fit_dense(self) -> nn.Linear | None:
         """The encoder's distillation projection."""
-        return self.ffnas.fit_dense
+        return self.base_model.fit_dense
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The head's output from the last layer's output [rows, S, H]; mean pooling needs the mask [rows, S]."""
@@ -72,7 +72,7 @@ class FFNASForSequenceClassification(HeadedModel):
         super().__init__(config)
         self.ffnas = FFNASModel(config)
         self.dropout = nn.Dropout(head_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     @can_return_tuple
@@ -106,7 +106,7 @@ class FFNASForSequenceClassification(HeadedModel):
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [B, num_labels] from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
-        return self._logits(self.ffnas.cls_pooler(hidden, attention_mask))
+        return self._logits(self.ffnas.pooled(hidden, attention_mask))
 
     def _logits(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled))
@@ -216,7 +216,7 @@ class FFNASForMultipleChoice(HeadedModel):
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores [rows, 1] of single choices from the last layer's output [rows, S, H]; mean pooling needs the mask."""
-        return self._score(self.ffnas.cls_pooler(hidden, attention_mask))
+        return self._score(self.ffnas.pooled(hidden, attention_mask))
 
     def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores [B, choices] for a mask [B, choices, S]; one choice each for [B, S]."""
@@ -288,7 +288,7 @@ class FFNASForMaskedLM(HeadedModel):
         logits = loss = None
         if out.states is None or labels is not None:
             logits = self.lm_head(out.last_hidden_state)
-        if labels is not None:
+        if labels is not None and logits is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
         return FFNASMaskedLMOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions, states=out.states

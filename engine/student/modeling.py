@@ -71,7 +71,7 @@ class FFNASPreTrainedModel(PreTrainedModel):
     @property
     def base_model(self) -> FFNASModel:
         """The encoder: this model itself, or the one inside."""
-        found: FFNASModel = getattr(self, self.base_model_prefix, self)  # whatever a user has put around it
+        found: Any = getattr(self, self.base_model_prefix, self)  # or what a user has put around it
         return found
 
     def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
@@ -146,13 +146,19 @@ class FFNASModel(FFNASPreTrainedModel):
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
         self.post_init()
 
+    def pooled(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """[B, H] what heads read, from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
+        assert self.cls_pooler is not None  # models whose head reads it have it
+        pooled: Tensor = self.cls_pooler(hidden, attention_mask)
+        return pooled
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.embeddings.token_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token table."""
-        self.embeddings.token_embeddings = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token table, by a table."""
+        self.embeddings.token_embeddings = cast("nn.Embedding", value)
 
     @can_return_tuple
     def forward(
@@ -215,7 +221,7 @@ class FFNASModel(FFNASPreTrainedModel):
             own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
             x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:
-                recorder.add(x, query, key, 1.0 if query is None else layer.attention.scaling, losses)
+                recorder.add(x, query, key, 1.0 if query is None else layer.block.scaling, losses)
             if keep_hidden:
                 hidden_states.append(x)
             if keep_attention:
@@ -225,7 +231,7 @@ class FFNASModel(FFNASPreTrainedModel):
             last_hidden_state=x,
             pooler_output=None if self.cls_pooler is None else self.cls_pooler(x, attention_mask),
             hidden_states=tuple(hidden_states) if keep_hidden else None,
-            attentions=tuple(attentions) if keep_attention else None,
+            attentions=cast("tuple[Tensor, ...]", tuple(attentions)) if keep_attention else None,
             states=states,
         )
 

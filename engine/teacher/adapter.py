@@ -27,7 +27,7 @@ from engine.model_sources import TeacherSource, load_tokenizer, quiet, require_r
 from engine.states import EncoderStates, answers
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.teacher.capture import CAPTURE, recording
-from engine.teacher.loading import load_model, names_labels, standardised
+from engine.teacher.loading import load_model, names_labels, placed, standardised
 from engine.teacher.rounded import rounded_copy
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Teacher:
                 model = task.head.headed(model)
         knows = has_head and task is not None and names_labels(found, task)
         tokenizer = load_tokenizer(found, published=published)
-        made = cls(model.to(device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
+        made = cls(placed(model, device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
         if reason is not None:
             made.notes.append(f"teacher {found.name!r} stays as it is ({reason}): the student has layers of its own")
         return made
@@ -159,7 +159,8 @@ class Teacher:
         model = self.rounded() if bf16 else self.model
         precision = torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with recording(layers) as recorder, precision:
-            out = self._forward(model if with_head else model.base_model, batch, output_hidden_states=True)
+            encoder: Any = model.base_model
+            out = self._forward(model if with_head else encoder, batch, output_hidden_states=True)
         hidden = out.hidden_states
         return EncoderStates(
             embeddings=hidden[0],

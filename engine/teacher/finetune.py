@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from engine.autocast import autocast
 from engine.data import Batch, EncodedTask
@@ -240,6 +241,7 @@ def _loss_of(teacher: Teacher, data: EncodedTask, precision: str) -> Callable[[B
     def loss(batch: Batch, _step: int) -> KDLoss:
         with autocast(teacher.device, precision), _attention(batch, precision):
             logits = answers(teacher.model(**teacher.inputs(batch), return_dict=True))
+        assert batch.labels is not None  # of train
         value = data.spec.head.gold_loss(logits, batch.labels)
         return KDLoss.of(value, prediction=value)
 
@@ -280,7 +282,7 @@ class _NoGain(Exception):
 
 
 @contextlib.contextmanager
-def _frozen_tables(model: nn.Module) -> Iterator[None]:
+def _frozen_tables(model: PreTrainedModel) -> Iterator[None]:
     """Word and position tables without gradients for a while."""
     block = getattr(model.base_model, "embeddings", None)
     tables = [model.get_input_embeddings(), getattr(block, "position_embeddings", None)]

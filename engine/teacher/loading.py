@@ -11,7 +11,7 @@ Rejected: our own head on top of the bare encoder; no other program could load t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -77,6 +77,12 @@ def load_model(
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
     return model, has_head
+
+
+def placed(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, moved in place."""
+    cast("nn.Module", model).to(device)  # transformers' own signature of `to` says something else
+    return model
 
 
 def require_language(config: Any, name: str) -> None:

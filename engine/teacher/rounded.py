@@ -56,7 +56,7 @@ def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
     if next(made.parameters()).device.type == "cpu":
         with contextlib.suppress(ValueError):  # no layer like BERT's: it runs its own code
             for name in replace_ffn(made).names:
-                layer = made.get_submodule(name)
+                layer: Any = made.get_submodule(name)
                 read |= {layer.intermediate.dense, layer.output.dense}
     for module in made.modules():
         if isinstance(module, nn.Linear):

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.dispatch import backend_for
+from kernels.dispatch import tensor_ops
 from kernels.losses.registration import library, once_differentiable, register, register_autograd
+from kernels.reference import crf as crf_reference
 from kernels.reference.crf import MOST_TAGS
 
 _CHAIN = "Tensor emissions, Tensor transitions, Tensor start, Tensor end, Tensor lengths"
@@ -30,14 +30,14 @@ crf_scan = torch.ops.ffnas.crf_scan.default
 crf_scan_bwd = torch.ops.ffnas.crf_scan_bwd.default
 
 
-def _backend(emissions: Tensor) -> Any:
-    if emissions.shape[-1] > MOST_TAGS or emissions.dtype != torch.float32:
-        return dispatch.load_backend("reference").losses
-    return backend_for([emissions], "the scan of a CRF")
+def _has_kernels(emissions: Tensor) -> bool:
+    return emissions.shape[-1] <= MOST_TAGS and emissions.dtype == torch.float32
 
 
 def _crf_scan(emissions: Tensor, *rest: Any) -> Any:
-    return _backend(emissions).crf_scan(emissions, *rest)
+    if not _has_kernels(emissions):
+        return crf_reference.scan(emissions, *rest)
+    return tensor_ops([emissions], "the scan of a CRF").crf_scan(emissions, *rest)
 
 
 def _crf_scan_fake(emissions: Tensor, *rest: Any) -> Any:
@@ -45,7 +45,9 @@ def _crf_scan_fake(emissions: Tensor, *rest: Any) -> Any:
 
 
 def _crf_scan_bwd(emissions: Tensor, *rest: Any) -> Any:
-    return _backend(emissions).crf_scan_bwd(emissions, *rest)
+    if not _has_kernels(emissions):
+        return crf_reference.scan_bwd(emissions, *rest)
+    return tensor_ops([emissions], "the scan of a CRF").crf_scan_bwd(emissions, *rest)
 
 
 def _crf_scan_bwd_fake(emissions: Tensor, *rest: Any) -> Any:

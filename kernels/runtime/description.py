@@ -11,6 +11,9 @@ import numpy as np
 EMBEDDINGS = ("full", "factorized", "trigram")
 POOLINGS = ("none", "cls", "mean")
 ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
+PRECISIONS = ("fp32", "bf16", "int8")
+"""Of matrix products."""
+
 HEADS = ("none", "sequence", "tokens")
 
 Arrays = Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -32,6 +35,7 @@ class Answers:
         labels: names of the scores, in order.
         regression: whether the scores are numbers instead of classes.
         max_length: tokens per sequence that the model was trained on; longer texts are cut.
+        precision: of matrix products, where a session is not asked for another.
     """
 
     hidden_size: int
@@ -41,6 +45,7 @@ class Answers:
     labels: tuple[str, ...] = ()
     regression: bool = False
     max_length: int = 512
+    precision: str = PRECISIONS[0]
 
 
 @dataclass(frozen=True)

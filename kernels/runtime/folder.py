@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.runtime.description import HEADS, Answers, Description, NativeError
+from kernels.runtime.description import HEADS, PRECISIONS, Answers, Description, NativeError
 from kernels.runtime.words import model_words
 
 FORMAT, VERSION = "ffnas-native", 1
@@ -118,6 +118,8 @@ def parse(values: Any, place: str) -> Answers:
             raise NativeError(f"{place}: {name} must be true or false, got {given[name]!r:.60}")
     if given["head"] not in HEADS:
         raise NativeError(f"{place}: head must be one of {', '.join(HEADS)}, got {given['head']!r:.60}")
+    if given["precision"] not in PRECISIONS:
+        raise NativeError(f"{place}: precision must be one of {', '.join(PRECISIONS)}, got {given['precision']!r:.60}")
     labels = given["labels"]
     if not isinstance(labels, list) or not all(isinstance(v, str) for v in labels):
         raise NativeError(f"{place}: labels must be a list of names, got {labels!r:.60}")

@@ -7,18 +7,17 @@ import os
 from array import array
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.backends.instruction_sets import ABI_VERSION, best_isas
+from kernels.backends.instruction_sets import ABI_VERSION, best_isas, usable_int8
 from kernels.build import BuildError, library_path
 from kernels.call import BackendUnavailable
-from kernels.runtime.description import HEADS, Answers, Arrays, Description, NativeError, check_arrays
+from kernels.runtime.description import HEADS, PRECISIONS, Answers, Arrays, Description, NativeError, check_arrays
 from kernels.runtime.words import model_words
 
 WANTED = ("head", "hidden", "pooled")
-PRECISIONS = ("fp32", "bf16")
 
 _ERRORS = {
     1: "out of memory",
@@ -50,6 +49,8 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_run_on.argtypes = [pointer, whole, *[pointer] * 3, *[whole] * 3, ctypes.c_double, pointer]
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
+    library.ffnas_int8_runs.argtypes = [whole]
+    library.ffnas_int8_sums.argtypes = [whole, pointer, whole, whole, pointer, whole, *[pointer] * 4]
     library.ffnas_encoder_free.restype = None
     return library
 
@@ -108,7 +109,7 @@ class Encoder:
         isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
         matrices = _packed(arrays) if watched else array("q")
-        sums = _fingerprints(library, isa, matrices)
+        sums = _fingerprints(library, _isas(library)[PRECISIONS[0]], matrices)
         words = model_words(
             description,
             lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
@@ -159,11 +160,11 @@ class Encoder:
 
     def unchanged(self) -> bool:
         """Whether every byte of the matrices is what it was at first; reads all of them."""
-        return _fingerprints(self._library, self._isa, self._matrices) == self._sums
+        return _fingerprints(self._library, self._isas[PRECISIONS[0]], self._matrices) == self._sums
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
-        handle, self._handle = self._handle, None
+        handle, self._handle = self._handle, 0
         if handle:
             self._library.ffnas_encoder_free(handle)
 
@@ -172,10 +173,40 @@ class Encoder:
             self.close()
 
 
+class CodeSums(NamedTuple):
+    """codes [rows, depth], scale and zero [rows] of rows, and sums [rows, outputs] of products of their codes."""
+
+    codes: np.ndarray[Any, np.dtype[np.int32]]
+    scale: np.ndarray[Any, np.dtype[np.float32]]
+    zero: np.ndarray[Any, np.dtype[np.int32]]
+    sums: np.ndarray[Any, np.dtype[np.int32]]
+
+
+def runs_int8(number: int) -> bool:
+    """Whether this build and this machine have a set of kernels for eight-bit integers (`INT8`)."""
+    return bool(_library().ffnas_int8_runs(number))
+
+
+def code_sums(number: int, x: Any, w: Any) -> CodeSums:
+    """What the set `number` makes of float32 x [rows, depth] and w [outputs, depth]; csrc/cpu/int8.h has the formula.
+
+    Raises:
+        NativeError: the set is not in this build, or the sizes are none it takes.
+    """
+    (rows, depth), outputs = x.shape, w.shape[0]
+    shapes = ((rows, depth), np.int32), (rows, np.float32), (rows, np.int32), ((rows, outputs), np.int32)
+    found = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    out = (a.ctypes.data for a in found)
+    status = _library().ffnas_int8_sums(number, x.ctypes.data, rows, depth, w.ctypes.data, outputs, *out)
+    if status:
+        raise NativeError(f"int8: {_ERRORS.get(status, status)}")
+    return CodeSums(*found)
+
+
 def _isas(library: ctypes.CDLL) -> dict[str, int]:
     """Instruction sets by precision."""
     try:
-        return dict(zip(PRECISIONS, best_isas(library), strict=True))
+        return dict(zip(PRECISIONS, (*best_isas(library), max(usable_int8(library).values())), strict=True))
     except BackendUnavailable as error:
         raise NativeError(str(error)) from error
 

@@ -150,7 +150,7 @@ class Predictor:
     def __init__(self, options: argparse.Namespace, found: TeacherSource, spec: TaskSpec, reporter: Reporter) -> None:
         import engine.student
         from engine.model_sources import load_tokenizer, require_rows
-        from engine.teacher.loading import load_model
+        from engine.teacher.loading import load_model, placed
         from engine.training.precision import choose_device
 
         assert engine.student  # registers our model type
@@ -161,7 +161,7 @@ class Predictor:
             raise UserError(f"{options.model}: has no head for {spec.name} ({spec.num_labels} outputs): fine-tune it")
         self.tokenizer = load_tokenizer(found)
         require_rows(self.tokenizer, model.config.vocab_size, options.model)
-        self.model = model.to(device).eval()
+        self.model = placed(model, device).eval()
 
     def encoded(self, asked: Asked) -> EncodedDataset:
         """The rows as the model takes them."""

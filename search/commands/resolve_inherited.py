@@ -138,8 +138,15 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _known_teacher(prepared: Prepared) -> Teacher | None:
     """The fine-tuned teacher, None where the cache does not have it."""
     config = prepared.config
-    options = {"precision": config.teacher_precision, "standard": True}
-    return finetuned(config.teacher, prepared.data, config.finetune, teacher_cache(), prepared.device, **options)
+    return finetuned(
+        config.teacher,
+        prepared.data,
+        config.finetune,
+        teacher_cache(),
+        prepared.device,
+        precision=config.teacher_precision,
+        standard=True,
+    )
 
 
 def _gone(folder: Path, what: str) -> UserError:

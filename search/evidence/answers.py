@@ -77,7 +77,7 @@ def write_predictions(
         arrays["labels"] = labels.astype(head.label_dtype)
     path = predictions_path(run_dir, name)
     with write_atomic(path) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, allow_pickle=False, **arrays)
     return path
 
 

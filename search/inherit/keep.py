@@ -1,17 +1,10 @@
 """`budget.keep`: the smallest student that holds a share of the teacher's score.
 
-One student of every size on a ladder (shares of the encoder: 3/4 down to 1/16; the teacher's first layers, widths and
-heads by the solver) is trained in one last round. What each is short of the teacher by then, the full distillation
-about halves; the smallest student for which that is enough is distilled in full first. If it holds the share, the next
-smaller ones follow until one does not; if not, the next larger ones until one does.
-
-What is measured: the task's metric on all rows of the score and select splits, of student and teacher alike; dev
-decides nothing. Checkpoints of both were chosen on select, so those rows flatter both. The measured share decides, and
-not its interval: on a thousand rows of accuracy its lower end lies one or two points below, and a rule that asks for
-that finds hardly any student. Of several sizes that are looked at, the first to pass may owe it to chance; dev, which
-is reported, says more. Sizes between those of the ladder are not tried.
-
-Rejected: a budget that is bisected with a search each. Every step would train again what the ladder trains once.
+One student of every size on a ladder (shares of the encoder: 3/4 down to 1/16) is trained in one last round. What each
+is short of the teacher by then, the full distillation about halves; the smallest student for which that is enough is
+distilled in full first. If it holds the share, the next smaller ones follow until one does not; if not, the next larger
+ones until one does. Measured is the task's metric on the score and select splits, of student and teacher alike; dev
+decides nothing. Several sizes are looked at, so the first to pass may owe it to chance (docs/decisions/0029).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from engine.distill.inherited import InheritedDistiller
 from engine.distill.population import PopulationStep, generator_state, side_by_side
 from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.checkpoint import load_weights, remove_weights, save_weights, untrained
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
@@ -239,7 +240,7 @@ def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Bat
 _TABLES = ("token_embeddings", "position_embeddings", "segment_embeddings")
 
 
-def freeze_embeddings(model: torch.nn.Module, share: torch.nn.Module | None = None) -> None:
+def freeze_embeddings(model: FFNASPreTrainedModel, share: FFNASPreTrainedModel | None = None) -> None:
     """Tables of tokens, positions and segments are not trained; with `share`, they are that model's own."""
     own = model.base_model.embeddings
     for name in _TABLES:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from engine.data.task import TaskHead
 from engine.states import answers
 from engine.student.attention import extended_mask
 from engine.student.calibration import LayerStatistics, calibrate, fit_inner, refit, reorder
+from engine.student.encoder import FFNASLayer
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.training.loop import cycle
@@ -86,12 +87,13 @@ class Library:
         return lambda x, mask: layer(x, mask, plan)[0]
 
     @torch.no_grad()
-    def _fit(self, layer: nn.Module, spec: LayerSpec, index: int) -> None:
+    def _fit(self, layer: FFNASLayer, spec: LayerSpec, index: int) -> None:
         """Replaces the second product, and the output projection of attention, by their least-squares fits."""
         whole, found = self.model.base_model.encoder[index], self.statistics[index]
         shape = self.variants.shape
         if spec.stack:
-            ffn, source = layer.all_ffn[0], whole.all_ffn[0]
+            ffn: Any = layer.all_ffn[0]  # of full weights, which a type cannot tell
+            source: Any = whole.all_ffn[0]
             width = ffn.dense1.out_features
             if spec.expression != self.variants.expression:
                 weight, bias = fit_inner(ffn, spec.expression, source, self.variants.expression, found.inputs)
@@ -101,16 +103,17 @@ class Library:
                 weight, bias = source.dense2.weight, source.dense2.bias
             ffn.dense2.weight.copy_(weight)
             ffn.dense2.bias.copy_(bias)
-        if spec.heads and spec.heads < shape.num_heads:
-            attention = whole.attention
-            size = shape.hidden_size // shape.num_heads
+        if spec.heads and spec.heads < (shape.num_heads or 0):
+            attention = whole.block
+            size = attention.head_size
             weight, bias = refit(found.context, attention.dense.weight, attention.dense.bias, spec.heads * size)
-            layer.attention.dense.weight.copy_(weight)
-            layer.attention.dense.bias.copy_(bias)
+            layer.block.dense.weight.copy_(weight)
+            layer.block.dense.bias.copy_(bias)
 
     def _alone(self, index: int) -> FFNASModel:
         """Layer `index` as an encoder of one layer, on shared weights and next to no embeddings."""
         config = copy.deepcopy(self.model.config)
+        assert config.layers is not None  # since the configuration was made
         layer = config.layers[index]
         sizes = {"vocab_size": 1, "max_position_embeddings": 1, "type_vocab_size": 1, "num_hidden_layers": 1}
         for name, value in {**sizes, "layers": [layer], "pad_token_id": None, "source_layers": None}.items():
@@ -122,13 +125,16 @@ class Library:
         return base
 
 
-def without_dropout(module: nn.Module) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def without_dropout(module: Module) -> Module:
     """The module with every dropout off: short distillation is faster and no worse without."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         if isinstance(getattr(part, "p_drop", None), float):
-            part.p_drop = 0.0
+            setattr(part, "p_drop", 0.0)  # noqa: B010  of several classes
     return module
 
 
@@ -253,8 +259,9 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
             scale += float((target - target.mean()).square().sum())
             for later in range(index + 1, variants.shape.num_layers):
                 x = base.encoder[later](x, mask, base.planner.full[later])[0]
-            own = library.model.classify(x, real).view(wanted.shape)
-            total += float(library.head.divergence(own, wanted, library.head.places(batch)).sum())
+            own = library.model.answer(x, real)
+            assert own is not None
+            total += float(library.head.divergence(own.view(wanted.shape), wanted, library.head.places(batch)).sum())
             rows += len(wanted)
     architecture = with_layer(variants.whole, index, spec)
     return Trial(

@@ -15,8 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.architecture.architecture import Architecture
 from engine.training.claims import Claims
@@ -127,10 +126,8 @@ class RankBoard:
         self._claims.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._claims.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._claims.__exit__(kind, *rest)
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Architecture]:
         first = candidates[0].number

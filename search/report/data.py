@@ -10,8 +10,7 @@
     latency_table.json      predicted against measured latencies
     resolved/*/summary.json answers under other constraints
 
-Rejected: taking a finished run's objects from memory. The same report must be buildable later, elsewhere, and of a
-run that was interrupted.
+Nothing comes from the running process: reports are built later and elsewhere too (docs/decisions/0030).
 """
 
 from __future__ import annotations
@@ -74,6 +73,11 @@ class Model:
     layers: int | None = None
     hidden_size: int | None = None
 
+    @property
+    def score(self) -> float:
+        """The value of its primary metric; NaN if not evaluated."""
+        return math.nan if self.metric is None else self.metric.value
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -87,6 +91,11 @@ class Stage:
     @property
     def scored(self) -> list[Candidate]:
         return [t for t in self.trials if t.score is not None and t.state == "complete"]
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Parameters and score of each of them."""
+        return [(t.params, t.score) for t in self.trials if t.score is not None and t.state == "complete"]
 
     @property
     def failures(self) -> Counter[str]:
@@ -264,7 +273,7 @@ def _stage(folder: Path, key: str, phase: str) -> Stage | None:
     if "number" in record:
         best = field_of(folder / "best.json", record, "number", int)
     else:
-        best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
+        best = min(scored, key=lambda t: (-(t.score or 0.0), t.params, t.number)).number if scored else None
     title = phase_name(phase)
     return Stage(key, title[:1].upper() + title[1:], trials, best)
 

@@ -55,7 +55,7 @@ class ToySupernet(nn.Module):
         attention = (states @ states.transpose(1, 2))[pairs].square().mean()
         prediction = (states[:, 0].sum(-1) - 1).square().mean()
         total = WEIGHTS.hidden * hidden + WEIGHTS.attention * attention + WEIGHTS.prediction * prediction
-        return KDLoss(total, hidden, attention, prediction)
+        return KDLoss.of(total, hidden=hidden, attention=attention, prediction=prediction)
 
 
 class Killed(Exception):
