@@ -141,7 +141,8 @@ class TensorOps(Protocol):
     """What a backend has for plain tensors: losses, attention, the scan of CRFs, linear layers.
 
     Arguments and results are those of the plain PyTorch of the same names in `kernels.reference.losses`,
-    `kernels.reference.attention` and `kernels.reference.crf`; of `linear` those of `kernels.attention.linear.linear_fwd`.
+    `kernels.reference.attention` and `kernels.reference.crf`; of `linear` those of
+    `kernels.attention.linear.linear_fwd`.
     """
 
     def supports(self, tensors: Sequence[Tensor]) -> str | None:

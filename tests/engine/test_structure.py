@@ -129,7 +129,7 @@ def test_the_published_temperature_is_local(heads):
     teacher, student = answer(of, 1)[0], answer(own, 2)[0]
     total = []
     for b in range(len(PLACES)):
-        every, log_t = distribution(teacher, b)
+        _, log_t = distribution(teacher, b)
         _, log_s = distribution(student, b)
         total.append(-(log_t.exp() * log_s).sum())
     torch.testing.assert_close(paper_loss(student, teacher, PLACES, 1.0).double(), torch.stack(total).mean())
