@@ -5,7 +5,7 @@
 #else
 #include "elementary.h"
 #endif
-#include "activations.h"
+#include "../activations.h"
 #include "segment.h"
 #include "tile.h"
 #include "gemm_f32.h"
