@@ -17,7 +17,8 @@ enum { FFNAS_FP32 = 0, FFNAS_BF16 = 1, FFNAS_INT8 = 2 };                  /* pre
 enum { FFNAS_SCORES = 0, FFNAS_HIDDEN = 1, FFNAS_POOLED = 2 };            /* what to compute */
 enum { FFNAS_LABELS = 0, FFNAS_PER_TOKEN = 1, FFNAS_HIDDEN_SIZE = 2, FFNAS_POSITIONS = 3, FFNAS_POOLS = 4 };  /* sizes */
 
-/* The model, with `threads` threads including the caller's; NULL and a status where it cannot be had. */
+/* FFNAS_INT8 changes answers more than FFNAS_BF16 does; docs/runtime.md says by how much.
+ * The model, with `threads` threads including the caller's; NULL and a status where it cannot be had. */
 void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status);
 
 /* Scores a sequence (or token); 1 where they are per token; hidden width; most tokens; 1 where there are pooled vectors. */
