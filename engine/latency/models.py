@@ -194,7 +194,7 @@ def measure(
         rounds: timed runs per side and case.
         limit: a side whose first run takes longer than this many seconds is left out of the case.
         progress: called after each side of a case.
-        clock: seconds. `time.process_time` tells sides of one thread apart beside busy neighbours, but it counts neither
+        clock: seconds. `time.process_time` tells sides of one thread apart beside busy neighbours, but counts neither
             waiting nor sleeping.
     """
     result: list[Timing] = []
