@@ -102,12 +102,14 @@ class EncoderPass {
       if (const int failed = layer(l, short_last && l == last)) return failed;
     if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
     if (m_.head == kTokenHead && wanted == kWantHead) {
-      if (const int failed = dense(others_.linear, m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), rows(wide_, tokens(), m_.classifier.outputs))) return failed;
+      const View x = rows(x_, tokens(), m_.hidden), scores = rows(wide_, tokens(), m_.classifier.outputs);
+      if (const int failed = dense(others_.linear, m_.classifier, packed_.classifier, x, tokens(), scores)) return failed;
       return scatter(wide_, m_.classifier.outputs, padding, out);
     }
     if (const int failed = pool(short_last)) return failed;
     if (wanted == kWantPooled) return copy(y_, in_.batch * m_.hidden, out);
-    return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, rows(out, in_.batch, m_.classifier.outputs));
+    const View pooled = rows(y_, in_.batch, m_.hidden), scores = rows(out, in_.batch, m_.classifier.outputs);
+    return dense(others_.linear, m_.classifier, packed_.classifier, pooled, in_.batch, scores);
   }
 
  private:
@@ -197,7 +199,8 @@ class EncoderPass {
       }
   }
 
-  static int dense(int (*linear)(LinearCall&), const Dense& d, const Buffer& packed, const View& x, int64_t count, const View& out) {
+  static int dense(int (*linear)(LinearCall&), const Dense& d, const Buffer& packed, const View& x, int64_t count,
+                   const View& out) {
     LinearCall call = {};
     call.tokens = count;
     call.inputs = d.inputs;
@@ -316,7 +319,8 @@ class EncoderPass {
       first_rows(y_);
       swap();
     }
-    if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, rows(y_, in_.batch, m_.hidden))) return failed;
+    const View x = rows(x_, in_.batch, m_.hidden), y = rows(y_, in_.batch, m_.hidden);
+    if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, x, in_.batch, y)) return failed;
     for (int64_t i = 0; i < in_.batch * m_.hidden; ++i) y_[i] = activated(y_[i]);
     return kOk;
   }

@@ -194,8 +194,8 @@ def measure(
         rounds: timed runs per side and case.
         limit: a side whose first run takes longer than this many seconds is left out of the case.
         progress: called after each side of a case.
-        clock: seconds. `time.process_time` tells sides of one thread apart beside busy neighbours, but counts neither
-            waiting nor sleeping.
+        clock: seconds. `time.process_time` tells sides of one thread apart beside busy neighbours, but it leaves
+            waiting and sleeping out.
     """
     result: list[Timing] = []
     total = sum(side in s.sides for s in subjects for side in sides) * len(cases)
