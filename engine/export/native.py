@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from engine.errors import UserError
 from engine.files import atomic_directory
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import describe
-from kernels.runtime.folder import TOKENIZER, WEIGHTS, files
+from kernels.runtime.folder import TOKENIZER, WEIGHTS
+from kernels.runtime.writing import files
 
 
 def write_native(
@@ -27,6 +29,9 @@ def write_native(
     """
     longest = None if tokenizer is None else int(min(tokenizer.model_max_length, 2**20))
     description, arrays = describe(model, longest)
+    mask = getattr(tokenizer, "mask_token", None)
+    if description.answers.head == "mask" and mask:
+        description = replace(description, answers=replace(description.answers, mask_token=str(mask)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")

@@ -104,6 +104,8 @@ class FFNASForQuestionAnswering(_Headed):
     """Start and end scores per token."""
 
     native_head = "tokens"
+    native_scores = "qa_outputs"
+    native_labels = ("start", "end")
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -151,6 +153,8 @@ class FFNASForQuestionAnswering(_Headed):
 
 class FFNASForMultipleChoice(_Headed):
     """One score per choice from its pooled sequence."""
+
+    native_head = "choice"
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -217,6 +221,7 @@ class MaskedLMHead(nn.Module):
 class FFNASForMaskedLM(_Headed):
     """Token scores; the decoder shares the token table."""
 
+    native_head = "mask"
     _tied_weights_keys = {  # noqa: RUF012  transformers reads a dict
         "lm_head.decoder.weight": "ffnas.embeddings.token_embeddings.weight"
     }

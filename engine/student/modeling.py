@@ -49,6 +49,10 @@ class FFNASPreTrainedModel(PreTrainedModel):
 
     native_head: ClassVar[str | None] = None
     """The head's kind for `engine.student.native`, which does not know every one."""
+    native_scores: ClassVar[str] = "classifier"
+    """The attribute that holds the head's last layer."""
+    native_labels: ClassVar[tuple[str, ...] | None] = None
+    """Names of the scores; None for those of the configuration."""
 
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

@@ -113,7 +113,8 @@ def _answers_of(session: Session) -> Callable[..., tuple[np.ndarray, ...]]:
             wanted = ("hidden", "pooled") if session.answers.pools else ("hidden",)
             return tuple(session.run(**arrays, wanted=name) for name in wanted)
         scores = session.run(**arrays)
-        return (scores[..., 0], scores[..., 1]) if session.answers.head == "tokens" else (scores,)
+        spans = session.answers.labels == ("start", "end")
+        return (scores[..., 0], scores[..., 1]) if spans else (scores,)
 
     return answer
 

@@ -14,7 +14,7 @@ from losses_cases import assert_close_as_eager, eager_attention, eager_score_mse
 from kernels import fused_attention
 from kernels.attention import registration
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ENVIRONMENT, ISAS, usable_isas
+from kernels.runtime.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend
 from kernels.reference.philox import dropout_mask

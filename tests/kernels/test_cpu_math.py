@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.backends.instruction_sets import ISAS, usable_isas
+from kernels.runtime.instruction_sets import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend
 from kernels.language.operators import OPERATORS, UNARY
 

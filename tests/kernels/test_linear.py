@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.attention.linear import fused_linear_norm, fused_linears, linear_fwd
-from kernels.backends.instruction_sets import ISAS, usable_isas
+from kernels.runtime.instruction_sets import ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import available_backends, use_backend
 

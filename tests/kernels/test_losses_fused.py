@@ -14,7 +14,7 @@ from losses_cases import (
 )
 
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ENVIRONMENT, ISAS, usable_isas
+from kernels.runtime.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend, use_backend
 from kernels.losses import registration as losses_library

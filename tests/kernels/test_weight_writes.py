@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kernels import FusedFFN
-from kernels.backends.instruction_sets import usable_isas
+from kernels.runtime.instruction_sets import usable_isas
 from kernels.backends.packed_weights import DTYPE_CODES
 from kernels.dispatch import load_backend
 
