@@ -182,7 +182,7 @@ def _compile_units(folder: Path, work: Path, compiler: str) -> tuple[list[str], 
 
 
 def target_machine(compiler: str) -> str:
-    """The processor family that `compiler` makes code for, in small letters: a cross-compiler's is not this machine's."""
+    """The processor family that `compiler` makes code for, in small letters; a cross-compiler's is another."""
     result = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=False)
     return (result.stdout.strip().split("-")[0] or platform.machine()).lower()
 

@@ -97,7 +97,7 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
 def _head(model: PreTrainedModel) -> str:
     if not is_described(model):
         raise UserError(
-            f"native: {type(model).__name__} is not supported; encoders are, alone or with one head for classes, numbers,"
+            f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers,"
             " tokens, answer spans, masks or choices. Use --onnx"
         )
     return str(model.native_head)

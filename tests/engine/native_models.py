@@ -77,6 +77,7 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
             "layers": "max(linear1_1(swish(linear1_1(x,wb1)),wb2),elu(x)),"
             " linear1_1(mul(leaky_relu(linear1_1(x,wb1)),x),wb2), tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))",
             "num_hidden_layers": 3,
+            "intermediate_size": 36,
         },
     ),
     "side by side": (
