@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ def write_native(
     description, arrays = describe(model, longest)
     mask = getattr(tokenizer, "mask_token", None)
     if description.answers.head == "mask" and mask:
-        description = replace(description, answers=replace(description.answers, mask_token=str(mask)))
+        description = description._replace(answers=description.answers._replace(mask_token=str(mask)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")

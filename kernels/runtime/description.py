@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 EMBEDDINGS = ("full", "factorized", "trigram")
 POOLINGS = ("none", "cls", "mean")
@@ -22,8 +21,7 @@ class NativeError(ValueError):
     """A native model cannot be used; one line says which field or file is wrong, and what to do."""
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """What callers know of a model.
 
     Attributes:
@@ -49,8 +47,7 @@ class Answers:
     mask_token: str = ""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """heads: of attention, 0 for no attention block; stack: FFNs, 0 for none; inner: their width; program: words."""
 
     heads: int
@@ -59,8 +56,7 @@ class Layer:
     program: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """A model but for its arrays.
 
     Attributes:

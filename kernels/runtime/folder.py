@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def parse(values: Any, place: str) -> Answers:
     if values.get("version") != VERSION:
         raise NativeError(f"{place}: version {values.get('version')!r:.20}, this ffnas reads {VERSION}; export again")
     given = {k: v for k, v in values.items() if k not in ("format", "version", "sha256", "extra")}
-    wrong = sorted(set(given) ^ {f.name for f in fields(Answers)})
+    wrong = sorted(set(given) ^ set(Answers._fields))
     if wrong:
         raise NativeError(f"{place}: unknown or missing fields {', '.join(wrong)!r:.200}; export again")
     for name in ("hidden_size", "positions", "max_length"):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ def files(description: Description, weights: bytes, extra: Mapping[str, Any]) ->
     values = {
         "format": FORMAT,
         "version": VERSION,
-        **asdict(description.answers),
+        **description.answers._asdict(),
         "sha256": hashlib.sha256(encoder).hexdigest(),
         "extra": dict(extra),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_choices_of_one_question_stand_side_by_side():
 def test_models_without_layers_give_each_sequence_its_own_vector():
     """The last layer that reads the first token alone does not exist."""
     description, arrays = describe(build("encoder"))
-    none = replace(description, layers=(replace(description.layers[0], heads=0, stack=0),))
+    none = description._replace(layers=(description.layers[0]._replace(heads=0, stack=0),))
     session = Session((none, arrays), threads=1)
     given = inputs(3, 5)
     hidden = session.run(*given, wanted="hidden")
@@ -280,6 +279,6 @@ def test_arrays_that_do_not_fit_are_refused():
             with pytest.raises(NativeError, match=f"{name} is"):
                 Session((description, given), threads=1)
     for change in ({"program": (1, 2, 3)}, {"program": ()}, {"heads": -1}, {"stack": 65}):
-        broken = replace(description, layers=(replace(description.layers[0], **change), *description.layers[1:]))
+        broken = description._replace(layers=(description.layers[0]._replace(**change), *description.layers[1:]))
         with pytest.raises(NativeError):
             Session((broken, arrays), threads=1)
