@@ -2,9 +2,10 @@
 
     python -m benchmarks.runtime_soak [--passes 1000000] [--threads 2]
 
-Passes of 1 to 8 sequences of 1 to 32 tokens, padded and not, of a small random model: scores, hidden rows, vectors, some
-input that is refused, and every so often a session that is opened and closed. Prints what the process holds (RSS, MB) ten
-times, and ends with exit code 1 where it holds more than `--slack` MB more after the last pass than after a tenth of them.
+Passes of 1 to 8 sequences of 1 to 32 tokens, padded and not, of a small random model: scores, hidden rows, vectors,
+input that is refused, and now and then another session with threads, opened and closed. Prints ten times what the
+process holds (RSS, MB), and ends with exit code 1 where that is more than `--slack` MB more after the last pass than
+after a tenth of them. Every tenth pass goes through a session of `--threads` threads, the others through one of one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def model() -> tuple[object, object]:
 def soak(passes: int, threads: int) -> list[float]:
     """Runs the passes; MB held after each tenth of them."""
     parts = model()
-    session = Session(parts, threads=threads)
+    alone, shared = Session(parts, threads=1), Session(parts, threads=threads)
     rng = np.random.default_rng(0)
     cases = []
     for _ in range(512):
@@ -55,6 +56,7 @@ def soak(passes: int, threads: int) -> list[float]:
     held, refused, began = [], 0, time.perf_counter()
     for i in range(passes):
         ids, mask, wanted = cases[int(rng.integers(512))]
+        session = shared if i % 10 == 0 else alone
         session.run(ids, mask if i % 3 else None, wanted=wanted)
         if i % 100 == 0:
             try:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.runtime_start FOLDER [--runs 15]
 
-Wall and processor time in ms, medians and smallest, of the whole process and of its steps; the wheel of the runtime's own
-is what is measured (`kernels.runtime.wheel`), with nothing of ffnas or PyTorch on the path.
+Wall and processor time in ms, medians and smallest, of the whole process and of its steps. What is measured is the
+runtime's own wheel (`kernels.runtime.wheel`), with nothing of ffnas or PyTorch on the path.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 import zipfile
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from kernels.runtime.wheel import write_wheel
@@ -59,7 +60,7 @@ def main() -> None:
             done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, check=True)
             walls.append(1e3 * (time.perf_counter() - began))
             marks = [0.0, *json.loads(done.stdout)]
-            steps.append([1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False)])
+            steps.append([1e3 * (b - a) for a, b in pairwise(marks)])
     totals = [sum(s) for s in steps]
     print(f"wall {statistics.median(walls):.0f} (smallest {min(walls):.0f})")
     print(f"processor {statistics.median(totals):.0f} (smallest {min(totals):.0f})")

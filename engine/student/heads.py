@@ -21,6 +21,7 @@ from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.outputs import (
     FFNASClassifierOutput,
     FFNASMaskedLMOutput,
+    FFNASModelOutput,
     FFNASMultipleChoiceOutput,
     FFNASQuestionAnsweringOutput,
 )
@@ -41,14 +42,8 @@ class _Headed(FFNASPreTrainedModel):
         others: Mapping[str, Any],
     ) -> Tensor | None:  # fmt: skip
         """The head's scores where one call of the runtime gives them (`engine.student.fast_pass`), else None."""
-        asked = (
-            position_ids is not None
-            or inputs_embeds is not None
-            or any(v is not None and v is not False for v in others.values())
-        )
-        if asked or self.config.output_hidden_states or self.config.output_attentions:
-            return None
-        return self.fast_pass(self, input_ids, attention_mask, token_type_ids, "head")
+        given = (input_ids, attention_mask, token_type_ids)
+        return self.from_runtime("head", given, (position_ids, inputs_embeds), others)
 
 
 class FFNASForSequenceClassification(_Headed):
@@ -81,7 +76,7 @@ class FFNASForSequenceClassification(_Headed):
             return FFNASClassifierOutput(loss=loss, logits=logits)
         out = self.ffnas(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-            first_token_only=True, **kwargs,
+            first_token_only=True, runtime=False, **kwargs,
         )  # fmt: skip
         logits = self._logits(out.pooler_output)
         return FFNASClassifierOutput(
@@ -129,10 +124,14 @@ class FFNASForQuestionAnswering(_Headed):
 
         The logits in `states` are [B, S, 2].
         """
-        out = self.ffnas(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        logits = self.qa_outputs(out.last_hidden_state)
+        logits = self._fast(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs)
+        out = FFNASModelOutput()
+        if logits is None:
+            out = self.ffnas(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+                runtime=False, **kwargs,
+            )  # fmt: skip
+            logits = self.qa_outputs(out.last_hidden_state)
         start, end = logits.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -187,8 +186,11 @@ class FFNASForMultipleChoice(_Headed):
             value.flatten(0, 1) if several and value is not None else value
             for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
-        out = self.ffnas(*rows, return_dict=True, first_token_only=True, **kwargs)
-        logits = self._score(out.pooler_output).view(inputs.shape[:2] if several else (-1, 1))
+        scores, out = self._fast(*rows, kwargs), FFNASModelOutput()
+        if scores is None:
+            out = self.ffnas(*rows, return_dict=True, first_token_only=True, runtime=False, **kwargs)
+            scores = self._score(out.pooler_output)
+        logits = scores.view(inputs.shape[:2] if several else (-1, 1))
         return FFNASMultipleChoiceOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,

@@ -10,7 +10,7 @@ and they differ between the versions of transformers we support.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -57,6 +57,22 @@ class FFNASPreTrainedModel(PreTrainedModel):
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.fast_pass = FastPass()
+
+    def from_runtime(
+        self, wanted: str, given: tuple[Any, Any, Any], not_known: Sequence[Any], others: Mapping[str, Any]
+    ) -> Tensor | None:
+        """What one call of the runtime gives (`engine.student.fast_pass`), else None.
+
+        Args:
+            wanted: `head` or `hidden`.
+            given: ids, mask and types [B, S].
+            not_known: arguments that the runtime does not take: with any of them the layers run.
+            others: likewise, by name; None and False ask for nothing.
+        """
+        asked = any(v is not None for v in not_known) or any(v is not None and v is not False for v in others.values())
+        if asked or self.config.output_hidden_states or self.config.output_attentions:
+            return None
+        return self.fast_pass(self, *given, wanted)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, KronLinear):
@@ -145,6 +161,7 @@ class FFNASModel(FFNASPreTrainedModel):
         output_attentions: bool | None = None,
         score_targets: Sequence[TeacherHeads] | None = None,
         first_token_only: bool = False,
+        runtime: bool = True,
         **kwargs: Any,
     ) -> FFNASModelOutput:
         """Runs the encoder.
@@ -161,11 +178,19 @@ class FFNASModel(FFNASPreTrainedModel):
                 computes it (`engine.student.attention`), `states` hold it in place of queries and keys.
             first_token_only: the caller reads no other row of the output: `last_hidden_state` is [B, 1, H] where that
                 is less work (`engine.student.first_token`).
+            runtime: whether the last layer's output may come from the runtime (`engine.student.fast_pass`).
             **kwargs: passed on to the attention function.
 
         Raises:
             UserError: bad arguments, see `Planner` and `FFNASEmbeddings`.
         """
+        if runtime and not first_token_only:
+            not_known = (position_ids, inputs_embeds, architecture, states_layers, score_targets)
+            others = {"hidden": output_hidden_states, "attentions": output_attentions, **kwargs}
+            rows = self.from_runtime("hidden", (input_ids, attention_mask, token_type_ids), not_known, others)
+            if rows is not None:
+                pooled = None if self.cls_pooler is None else self.cls_pooler(rows, attention_mask)
+                return FFNASModelOutput(last_hidden_state=rows, pooler_output=pooled)
         keep_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep_attention = self.config.output_attentions if output_attentions is None else output_attentions
         if keep_attention and self.config._attn_implementation != "eager":
