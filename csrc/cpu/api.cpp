@@ -160,6 +160,7 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
 #define FFNAS_EXPORT extern "C" __attribute__((visibility("default")))
 
 #include "encoder_api.h"
+#include "write_watch.h"
 
 // Both may be null: then everything runs on the calling thread.
 FFNAS_EXPORT void ffnas_set_threads(void* parallel_for, void* get_num_threads) {

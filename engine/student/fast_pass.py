@@ -5,11 +5,9 @@ layer's output: on a CPU, in evaluation mode, without gradients, in float32 or u
 (`kernels.readable`). Answers per token have rows for padding too, which the runtime does not compute: those of a batch
 with padding come from the layers. `FFNAS_RUNTIME=0` turns it off.
 
-Matrices are packed once and used until one of their bytes differs: every call first reads all of them for a checksum
-(csrc/cpu/fingerprint.h), and everything else is read from the parameters themselves. So whatever is written to a
+Matrices are packed once and used until one of their bytes differs, which every call first looks for
+(`kernels.runtime.unchanged`); everything else is read from the parameters themselves. So whatever is written to a
 weight, and however, the next answer knows it. `kernels.runtime.Session` on an exported folder does without.
-
-Rejected: trusting version counters. Writes through `.data` and NumPy views do not move them.
 """
 
 from __future__ import annotations
@@ -98,7 +96,7 @@ class FastPass:
         if key is None or key == self._refused:
             return None
         ready = self._ready
-        if ready is None or ready.key != key or not ready.encoder.unchanged():
+        if ready is None or ready.key != key or not ready.encoder.unchanged(not torch.cuda.is_initialized()):
             ready = self._make(model, key)
             if ready is None:
                 return None

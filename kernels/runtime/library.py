@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .description import HEAD_CODES, Answers, Arrays, Description, NativeError, check_arrays
 from .instruction_sets import ABI_VERSION, UnknownInstructionSet, best_isas
+from .unchanged import Unchanged
 from .words import model_words
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
     library.ffnas_encoder_free.restype = None
+    library.ffnas_watch_new.restype = pointer
+    library.ffnas_watch_new.argtypes = [pointer, whole]
+    for call in (library.ffnas_watch_arm, library.ffnas_watch_clean, library.ffnas_watch_free):
+        call.argtypes = [pointer]
     return library
 
 
@@ -81,7 +86,7 @@ class Encoder:
         self._library, self._handle, self.answers, self._kept = library, handle, answers, kept
         self._isas = _isas(library)
         self._isa = self._isas[precision]
-        self._matrices, self._sums = array("q"), array("Q")
+        self._checked: Unchanged | None = None
         self.outputs = int(library.ffnas_encoder_size(handle, 0))
 
     @classmethod
@@ -127,8 +132,7 @@ class Encoder:
         library, status = _library(), ctypes.c_int(0)
         isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
-        matrices = _packed(arrays) if watched else array("q")
-        sums = _fingerprints(library, isa, matrices)
+        checked = Unchanged(library, isa, _packed(arrays)) if watched else None
         words = model_words(
             description,
             lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
@@ -140,7 +144,7 @@ class Encoder:
         if not handle:
             raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, status.value)}")
         made = cls(library, handle, description.answers, precision, arrays)
-        made._matrices, made._sums = matrices, sums
+        made._checked = checked
         return made
 
     def run(
@@ -204,9 +208,9 @@ class Encoder:
         if status:
             raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
 
-    def unchanged(self) -> bool:
-        """Whether every byte of the matrices is what it was at first; reads all of them."""
-        return _fingerprints(self._library, self._isa, self._matrices) == self._sums
+    def unchanged(self, watch: bool = True) -> bool:
+        """Whether every byte of the matrices is what it was at first (`Unchanged`)."""
+        return self._checked is not None and self._checked(watch)
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
@@ -227,18 +231,7 @@ def _isas(library: ctypes.CDLL) -> dict[str, int]:
         raise NativeError(str(error)) from error
 
 
-def _packed(arrays: Arrays) -> array[int]:
-    """Address, row stride, rows and row width in bytes of every matrix that is packed, as one row each."""
-    words = array("q")
-    for name, value in arrays.items():
-        if value.ndim == 2 and name not in ("embeddings.token", "embeddings.position", "embeddings.type"):
-            words.extend((value.ctypes.data, value.nbytes, 1, value.nbytes))
-    return words
-
-
-def _fingerprints(library: ctypes.CDLL, isa: int, matrices: array[int]) -> array[int]:
-    count = len(matrices) // 4
-    sums = array("Q", bytes(16 * count))
-    if count:
-        library.ffnas_fingerprints(isa, matrices.buffer_info()[0], count, sums.buffer_info()[0])
-    return sums
+def _packed(arrays: Arrays) -> list[tuple[int, int]]:
+    """Address and bytes of every matrix that is packed."""
+    tables = ("embeddings.token", "embeddings.position", "embeddings.type")
+    return [(a.ctypes.data, a.nbytes) for name, a in arrays.items() if a.ndim == 2 and name not in tables]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -268,17 +269,35 @@ def swapped_layers(model):
     layers[0].all_ffn[0].dense1, layers[1].all_ffn[0].dense1 = layers[1].all_ffn[0].dense1, layers[0].all_ffn[0].dense1
 
 
+def from_a_file(model):
+    """The system writes, not this process."""
+    rows = model.ffnas.encoder[0].all_ffn[0].dense1.weight.detach().numpy()
+    with tempfile.TemporaryFile() as file:
+        file.write(np.full(rows[5:9].shape, 0.5, rows.dtype).tobytes())
+        file.seek(0)
+        assert file.readinto(rows[5:9].data.cast("B")) == rows[5:9].nbytes
+
+
+def shared(model):
+    model.share_memory()
+    model.ffnas.encoder[0].all_ffn[0].dense1.weight.data[3] += 1.0
+
+
+@pytest.mark.parametrize("passes", [1, 4])  # before: the system watches from the second that finds nothing
 @pytest.mark.parametrize(
     "write",
-    [one_element, by_numpy, bias, norm, table, new_data, new_parameter, load_state, optimizer_step, swapped_layers],
-)
-def test_every_write_is_seen(write, calls, monkeypatch):
-    model = build("cls")
+    [
+        one_element, by_numpy, bias, norm, table, new_data, new_parameter, load_state, optimizer_step, swapped_layers,
+        from_a_file, shared,
+    ],
+)  # fmt: skip
+def test_every_write_is_seen(write, passes, calls, monkeypatch):
+    model = build("cls", hidden_size=64, intermediate_size=160)  # matrices of several pages
     with torch.no_grad():
-        before = model(**given()).logits
+        before = [model(**given()).logits for _ in range(passes)][-1]
         write(model)
         after = model(**given()).logits
-    assert len(calls) == 2
+    assert len(calls) == passes + 1
     assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(after, slowly(model, monkeypatch).logits, rtol=1e-5, atol=1e-5)
 
