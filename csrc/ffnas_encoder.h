@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FFNAS_FP32 = 0, FFNAS_BF16 = 1 };                                  /* precision of matrix products */
+enum { FFNAS_FP32 = 0, FFNAS_BF16 = 1, FFNAS_INT8 = 2 };                  /* precision of matrix products */
 /* What to compute: scores; the last layer's vectors; the model's own vector per sequence; or the mean, the first, the
  * largest of each column of its last layer's vectors. Add FFNAS_UNIT to the last four for vectors of length 1. */
 enum { FFNAS_SCORES = 0, FFNAS_HIDDEN = 1, FFNAS_POOLED = 2, FFNAS_MEAN = 3, FFNAS_FIRST = 4, FFNAS_MAX = 5, FFNAS_UNIT = 16 };

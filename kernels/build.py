@@ -59,6 +59,7 @@ class Unit(NamedTuple):
 
 _UNITS = (
     Unit("kernels_generic.cpp"),
+    Unit("kernels_i8_generic.cpp"),
     Unit("runtime.cpp"),
     Unit("pool.cpp"),
     Unit("cpuid.cpp"),
@@ -69,6 +70,10 @@ _X86_UNITS = (
     Unit("kernels_amx_fp32.cpp", (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16"), "FFNAS_WITH_AMX"),
     Unit("kernels_avx512bf16.cpp", _AVX512_BF16, "FFNAS_WITH_AVX512BF16"),
     Unit("kernels_avx2.cpp", _AVX2, "FFNAS_WITH_AVX2"),
+    Unit("kernels_i8_amx.cpp", (*_AVX512_BF16, "-mavx512vnni", "-mamx-tile", "-mamx-int8"), "FFNAS_WITH_AMX_INT8"),
+    Unit("kernels_i8_avx512vnni.cpp", (*_AVX512, "-mavx512vnni"), "FFNAS_WITH_AVX512VNNI"),
+    Unit("kernels_i8_avxvnni.cpp", (*_AVX2, "-mavxvnni"), "FFNAS_WITH_AVXVNNI"),
+    Unit("kernels_i8_avx2.cpp", _AVX2, "FFNAS_WITH_AVX2"),
 )
 _ARM_UNITS = (Unit("kernels_neon.cpp", (), "FFNAS_WITH_NEON"),)
 

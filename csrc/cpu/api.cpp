@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdlib>
 #include <initializer_list>
 
 #include "decode.h"
@@ -158,6 +159,8 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
 #include "losses_api.h"
 
 #define FFNAS_EXPORT extern "C" __attribute__((visibility("default")))
+
+#include "int8_api.h"
 
 #include "encoder_api.h"
 #include "write_watch.h"

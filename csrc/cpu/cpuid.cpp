@@ -1,5 +1,5 @@
 // Which instruction sets this machine runs, asked once.
-#include "ffn.h"
+#include "int8.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -27,6 +27,19 @@ bool amx_granted() {
 }
 #endif
 
+#if defined(__x86_64__)
+bool has_amx_int8() {
+  unsigned a, b, c, d;
+  constexpr unsigned kAmxInt8 = 1u << 25;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxInt8) != 0;
+}
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni) != 0;
+}
+#endif
+
 }  // namespace
 
 bool cpu_runs(int isa) {
@@ -42,6 +55,24 @@ bool cpu_runs(int isa) {
   return isa == 0 || isa == 6;
 #else
   return isa == 0;
+#endif
+}
+
+bool cpu_runs_int8(int64_t set) {
+#if defined(__x86_64__)
+  constexpr int kAvx2 = 1, kAvx512 = 2, kAmx = 4;  // of api.cpp
+  static const bool vnni256 = cpu_runs(kAvx2) && has_avx_vnni();
+  static const bool vnni512 = cpu_runs(kAvx512) && __builtin_cpu_supports("avx512vnni");
+  static const bool amx = vnni512 && cpu_runs(kAmx) && has_amx_int8();
+  switch (set) {
+    case kInt8Avx2: return cpu_runs(kAvx2);
+    case kInt8AvxVnni: return vnni256;
+    case kInt8Avx512Vnni: return vnni512;
+    case kInt8Amx: return amx;
+    default: return set == kInt8Generic;
+  }
+#else
+  return set == kInt8Generic;
 #endif
 }
 

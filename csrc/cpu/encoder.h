@@ -6,71 +6,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "encoder_model.h"
 #include "encoder_rows.h"
 #include "pool.h"
 
 namespace ffnas {
-
-enum Embedding : int64_t { kFullTable = 0, kFactorized = 1, kTrigram = 2 };
-enum Pooling : int64_t { kNoPooling = 0, kFirstToken = 1, kMeanOfTokens = 2 };
-enum Head : int64_t { kNoHead = 0, kSequenceHead = 1, kTokenHead = 2, kMaskHead = 3 };
-// Scores; the last layer's rows; the model's own pooling; or mean, first and largest of the last layer's rows. The last
-// four may be made of length 1 (+ kOfLengthOne).
-enum Wanted : int64_t { kWantHead = 0, kWantHidden = 1, kWantPooled = 2, kWantMean = 3, kWantFirst = 4, kWantMax = 5, kOfLengthOne = 16 };
-
-struct Dense {
-  View w, b;
-  int64_t outputs = 0, inputs = 0;
-};
-struct Norm {
-  View weight, bias;
-};
-struct EncoderLayer {
-  int64_t heads = 0, stack = 0, inner = 0;
-  Dense query, key, value, output;
-  Norm norm;
-  Program program = {};
-  std::vector<Instruction> code;
-  std::vector<Dense> first, second;
-  std::vector<Norm> norms;
-};
-
-struct EncoderModel {
-  int64_t hidden, head_size, vocabulary, positions, types, embedding, width;  // width: of the token table
-  float eps;
-  View token_table, position_table, type_table;
-  Dense embedding_dense;
-  Norm embedding_norm;
-  std::vector<EncoderLayer> layers;
-  int64_t pooling, activation, head, labels;
-  Dense pooler, classifier;
-  int64_t head_width;  // of the layer before the classifier, where mask filling has one
-  Dense head_dense;
-  Norm head_norm;
-
-  bool per_token() const { return head == kTokenHead || head == kMaskHead; }
-};
-
-// Memory from malloc, freed with its owner.
-struct Freed {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, Freed>;
-
-// The weights as one instruction set wants them.
-struct PackedEncoder {
-  struct Layer {
-    Buffer query, key, value, output;
-    std::vector<Buffer> first, second;
-  };
-  bool ready = false;
-  Buffer embedding, pooler, classifier, head_dense;
-  std::vector<Layer> layers;
-};
 
 struct EncoderInput {
   const int64_t* ids;     // [batch, length]
@@ -81,12 +23,23 @@ struct EncoderInput {
   int64_t place_count = 0;
 };
 
-// One pass. All buffers hold float32 rows.
+// Who packs weights and multiplies by them: an instruction set in floating point, or on codes (int8.h).
+struct Products {
+  int (*linear)(LinearCall&);
+  int (*forward)(Call&);
+  int64_t (*packed_bytes)(int64_t tokens, int64_t outputs, int64_t inputs);
+  void (*pack)(const View& w, int64_t outputs, int64_t inputs, void* packed);
+  int32_t attention_type;  // of attention's operands
+};
+
+// One pass. All buffers hold float32 rows, but those of queries, keys, values and contexts, whose type is that of
+// attention's operands: bfloat16 where products are, which round them to it anyway.
 class EncoderPass {
  public:
-  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Kernels& kernels, const LossKernels& others,
+  // `products` are those of embeddings and layers, `others` pool and answer.
+  EncoderPass(const EncoderModel& model, const PackedEncoder& packed, const Products& products, const LossKernels& others,
               const EncoderInput& in)
-      : m_(model), packed_(packed), kernels_(kernels), others_(others), in_(in) {}
+      : m_(model), packed_(packed), products_(products), others_(others), in_(in) {}
 
   int run(int64_t asked, float padding, float* out) {
     const int64_t wanted = asked & ~int64_t{kOfLengthOne};
@@ -102,7 +55,7 @@ class EncoderPass {
     if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
     if (wanted == kWantHead && m_.per_token()) return in_.places == nullptr ? token_scores(padding, out) : scores_at_places(out);
     if (const int failed = pool(wanted, short_last && last >= 0)) return failed;
-    if (wanted == kWantHead) return dense(m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, out);
+    if (wanted == kWantHead) return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, rows(out, in_.batch, m_.labels));
     for (int64_t b = 0; b < in_.batch && (asked & kOfLengthOne) != 0; ++b) to_length_one(y_ + b * m_.hidden, m_.hidden);
     return copy(y_, in_.batch * m_.hidden, out);
   }
@@ -197,14 +150,14 @@ class EncoderPass {
       }
   }
 
-  int dense(const Dense& d, const Buffer& packed, const View& x, int64_t count, float* out) {
+  static int dense(int (*linear)(LinearCall&), const Dense& d, const Buffer& packed, const View& x, int64_t count, const View& out) {
     LinearCall call = {};
     call.tokens = count;
     call.inputs = d.inputs;
     call.layers = 1;
     call.x = x;
-    call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    call.layer[0] = {d.w, d.b, out, d.outputs, packed.get()};
+    return linear(call) ? kOutOfMemory : kOk;
   }
 
   // LayerNorm(residual + x @ w.T + b)
@@ -219,7 +172,7 @@ class EncoderPass {
     call.ln_bias = norm.bias;
     call.eps = m_.eps;
     call.layer[0] = {d.w, d.b, rows(out, count, d.outputs), d.outputs, packed.get()};
-    return others_.linear(call) ? kOutOfMemory : kOk;
+    return products_.linear(call) ? kOutOfMemory : kOk;
   }
 
   // Layer l, of the first tokens alone where `first`; its result is in x_.
@@ -240,20 +193,24 @@ class EncoderPass {
 
   int attend(const EncoderLayer& layer, const PackedEncoder::Layer& packed, bool first) {
     const int64_t width = layer.heads * m_.head_size, n = tokens(), count = first ? in_.batch : n;
-    float *q = wide_, *k = wide_ + n * width, *v = k + n * width;
+    const int32_t type = products_.attention_type;
+    const auto part = [&](int64_t i) {
+      return View{reinterpret_cast<char*>(wide_) + i * n * width * (type == kFloat32 ? 4 : 2), width, type};
+    };
+    const View q = part(0), k = part(1), v = part(2);
     LinearCall call = {};
     call.tokens = n;
     call.inputs = m_.hidden;
     call.x = rows(x_, n, m_.hidden);
     call.layers = first ? 2 : 3;
-    call.layer[0] = {layer.key.w, layer.key.b, rows(k, n, width), width, packed.key.get()};
-    call.layer[1] = {layer.value.w, layer.value.b, rows(v, n, width), width, packed.value.get()};
-    call.layer[2] = {layer.query.w, layer.query.b, rows(q, n, width), width, packed.query.get()};
-    if (others_.linear(call)) return kOutOfMemory;
+    call.layer[0] = {layer.key.w, layer.key.b, k, width, packed.key.get()};
+    call.layer[1] = {layer.value.w, layer.value.b, v, width, packed.value.get()};
+    call.layer[2] = {layer.query.w, layer.query.b, q, width, packed.query.get()};
+    if (products_.linear(call)) return kOutOfMemory;
     if (first) {
       first_rows(y_);
       swap();
-      if (const int failed = dense(layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
+      if (const int failed = dense(products_.linear, layer.query, packed.query, rows(x_, count, m_.hidden), count, q)) return failed;
     }
     RaggedAttention attention = {};
     attention.samples = in_.batch;
@@ -262,12 +219,13 @@ class EncoderPass {
     attention.scale = 1.0f / std::sqrt(static_cast<float>(m_.head_size));
     attention.start = start_.data();
     attention.first = first;
-    attention.q = rows(q, count, width);
-    attention.k = rows(k, n, width);
-    attention.v = rows(v, n, width);
-    attention.context = rows(context_, count, width);
+    attention.q = q;
+    attention.k = k;
+    attention.v = v;
+    const View context{context_, width, type};
+    attention.context = context;
     if (others_.attention_ragged(attention)) return kOutOfMemory;
-    const int failed = norm_dense(layer.output, packed.output, rows(context_, count, width), count, x_, layer.norm, y_);
+    const int failed = norm_dense(layer.output, packed.output, context, count, x_, layer.norm, y_);
     swap();
     return failed;
   }
@@ -296,7 +254,7 @@ class EncoderPass {
     call.x = rows(x_, count, m_.hidden);
     call.out = rows(y_, count, m_.hidden);
     call.layer = ffns_.data();
-    const int failed = kernels_.forward(call) ? kOutOfMemory : kOk;
+    const int failed = products_.forward(call) ? kOutOfMemory : kOk;
     swap();
     return failed;
   }
@@ -317,7 +275,7 @@ class EncoderPass {
       swap();
     }
     if (!own) return copy(x_, in_.batch * m_.hidden, y_);
-    if (const int failed = dense(m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, y_)) return failed;
+    if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, rows(y_, in_.batch, m_.hidden))) return failed;
     activate(m_.activation, y_, in_.batch * m_.hidden);
     return kOk;
   }
@@ -328,14 +286,14 @@ class EncoderPass {
   // Scores of `count` rows.
   int head(const float* x, int64_t count, float* out) {
     const View from = rows(const_cast<float*>(x), count, m_.hidden);
-    if (m_.head == kTokenHead) return dense(m_.classifier, packed_.classifier, from, count, out);
+    if (m_.head == kTokenHead) return dense(others_.linear, m_.classifier, packed_.classifier, from, count, rows(out, count, m_.labels));
     const int64_t width = m_.head_width;
     float* inner = wide_ + head_rows() * m_.labels;
-    if (const int failed = dense(m_.head_dense, packed_.head_dense, from, count, inner)) return failed;
+    if (const int failed = dense(others_.linear, m_.head_dense, packed_.head_dense, from, count, rows(inner, count, width))) return failed;
     activate(kActGelu, inner, count * width);
     const auto *weight = static_cast<const float*>(m_.head_norm.weight.data), *bias = static_cast<const float*>(m_.head_norm.bias.data);
     for (int64_t r = 0; r < count; ++r) normalize_row(inner + r * width, width, m_.eps, weight, bias);
-    return dense(m_.classifier, packed_.classifier, rows(inner, count, width), count, out);
+    return dense(others_.linear, m_.classifier, packed_.classifier, rows(inner, count, width), count, rows(out, count, m_.labels));
   }
 
   int token_scores(float padding, float* out) {
@@ -387,7 +345,7 @@ class EncoderPass {
 
   const EncoderModel& m_;
   const PackedEncoder& packed_;
-  const Kernels& kernels_;
+  const Products products_;
   const LossKernels& others_;
   const EncoderInput& in_;
   std::vector<int32_t> ids_, positions_, types_;

@@ -123,6 +123,8 @@ class Encoder {
     m.layers.resize(static_cast<size_t>(layers));
     for (EncoderLayer& layer : m.layers)
       if (const Status status = read_layer(in, layer)) return status;
+    deep_ = m.hidden > kInt8Depth || m.embedding_dense.inputs > kInt8Depth;
+    for (const EncoderLayer& layer : m.layers) deep_ = deep_ || layer.inner > kInt8Depth || layer.output.inputs > kInt8Depth;
     return in.wrong || in.at != in.end ? kBadCall : kOk;
   }
 
@@ -147,17 +149,22 @@ class Encoder {
       tokens = 0;
       for (int64_t i = 0; i < in.batch * in.length; ++i) tokens += in.mask[i] != 0;
     }
-    const int64_t isa = isa_for(asked, tokens);
+    const Int8Kernels* codes = deep_ ? nullptr : int8_kernels_of(asked);
+    const int64_t isa = asked < kInt8First ? isa_for(asked, tokens) : base_of(asked);
     const Kernels* kernels = kernels_of(isa);
     const LossKernels* others = loss_kernels_of(isa);
     if (kernels == nullptr || others == nullptr || !can(wanted) || (in.places != nullptr && !(wanted == kWantHead && model_.per_token())))
       return kBadCall;
-    PackedEncoder& packed = packed_[isa];
+    const int32_t type = isa == kAmx || isa == kAvx512Bf16 ? kBFloat16 : kFloat32;
+    const Products plain{others->linear, kernels->forward, kernels->packed_bytes, kernels->pack, type};
+    const Products products =
+        codes == nullptr ? plain : Products{codes->linear, codes->forward, codes->packed_bytes, codes->pack, type};
+    PackedEncoder& packed = codes == nullptr ? packed_[isa] : packed_codes_[asked - kInt8First];
     {
       const std::lock_guard<std::mutex> packing(packing_);
-      if (!packed.ready && !pack(*kernels, packed)) return kOutOfMemory;
+      if (!packed.ready && !pack(products, plain, packed)) return kOutOfMemory;
     }
-    return EncoderPass(model_, packed, *kernels, *others, in).run(wanted, padding, out);
+    return EncoderPass(model_, packed, products, *others, in).run(wanted, padding, out);
   }
 
  private:
@@ -216,30 +223,31 @@ class Encoder {
     }
   }
 
-  static bool pack(const Kernels& kernels, const Dense& d, Buffer& to) {
+  static bool pack(const Products& products, const Dense& d, Buffer& to) {
     if (d.w.data == nullptr) return true;
     constexpr int64_t kMany = int64_t{1} << 20;  // tokens of a call that certainly packs
-    const auto bytes = static_cast<size_t>(kernels.packed_bytes(kMany, d.outputs, d.inputs));
+    const auto bytes = static_cast<size_t>(products.packed_bytes(kMany, d.outputs, d.inputs));
     to.reset(std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage + kPage));
     if (to == nullptr) return false;
-    kernels.pack(d.w, d.outputs, d.inputs, to.get());
+    products.pack(d.w, d.outputs, d.inputs, to.get());
     return true;
   }
 
-  bool pack(const Kernels& kernels, PackedEncoder& to) {
-    bool ok = pack(kernels, model_.embedding_dense, to.embedding) && pack(kernels, model_.pooler, to.pooler) &&
-              pack(kernels, model_.classifier, to.classifier) && pack(kernels, model_.head_dense, to.head_dense);
+  // The embeddings' and the layers' weights for `products`, those after the last layer for `plain`.
+  bool pack(const Products& products, const Products& plain, PackedEncoder& to) {
+    bool ok = pack(products, model_.embedding_dense, to.embedding) && pack(plain, model_.pooler, to.pooler) &&
+              pack(plain, model_.classifier, to.classifier) && pack(plain, model_.head_dense, to.head_dense);
     to.layers.clear();
     to.layers.resize(model_.layers.size());
     for (size_t l = 0; l < model_.layers.size() && ok; ++l) {
       const EncoderLayer& from = model_.layers[l];
       PackedEncoder::Layer& p = to.layers[l];
-      ok = pack(kernels, from.query, p.query) && pack(kernels, from.key, p.key) && pack(kernels, from.value, p.value) &&
-           pack(kernels, from.output, p.output);
+      ok = pack(products, from.query, p.query) && pack(products, from.key, p.key) && pack(products, from.value, p.value) &&
+           pack(products, from.output, p.output);
       p.first.resize(from.first.size());
       p.second.resize(from.first.size());
       for (size_t i = 0; i < from.first.size() && ok; ++i)
-        ok = pack(kernels, from.first[i], p.first[i]) && pack(kernels, from.second[i], p.second[i]);
+        ok = pack(products, from.first[i], p.first[i]) && pack(products, from.second[i], p.second[i]);
     }
     return to.ready = ok;
   }
@@ -247,7 +255,8 @@ class Encoder {
   const int64_t isa_;
   EncoderModel model_ = {};
   Mapped weights_;
-  PackedEncoder packed_[kIsaCount];
+  PackedEncoder packed_[kIsaCount], packed_codes_[kInt8End - kInt8First];
+  bool deep_ = false;  // whether a product is too deep for codes
   std::mutex packing_;
   Pool pool_;
 };
@@ -260,7 +269,7 @@ FFNAS_EXPORT void* ffnas_encoder_new(const int64_t* words, int64_t count, double
   using namespace ffnas;
   *status = kBadCall;
   ModelReader in{words, words + count};
-  if (in.next() != kAbiVersion || kernels_of(isa) == nullptr || threads < 1 || threads > 4096) return nullptr;
+  if (in.next() != kAbiVersion || !serves(isa) || threads < 1 || threads > 4096) return nullptr;
   try {
     auto encoder = std::make_unique<Encoder>(isa, static_cast<int>(threads));
     *status = encoder->read(in, eps);
@@ -274,7 +283,7 @@ FFNAS_EXPORT void* ffnas_encoder_new(const int64_t* words, int64_t count, double
 FFNAS_EXPORT void* ffnas_encoder_read(const char* folder, int64_t isa, int64_t threads, int* status) {
   using namespace ffnas;
   *status = kBadCall;
-  if (folder == nullptr || kernels_of(isa) == nullptr || threads < 1 || threads > 4096) return nullptr;
+  if (folder == nullptr || !serves(isa) || threads < 1 || threads > 4096) return nullptr;
   try {
     EncoderFile file;
     if ((*status = file.read(folder)) != kOk) return nullptr;
@@ -292,8 +301,8 @@ FFNAS_EXPORT void* ffnas_encoder_read(const char* folder, int64_t isa, int64_t t
 // See csrc/ffnas_encoder.h, also for what follows.
 FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status) {
   *status = ffnas::kBadCall;
-  if (precision < 0 || precision > 1) return nullptr;
-  return ffnas_encoder_read(folder, ffnas::best_isa(precision == 1, ffnas::kIsaCount - 1), threads, status);
+  if (precision < 0 || precision > 2) return nullptr;
+  return ffnas_encoder_read(folder, precision == 2 ? ffnas::best_int8() : ffnas::best_isa(precision == 1, ffnas::kIsaCount - 1), threads, status);
 }
 FFNAS_EXPORT int64_t ffnas_encoder_size(void* encoder, int which) {
   const ffnas::EncoderModel& m = static_cast<ffnas::Encoder*>(encoder)->model();

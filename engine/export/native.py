@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -18,9 +21,20 @@ from kernels.runtime.writing import files
 
 
 def write_native(
-    model: FFNASPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | os.PathLike[str]
+    model: FFNASPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    measured: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder, whole or not at all, over one that is there.
+
+    Args:
+        model, tokenizer: what it answers with; without a tokenizer it takes ids alone.
+        folder: where.
+        precision: of matrix products, where a session is not asked for another; weights are float32 in any case.
+        measured: what that precision costs, for the folder's ffnas.json.
 
     Raises:
         UserError: the model cannot be described, or its tokenizer has no form of the tokenizers library.
@@ -35,7 +49,10 @@ def write_native(
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    extra = {"model_type": model.config.model_type, "class": type(model).__name__}
+    description = replace(description, answers=replace(description.answers, precision=precision))
+    extra: dict[str, Any] = {"model_type": model.config.model_type, "class": type(model).__name__}
+    if measured is not None:
+        extra["measured"] = dict(measured)
     with atomic_directory(folder) as made:
         Path(made, WEIGHTS).write_bytes(weights)
         for name, content in files(description, weights, extra).items():

@@ -29,14 +29,14 @@ from engine.export.export import export_model
 from engine.export.onnx import ONNX, write_onnx
 from engine.export.saved import load_saved
 from engine.handover import FILES, load_plain
-from engine.latency.others import OTHERS, other_pass, runtime_pass
+from engine.latency.others import OTHERS, RUNTIME, other_pass, runtime_pass
 from engine.published.build import build_preset
 from engine.published.presets import PRESETS
 from engine.student.from_encoder import reason_against, standard_model
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import is_described
 
-SIDES = ("eager", "compile", "ffnas", "runtime", "onnx", "int8", "openvino")
+SIDES = ("eager", "compile", "ffnas", "runtime", "runtime_int8", "onnx", "int8", "openvino")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SLICE = 0.02
 """Shortest timed stretch, in seconds."""
@@ -118,10 +118,10 @@ class Subject:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides this model has: `ffnas` for ours only, `runtime` for those it takes, on a GPU those of PyTorch."""
+        """The sides this model has: `ffnas` for ours only, `RUNTIME` for those it takes, on a GPU those of PyTorch."""
         has = {
             "ffnas": self.student is not None,
-            "runtime": self.device.type == "cpu" and self._as_ours() is not None,
+            **dict.fromkeys(RUNTIME, self.device.type == "cpu" and self._as_ours() is not None),
             **dict.fromkeys(OTHERS, self.device.type == "cpu"),
         }
         return tuple(side for side in SIDES if has.get(side, True))
@@ -132,10 +132,10 @@ class Subject:
         limit = getattr(self.plain.config, "max_position_embeddings", case.length)
         if case.length > limit:
             return None
-        if side == "runtime":
+        if side in RUNTIME:
             model = self._as_ours()
             assert model is not None
-            return runtime_pass(model, case.dtype, case.threads, ids)
+            return runtime_pass(side, model, case.dtype, case.threads, ids)
         if side in OTHERS:
             return other_pass(side, self._onnx_file, case.dtype, case.threads, ids)
         return self._torch_pass(side, case, ids.to(self.device))

@@ -1,4 +1,4 @@
-"""One forward pass outside PyTorch: ffnas' runtime, onnxruntime in float32 and int8, and OpenVINO."""
+"""One forward pass outside PyTorch: ffnas' runtime and onnxruntime in float32 and int8, and OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import describe
 from kernels.runtime import Session
 
+RUNTIME = ("runtime", "runtime_int8")
+"""Sides of ffnas' runtime, products in the case's precision and in int8."""
+
 OTHERS = ("onnx", "int8", "openvino")
 """Sides that read an ONNX file. int8 is onnxruntime's dynamic quantization."""
 
@@ -30,10 +33,14 @@ def missing(side: str) -> list[str]:
     return lacks
 
 
-def runtime_pass(model: FFNASPreTrainedModel, dtype: str, threads: int, ids: Tensor) -> Callable[[], object]:
-    """A pass of `kernels.runtime` over ids [B, S], its threads its own."""
+def runtime_pass(
+    side: str, model: FFNASPreTrainedModel, dtype: str, threads: int, ids: Tensor
+) -> Callable[[], object] | None:
+    """A pass of `kernels.runtime` over ids [B, S], its threads its own; int8 counts as fp32, whose place it takes."""
+    if side == "runtime_int8" and dtype != "fp32":
+        return None
     description, arrays = describe(model)
-    session = Session((description, arrays), threads=threads, precision=dtype)
+    session = Session((description, arrays), threads=threads, precision=dtype if side == "runtime" else "int8")
     given, wanted = ids.numpy(), "hidden" if description.answers.head == "none" else "head"
     return lambda: session.run(given, wanted=wanted)
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 EMBEDDINGS = ("full", "factorized", "trigram")
 POOLINGS = ("none", "cls", "mean")
 ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
+PRECISIONS = ("fp32", "bf16", "int8")
+"""Of matrix products."""
+
 HEAD_CODES = {"none": 0, "sequence": 1, "tokens": 2, "mask": 3, "choice": 1}
 """Kinds of heads by name, as the library knows them: a choice is a score per sequence, compared by callers."""
 SENTENCES = ("mean", "cls", "max")
@@ -34,6 +37,7 @@ class Answers(NamedTuple):
         max_length: tokens per sequence that the model was trained on; longer texts are cut.
         sentence: how `Session.embed` makes one vector of a text's, where it is not told.
         mask_token: what stands for a word to be filled in.
+        precision: of matrix products, where a session is not asked for another.
     """
 
     hidden_size: int
@@ -45,6 +49,7 @@ class Answers(NamedTuple):
     max_length: int = 512
     sentence: str = "mean"
     mask_token: str = ""
+    precision: str = PRECISIONS[0]
 
 
 class Layer(NamedTuple):

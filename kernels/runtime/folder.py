@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .description import HEAD_CODES, SENTENCES, Answers, NativeError
+from .description import HEAD_CODES, PRECISIONS, SENTENCES, Answers, NativeError
 
 FORMAT, VERSION = "ffnas-native", 2
 FILE, ENCODER, WEIGHTS, TOKENIZER = "ffnas.json", "encoder.bin", "weights.safetensors", "tokenizer.json"
@@ -67,7 +67,7 @@ def parse(values: Any, place: str) -> Answers:
     for name in ("pools", "regression"):
         if not isinstance(given[name], bool):
             raise NativeError(f"{place}: {name} must be true or false, got {given[name]!r:.60}")
-    for name, names in (("head", tuple(HEAD_CODES)), ("sentence", SENTENCES)):
+    for name, names in (("head", tuple(HEAD_CODES)), ("sentence", SENTENCES), ("precision", PRECISIONS)):
         if given[name] not in names:
             raise NativeError(f"{place}: {name} must be one of {', '.join(names)}, got {given[name]!r:.60}")
     if not isinstance(given["mask_token"], str):

@@ -11,6 +11,16 @@ ENVIRONMENT = "FFNAS_CPU_ISA"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32", "neon")
 """In rising order on one family of processors; the position is the number the library knows."""
 
+INT8 = {
+    "generic": ("generic", 64),
+    "avx2": ("avx2", 65),
+    "avxvnni": ("avx2", 66),
+    "avx512vnni": ("avx512", 67),
+    "amx": ("amx", 68),
+}
+"""Sets of kernels for products of eight-bit integers, in rising order: the instruction set that has to be allowed, and
+the number the library knows."""
+
 ABI_VERSION = 8
 """Of the library's C interface; csrc/cpu/api.cpp has the same number."""
 
@@ -41,3 +51,9 @@ def best_isas(library: ctypes.CDLL) -> tuple[int, int]:
     limit, best = highest_allowed(), library.ffnas_best_isa
     best.argtypes, best.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
     return best(0, limit), best(1, limit)
+
+
+def usable_int8(library: ctypes.CDLL) -> dict[str, int]:
+    """Names and numbers of the sets for eight-bit integers that may be used here, in rising order; generic always."""
+    usable = usable_isas(library)
+    return {n: i for n, (isa, i) in INT8.items() if ISAS.index(isa) in usable and library.ffnas_int8_runs(i)}

@@ -7,10 +7,10 @@ import os
 from array import array
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .description import HEAD_CODES, Answers, Arrays, Description, NativeError, check_arrays
-from .instruction_sets import ABI_VERSION, UnknownInstructionSet, best_isas
+from .description import HEAD_CODES, PRECISIONS, Answers, Arrays, Description, NativeError, check_arrays
+from .instruction_sets import ABI_VERSION, UnknownInstructionSet, best_isas, usable_int8
 from .unchanged import Unchanged
 from .words import model_words
 
@@ -21,7 +21,6 @@ WANTED = ("head", "hidden", "pooled", "mean", "cls", "max")
 """What a pass may give; the position is the number the library knows."""
 UNIT = 16
 """Added to the last four: vectors of length 1."""
-PRECISIONS = ("fp32", "bf16")
 LIBRARY = "_ffnas_cpu.so"
 
 _ERRORS = {
@@ -53,6 +52,8 @@ def _library() -> ctypes.CDLL:
     ]  # fmt: skip
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
+    library.ffnas_int8_runs.argtypes = [whole]
+    library.ffnas_int8_sums.argtypes = [whole, pointer, whole, whole, pointer, whole, *[pointer] * 4]
     library.ffnas_encoder_free.restype = None
     library.ffnas_watch_new.restype = pointer
     library.ffnas_watch_new.argtypes = [pointer, whole]
@@ -132,7 +133,7 @@ class Encoder:
         library, status = _library(), ctypes.c_int(0)
         isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
-        checked = Unchanged(library, isa, _packed(arrays)) if watched else None
+        checked = Unchanged(library, _isas(library)[PRECISIONS[0]], _packed(arrays)) if watched else None
         words = model_words(
             description,
             lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
@@ -223,10 +224,42 @@ class Encoder:
             self.close()
 
 
+class CodeSums(NamedTuple):
+    """codes [rows, depth], scale and zero [rows] of rows, and sums [rows, outputs] of products of their codes."""
+
+    codes: np.ndarray[Any, np.dtype[np.int32]]
+    scale: np.ndarray[Any, np.dtype[np.float32]]
+    zero: np.ndarray[Any, np.dtype[np.int32]]
+    sums: np.ndarray[Any, np.dtype[np.int32]]
+
+
+def runs_int8(number: int) -> bool:
+    """Whether this build and this machine have a set of kernels for eight-bit integers (`INT8`)."""
+    return bool(_library().ffnas_int8_runs(number))
+
+
+def code_sums(number: int, x: Any, w: Any) -> CodeSums:
+    """What the set `number` makes of float32 x [rows, depth] and w [outputs, depth]; csrc/cpu/int8.h has the formula.
+
+    Raises:
+        NativeError: the set is not in this build, or the sizes are none it takes.
+    """
+    import numpy as np
+
+    (rows, depth), outputs = x.shape, w.shape[0]
+    shapes = ((rows, depth), np.int32), (rows, np.float32), (rows, np.int32), ((rows, outputs), np.int32)
+    found = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    out = (a.ctypes.data for a in found)
+    status = _library().ffnas_int8_sums(number, x.ctypes.data, rows, depth, w.ctypes.data, outputs, *out)
+    if status:
+        raise NativeError(f"int8: {_ERRORS.get(status, status)}")
+    return CodeSums(*found)
+
+
 def _isas(library: ctypes.CDLL) -> dict[str, int]:
     """Instruction sets by precision."""
     try:
-        return dict(zip(PRECISIONS, best_isas(library), strict=True))
+        return dict(zip(PRECISIONS, (*best_isas(library), max(usable_int8(library).values())), strict=True))
     except UnknownInstructionSet as error:
         raise NativeError(str(error)) from error
 

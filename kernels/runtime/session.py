@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .description import SENTENCES, Arrays, Description, NativeError
+from .description import PRECISIONS, SENTENCES, Arrays, Description, NativeError
 from .folder import TOKENIZER, read_answers
-from .library import PRECISIONS, UNIT, WANTED, Encoder
+from .library import UNIT, WANTED, Encoder
 from .texts import Batch, Text, batches, check_texts, likeliest, load_tokenizer, softmax
 
 if TYPE_CHECKING:
     import numpy as np
 
-AUTO = "auto"
+CHOICES = {"auto": ("fp32", "bf16"), "fastest": ("fp32", "bf16", "int8")}
+"""Names for the faster ones of several precisions. Eight bits change answers: `auto` never takes them."""
+
 _TRIALS = 4
-"""Passes by which `auto` compares; the first ones pack weights."""
+"""Passes by which those compare; the first ones pack weights."""
 
 PADDING = -1e4
 """Scores of padding tokens: no softmax gives them anything."""
@@ -31,8 +33,10 @@ class Session:
     Args:
         model: a folder written by `ffnas export RUN --native FOLDER`; or a description and its arrays, for ids alone.
         threads: None for as many as the process may use cores.
-        precision: of the matrix products, `fp32`, `bf16`, or `auto`: bf16 for those sizes of batches where it is the
-            faster one here, which is measured when a size comes first (answers then differ a little from size to size).
+        precision: of the matrix products, `fp32`, `bf16` or `int8` (weights and activations in eight bits, sums exact);
+            `auto`: of fp32 and bf16 the faster one here for each size of batches, which is measured when a size comes
+            first (answers then differ a little from size to size); `fastest`: of all three. None: what the folder was
+            exported with, fp32 unless `--precision` said another.
 
     Raises:
         NativeError: the model cannot be used; one line says why.
@@ -45,21 +49,25 @@ class Session:
         model: str | os.PathLike[str] | tuple[Description, Arrays],
         *,
         threads: int | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
     ) -> None:
-        if precision not in (*PRECISIONS, AUTO):
-            raise NativeError(f"precision: must be {', '.join(PRECISIONS)} or {AUTO}, got {precision!r:.60}")
-        self._chosen: dict[tuple[int, int], str] | None = {} if precision == AUTO else None
-        first = PRECISIONS[0] if precision == AUTO else precision
+        if precision not in (None, *PRECISIONS, *CHOICES):
+            known = ", ".join((*PRECISIONS, *CHOICES))
+            raise NativeError(f"precision: must be one of {known}, got {precision!r:.60}")
+        self._choices = CHOICES.get(precision or "", ())
+        self._chosen: dict[tuple[int, int], str] = {}
+        first = self._choices[0] if self._choices else precision
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= 4096:
             raise NativeError(f"threads: must be a whole number from 1 to 4096, got {threads!r:.60}")
         if isinstance(model, tuple):
             description, arrays = model
+            first = first or description.answers.precision
             self._folder, self._encoder = None, Encoder.from_arrays(description, arrays, threads, first)
         else:
             self._folder = Path(model)
-            self._encoder = Encoder.from_folder(self._folder, read_answers(self._folder), threads, first)
+            answers = read_answers(self._folder)
+            self._encoder = Encoder.from_folder(self._folder, answers, threads, first or answers.precision)
         self.answers = self._encoder.answers
         self._tokenizer: Any = None
 
@@ -209,18 +217,18 @@ class Session:
         return self._encoder.run(ids, mask, types, wanted, PADDING, self._precision(ids, mask, types))
 
     def _precision(self, ids: Any, mask: Any, types: Any) -> str | None:
-        """What `auto` runs batches of this size in; None where the precision is given."""
-        if self._chosen is None:
+        """What batches of this size run in where several precisions may be taken, else None."""
+        if not self._choices:
             return None
         size = (ids.shape[0].bit_length(), ids.shape[1].bit_length())
         if size not in self._chosen:
-            least = dict.fromkeys(PRECISIONS, float("inf"))
+            least = dict.fromkeys(self._choices, float("inf"))
             for _ in range(_TRIALS):
-                for precision in PRECISIONS:
+                for precision in self._choices:
                     began = time.perf_counter()
                     self._encoder.run(ids, mask, types, "hidden", PADDING, precision)
                     least[precision] = min(least[precision], time.perf_counter() - began)
-            self._chosen[size] = min(PRECISIONS, key=least.__getitem__)
+            self._chosen[size] = min(self._choices, key=least.__getitem__)
         return self._chosen[size]
 
     def close(self) -> None:
@@ -257,7 +265,7 @@ class Session:
         return found
 
     def _precision_of(self, batch: Batch) -> str | None:
-        if self._chosen is None:
+        if not self._choices:
             return None
         import numpy as np
 

@@ -24,11 +24,15 @@ from search.console.arguments import QuietParser, add_reading_options, reading
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset, TaskSpec
+    from engine.student.modeling import FFNASPreTrainedModel
     from kernels.runtime import Session
 
 FORMATS = ("program", "onnx", "int8")
+PRECISIONS = ("fp32", "bf16", "int8")
 RESULT = "exports.json"
 _BATCH = 32
+_MUCH = 0.3
+"""Points of a metric."""
 
 
 def command(argv: list[str]) -> None:
@@ -45,6 +49,12 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--native", metavar="FOLDER", help="write FOLDER for kernels.runtime, which answers texts without PyTorch"
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="with --native: of matrix products, unless a session asks for another (default: fp32); what it costs is"
+        " measured on --eval or a run's dev split",
+    )
     parser.add_argument("--eval", metavar="FILE", help="labelled CSV, TSV, JSONL or Parquet to score on")
     add_reading_options(parser)
     parser.add_argument("--label-column", "--data.label_column", dest="label_column", help="label column of --eval")
@@ -57,6 +67,8 @@ def command(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.private and options.push_to_hub is None:
         raise UserError("--private goes with --push-to-hub USER/NAME")
+    if options.precision is not None and options.native is None:
+        raise UserError("--precision goes with --native FOLDER")
     asked = [name for name in FORMATS if getattr(options, name)]
     wanted = asked or ([] if options.push_to_hub or options.native else list(FORMATS))
     source = Path(options.source)
@@ -69,7 +81,7 @@ def command(argv: list[str]) -> None:
 
         require_hub(options.push_to_hub)  # before minutes of work
     if options.native is not None:
-        print(_native(folder, options.native))
+        print(_native(folder, options, source if is_run else None))
     if wanted:
         _formats(wanted, options, folder, source if is_run else None)
     if options.push_to_hub is not None:
@@ -77,8 +89,8 @@ def command(argv: list[str]) -> None:
         print(f"on the hub: {address}")
 
 
-def _native(folder: Path, target: str) -> str:
-    """Writes the native folder; one line that says how far its answers are from PyTorch's."""
+def _native(folder: Path, options: argparse.Namespace, run: Path | None) -> str:
+    """Writes the native folder; says how far its answers are from PyTorch's, and what its precision costs."""
     from search.console.libraries import quiet
 
     quiet()
@@ -90,18 +102,61 @@ def _native(folder: Path, target: str) -> str:
     from engine.handover import load_plain
     from kernels.runtime import NativeError, Session
 
+    target, precision = options.native, options.precision or PRECISIONS[0]
     model = load_saved(folder).eval()
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    write_native(model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None, target)
+    tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+    measured = None if precision == PRECISIONS[0] else _cost(model, precision, folder, options, run)
+    write_native(model, tokenizer, target, precision=precision, measured=measured)
     try:
-        session = Session(target)
+        session = Session(target, precision=PRECISIONS[0])
     except NativeError as error:
         raise UserError(f"--native: {error}") from error
     inputs = [formats.example_inputs(model.config, 1, min(n, model.config.max_position_embeddings)) for n in (5, 16)]
     for given in inputs:
         given["attention_mask"].fill_(1)  # PyTorch also answers for padding
     worst = formats.largest_difference(load_plain(folder), _answers_of(session), inputs)
-    return f"native folder: {target}, its answers differ from PyTorch's by at most {worst:.1g}"
+    told = f"native folder: {target}, its answers differ from PyTorch's by at most {worst:.1g}"
+    return told if precision == PRECISIONS[0] else f"{told} in fp32\n{_told(precision, measured)}"
+
+
+def _cost(
+    model: FFNASPreTrainedModel, precision: str, folder: Path, options: argparse.Namespace, run: Path | None
+) -> dict[str, Any] | None:
+    """The metric of the model in fp32 and in `precision`; None where there is no labelled data at hand."""
+    import torch
+
+    from engine.evaluation.metrics import primary
+    from engine.student.native import describe
+    from kernels.runtime import Session
+
+    if options.eval is not None:
+        data = _labelled_file(folder, options)
+    else:
+        data = None if run is None else _dev_split(run, folder)
+    if data is None:
+        return None
+    found: dict[str, Any] = {"rows": len(data[1])}
+    for name in (PRECISIONS[0], precision):
+        session = Session(describe(model), precision=name)
+
+        def answer(session: Session = session, **given: Any) -> tuple[torch.Tensor]:
+            return (torch.from_numpy(session.run(**{k: v.numpy() for k, v in given.items()})),)
+
+        found["metric"], found[name] = primary(data[0], _score(answer, *data))
+        session.close()
+    return found
+
+
+def _told(precision: str, measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return f"{precision}: what it costs was not measured; --eval FILE with labels does"
+    lost = 100 * (measured[PRECISIONS[0]] - measured[precision])
+    line = (
+        f"{precision}: {measured['metric']} {measured[precision]:.4f} of {measured['rows']} rows, fp32"
+        f" {measured[PRECISIONS[0]]:.4f}"
+    )
+    return line if lost <= _MUCH else f"{line}: {lost:.1f} points are lost, consider --precision bf16"
 
 
 def _answers_of(session: Session) -> Callable[..., tuple[np.ndarray, ...]]:

@@ -27,12 +27,22 @@ SIDE_NAMES = {
     "compile": "torch.compile",
     "ffnas": "ffnas kernels",
     "runtime": "ffnas runtime",
+    "runtime_int8": "ffnas runtime int8",
     "onnx": "onnxruntime",
     "int8": "onnxruntime int8",
     "openvino": "OpenVINO",
 }
 
-_LINES = {"eager": ":", "compile": "-.", "ffnas": "-", "runtime": "-", "onnx": "--", "int8": "--", "openvino": "--"}
+_LINES = {
+    "eager": ":",
+    "compile": "-.",
+    "ffnas": "-",
+    "runtime": "-",
+    "runtime_int8": "-",
+    "onnx": "--",
+    "int8": "--",
+    "openvino": "--",
+}
 
 
 def command(argv: list[str]) -> None:
@@ -60,6 +70,8 @@ def _compare(options: argparse.Namespace, reporter: Reporter) -> None:
     from engine.training.precision import choose_device
 
     sides = list(SIDE_NAMES) if options.sides is None else options.sides
+    if "int8" in sides and "runtime_int8" not in sides:
+        sides.insert(sides.index("int8"), "runtime_int8")
     for side in [s for s in sides if missing(s)]:
         lacks = f"{SIDE_NAMES[side]}: {', '.join(missing(side))} not installed (pip install 'ffnas[onnx]' openvino)"
         if options.sides is not None:

@@ -33,13 +33,14 @@ def test_sides_of_one_model_agree(models):
     with subjects_of([str(models / "ours"), str(models / "bert")], torch.device("cpu")) as (ours, bert):
         eager, fused = (ours.runner(side, case)().logits for side in ("eager", "ffnas"))
         torch.testing.assert_close(eager, fused, rtol=1e-5, atol=1e-5)
-        others = ("runtime", "onnx", "int8", "openvino")
+        others = ("runtime", "runtime_int8", "onnx", "int8", "openvino")
         assert ours.sides == ("eager", "compile", "ffnas", *others)
         assert bert.sides == ("eager", "compile", *others)
         for subject in (ours, bert):
             plain = subject.runner("eager", case)().logits
             torch.testing.assert_close(torch.from_numpy(subject.runner("runtime", case)()), plain, rtol=1e-5, atol=1e-5)
         assert ours.runner("int8", Case("bf16", 1, 2, 7)) is None
+        assert ours.runner("runtime_int8", Case("bf16", 1, 2, 7)) is None
         assert ours.runner("onnx", Case("bf16", 1, 2, 7)) is None
         assert ours.runner("eager", Case("fp32", 1, 1, 500)) is None
         assert ours.runner("ffnas", Case("bf16", 1, 2, 7))().logits.dtype == torch.bfloat16

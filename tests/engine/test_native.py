@@ -13,7 +13,8 @@ from engine.errors import UserError
 from engine.student.native import describe
 from kernels.runtime import NativeError, Session
 from kernels.runtime import session as session_module
-from kernels.runtime.library import Encoder
+from kernels.runtime.instruction_sets import INT8
+from kernels.runtime.library import Encoder, runs_int8
 
 pytestmark = pytest.mark.filterwarnings("ignore::kernels.BackendFallbackWarning")  # float64 is for the reference
 
@@ -120,6 +121,24 @@ def test_bf16_products_stay_near(kind):
     agree(session.run(*given), answers(model, *given), given[1], 0.05)
 
 
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_products_stay_near(kind, name, monkeypatch):
+    """A code is off by 1/510 of its row's range, a weight by 1/254 of its output's largest: twice bfloat16's 2^-9."""
+    number = INT8[name][1]
+    if not runs_int8(number):
+        pytest.skip(f"this processor or compiler has no {name}")
+    model = build(kind)
+    session = Session(describe(model), threads=1, precision="int8")
+    monkeypatch.setattr(session._encoder, "_isa", number)
+    for shape in ((1, 5), (3, 33), (9, 16)):
+        given = inputs(*shape, types=model.config.type_vocab_size)
+        for wanted in wanted_of(kind):
+            found = session.run(*given, wanted=wanted)
+            agree(found, answers(model, *given, wanted), given[1], 0.06)
+            assert np.abs(found - Session(describe(model), threads=1).run(*given, wanted=wanted)).max() > 1e-5
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16", "amx", "amx_fp32"])
 def test_every_instruction_set(isa, monkeypatch):
     """One that this machine lacks gives the next lower one."""
@@ -150,12 +169,31 @@ def test_auto_takes_the_faster_precision_for_each_size(monkeypatch):
         assert list(session._chosen.values()) == [fast]
 
 
-def test_threads_change_no_bit():
+def test_eight_bits_are_taken_only_by_who_asks(monkeypatch):
+    """`auto` leaves them out even where they take no time; `fastest` does not."""
+    model, given = build("cls"), inputs(3, 33)
+    now, run = [0.0], Encoder.run
+
+    def timed(self, *args):
+        now[0] += args[-1] != "int8"
+        return run(self, *args)
+
+    monkeypatch.setattr(session_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Encoder, "run", timed)
+    for precision, wanted in (("auto", {"fp32", "bf16"}), ("fastest", {"int8"})):
+        session = Session(describe(model), threads=1, precision=precision)
+        session.run(*given)
+        assert set(session._chosen.values()) <= wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("shape", [(7, 37), (1, 9)])
+def test_threads_change_no_bit(precision, shape):
     model = build("mean")
-    given = inputs(7, 37)
-    one = Session(describe(model), threads=1).run(*given)
+    given = inputs(*shape)
+    one = Session(describe(model), threads=1, precision=precision).run(*given)
     for threads in (2, 3, 8):
-        session = Session(describe(model), threads=threads)
+        session = Session(describe(model), threads=threads, precision=precision)
         for _ in range(5):
             np.testing.assert_array_equal(session.run(*given), one)
 
@@ -241,7 +279,7 @@ def test_bad_options_get_one_line():
     parts = describe(build("encoder"))
     for options, message in (
         ({"threads": 0}, "threads"),
-        ({"precision": "int3"}, "precision: must be fp32, bf16 or auto"),
+        ({"precision": "int3"}, "precision: must be one of fp32, bf16, int8"),
     ):
         with pytest.raises(NativeError, match=message):
             Session(parts, **options)

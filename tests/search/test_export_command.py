@@ -2,8 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from engine.architecture.architecture import Architecture
 from engine.export.export import export_model
@@ -29,6 +33,7 @@ def model(tmp_path):
         num_attention_heads=2,
         embedding_size=4,
         max_position_embeddings=24,
+        id2label={0: "no", 1: "yes"},
         layers=Architecture.parse(", ".join(["linear1_2(gelu(linear1_2(x,wb1)),wb2)"] * 2)),
     )
     export_model(FFNASForSequenceClassification(config), None, tmp_path / "model", None, {})
@@ -112,3 +117,27 @@ def test_native_folders_of_other_heads(kind, tmp_path, capsys):
     export_model(kind(config), None, tmp_path / "model", None, {})
     assert main(["export", str(tmp_path / "model"), "--native", str(tmp_path / "native")]) == 0
     assert float(capsys.readouterr().out.rsplit(" ", 1)[1]) < 1e-5
+
+
+def test_a_native_folder_with_a_precision_tells_what_it_costs(model, tmp_path, capsys):
+    """Scores are of the labelled file, in fp32 and in eight bits; sessions take the folder's precision."""
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "some": 4}, "[UNK]")),
+        pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", model_max_length=20,
+    )  # fmt: skip
+    words.save_pretrained(model)
+    table = tmp_path / "dev.csv"
+    table.write_text("text,label\n" + "some words,no\nsome more,yes\n" * 3)
+    target = tmp_path / "native"
+    assert main(["export", str(model), "--native", str(target), "--precision", "int8", "--eval", str(table)]) == 0
+    assert "int8: accuracy" in capsys.readouterr().out
+    written = json.loads((target / "ffnas.json").read_text())
+    measured = written["extra"]["measured"]
+    assert (written["precision"], measured["rows"], measured["metric"]) == ("int8", 6, "accuracy")
+    assert {"fp32", "int8"} < set(measured)
+    ids = np.array([[2, 7, 9, 3]])
+    found = Session(target, threads=1).run(ids)
+    np.testing.assert_array_equal(found, Session(target, threads=1, precision="int8").run(ids))
+    assert np.abs(found - Session(target, threads=1, precision="fp32").run(ids)).max() > 0
+    assert main(["export", str(model), "--precision", "int8"]) == 2
+    assert "--precision goes with --native" in capsys.readouterr().err
