@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def write_native(
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    description = replace(description, answers=replace(description.answers, precision=precision))
+    description = description._replace(answers=description.answers._replace(precision=precision))
     extra: dict[str, Any] = {"model_type": model.config.model_type, "class": type(model).__name__}
     if measured is not None:
         extra["measured"] = dict(measured)
