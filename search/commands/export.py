@@ -100,6 +100,8 @@ def _native(folder: Path, target: str) -> str:
     inputs = [formats.example_inputs(model.config, 1, min(n, model.config.max_position_embeddings)) for n in (5, 16)]
     for given in inputs:
         given["attention_mask"].fill_(1)  # PyTorch also answers for padding
+        if session.answers.head == "choice":
+            given.update({name: value[:, None] for name, value in given.items()})  # of one choice each
     worst = formats.largest_difference(load_plain(folder), _answers_of(session), inputs)
     return f"native folder: {target}, its answers differ from PyTorch's by at most {worst:.1g}"
 
