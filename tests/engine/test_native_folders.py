@@ -135,6 +135,10 @@ def test_masks_are_filled(tmp_path):
         session.fill("a b")
     with pytest.raises(NativeError, match="no head for whole texts"):
         session("a b")
+    file = tmp_path / "native" / "ffnas.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "labels": ["a"]}))
+    with pytest.raises(NativeError, match="head 'mask' with 1 labels"):
+        Session(tmp_path / "native")
 
 
 def test_the_table_of_words_is_stored_once(tmp_path):
@@ -192,7 +196,8 @@ def test_damaged_folders_are_refused_in_one_line(exported, tmp_path):
     refused("different models", labels=["a"])
     refused("different models", pools=False)
     refused("different models", head="tokens")
-    refused("with 3 labels", head="none")
+    refused("different models", head="none")
+    refused("different models", head="choice")
     for name in ("hidden_size", "labels", "positions", "max_length"):
         refused(name, json.dumps({k: v for k, v in good.items() if k != name}))
     weights = (folder / "weights.safetensors").read_bytes()
