@@ -20,7 +20,8 @@ enum { FFNAS_SCORES = 0, FFNAS_HIDDEN = 1, FFNAS_POOLED = 2, FFNAS_MEAN = 3, FFN
 enum { FFNAS_LABELS = 0, FFNAS_PER_TOKEN = 1, FFNAS_HIDDEN_SIZE = 2, FFNAS_POSITIONS = 3, FFNAS_POOLS = 4, FFNAS_HEAD = 5 };  /* sizes */
 enum { FFNAS_NO_HEAD = 0, FFNAS_OF_SEQUENCES = 1, FFNAS_OF_TOKENS = 2, FFNAS_OF_MASKS = 3 };  /* what scores are of */
 
-/* The model, with `threads` threads including the caller's; NULL and a status where it cannot be had. */
+/* FFNAS_INT8 changes answers more than FFNAS_BF16 does; docs/runtime.md says by how much.
+ * The model, with `threads` threads including the caller's; NULL and a status where it cannot be had. */
 void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status);
 
 /* Scores a sequence (or token); 1 where they are per token; hidden width; most tokens; 1 where there are pooled vectors;
