@@ -14,6 +14,7 @@ import ctypes
 import mmap
 from array import array
 from collections.abc import Sequence
+from threading import Lock
 
 PAGE = mmap.PAGESIZE
 _WATCHED_FROM = 2
@@ -46,6 +47,7 @@ class Unchanged:
         self._edge_sums = array("Q")
         self._watch: int | None = None
         self._armed, self._met, self._refused = False, 0, not self._pages
+        self._lock = Lock()
 
     @property
     def watched(self) -> bool:
@@ -53,7 +55,14 @@ class Unchanged:
         return self._armed
 
     def __call__(self, watch: bool = True) -> bool:
-        """Whether nothing changed; `watch`: whether the system may be asked (not where devices write to memory)."""
+        """Whether nothing changed; `watch`: whether the system may be asked (not where devices write to memory).
+
+        One thread at a time: who has the system forget a write still has to look at the bytes.
+        """
+        with self._lock:
+            return self._unchanged(watch)
+
+    def _unchanged(self, watch: bool) -> bool:
         clean = watch and self._armed and bool(self._library.ffnas_watch_clean(self._watch))
         if clean and self._sums_of(self._edges) == self._edge_sums:
             return True

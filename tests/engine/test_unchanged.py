@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -110,6 +111,31 @@ def test_shared_memory_is_not_watched():
     process.start()
     process.join()
     assert not state()
+
+
+def test_threads_do_not_take_a_write_for_seen_before_it_is(watched, monkeypatch):
+    """One thread has noticed it and had the system watch anew; the other one asks before the bytes were read."""
+    matrices, state = watched
+    matrices[0][3] = 9
+    inside, go, found = threading.Event(), threading.Event(), []
+    sums = module.Unchanged._sums_of
+
+    def slowly(self, words):
+        if words is self._whole and not inside.is_set():
+            inside.set()
+            assert go.wait(60)
+        return sums(self, words)
+
+    monkeypatch.setattr(module.Unchanged, "_sums_of", slowly)
+    threads = [threading.Thread(target=lambda: found.append(state())) for _ in range(2)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    threads[1].join(0.3)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert found == [False, False]
 
 
 def test_memory_that_somebody_else_watches_is_read(watched):
