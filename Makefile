@@ -67,7 +67,7 @@ coverage: $(DEV_STAMP) ## branches of search and engine the default tests reach;
 
 check-long: coverage test-oldest test-faults mutations fuzz sanitize ## what continuous integration has no time for; hours (docs/testing.md)
 
-types: $(DEV_STAMP) ## types of the public interface
+types: $(DEV_STAMP) ## types of engine, kernels and search
 	@$(BIN)/python -m mypy
 
 OLDEST ?= transformers==5.17.0

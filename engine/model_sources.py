@@ -150,7 +150,9 @@ def _hub_folder(name: str, tried: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    transport_error = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, whichever the installed hub client uses
+    transport_error: type[Exception] = HfHubHTTPError.__mro__[
+        1
+    ]  # of httpx or httpx2, whichever the installed hub client uses
     try:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=[_SUBFOLDERS]))
     except HFValidationError as error:

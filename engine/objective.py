@@ -6,8 +6,8 @@
   the L + 1 of them;
 - attention: MSE of the pre-softmax scores, summed over the L layers (taken as it is from a student that computed it
   inside its attention, `EncoderStates.score_loss`);
-- prediction: soft cross-entropy with temperature; for regression the MSE to the gold labels; for question answering
-  the mean of the soft cross-entropies over the positions an answer may begin and end at.
+- prediction: what the kind of task compares answers by (`TaskHead.prediction_loss`), mostly the soft cross-entropy with
+  temperature.
 
 Each of them is a mean over real tokens (pairs of tokens, sequences). Layers are summed, as in EfficientBERT and its
 published code, so that the paper's weights 1:1:1 and learning rates mean here what they mean there. Rejected: the mean
@@ -16,28 +16,19 @@ over layers, which would weigh the prediction term L times more at the same sett
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.data.task import TaskHead, head_of
 from engine.errors import UserError
+from engine.loss_terms import TASK_TERMS
 from engine.states import EncoderStates
 from kernels import readable
-from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers, soft_cross_entropy
-from kernels.losses.paper import (
-    attention_score_mse_paper,
-    hidden_mse_paper,
-    soft_cross_entropy_paper,
-    span_soft_cross_entropy_paper,
-)
-
-TERMS = ("hidden", "attention", "prediction")
-
-PADDED_SCORE = -1e4
-"""Score of a padded position in question answering: no probability at any temperature below a hundred."""
+from kernels.losses.ops import attention_score_mse_layers, hidden_mse_layers
+from kernels.losses.paper import attention_score_mse_paper, hidden_mse_paper
 
 
 def layer_map(num_student: int, num_teacher: int) -> list[int]:
@@ -95,7 +86,7 @@ class KDWeights:
     paper_exact: bool = False
 
     def __post_init__(self) -> None:
-        for name in TERMS:
+        for name in TASK_TERMS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} weight must be >= 0 and finite, got {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
@@ -111,6 +102,12 @@ class KDLoss:
     attention: Tensor
     prediction: Tensor
 
+    @classmethod
+    def of(cls, total: Tensor, **parts: Tensor) -> KDLoss:
+        """A loss of these parts; the others are 0."""
+        nothing = total.detach().new_zeros(())
+        return cls(total, **{**dict.fromkeys(TASK_TERMS, nothing), **parts})
+
 
 def kd_loss(
     student: EncoderStates,
@@ -120,8 +117,8 @@ def kd_loss(
     fit_dense: nn.Linear | None,
     weights: KDWeights,
     labels: Tensor | None = None,
-    regression: bool = False,
-    terms: Sequence[str] = TERMS,
+    head: TaskHead | None = None,
+    terms: Sequence[str] = TASK_TERMS,
 ) -> KDLoss:
     """Distillation loss of one batch; nothing here waits for the device.
 
@@ -131,34 +128,43 @@ def kd_loss(
         mask: [B, S] bool, True at real tokens.
         fit_dense: projection H_student -> H_teacher, None when the widths are equal and none is wanted.
         weights: see `KDWeights`.
-        labels: [B] gold targets, needed by the prediction term of a regression.
-        regression: whether the task is one.
-        terms: which of `TERMS` to compute.
+        labels: of the batch, which the prediction term of some kinds of tasks needs.
+        head: of the task; None: classification.
+        terms: which of `TASK_TERMS` to compute.
 
     Raises:
         UserError: student and teacher cannot be compared (layers, heads, widths, logits).
         ValueError: an unknown term.
     """
-    unknown = set(terms) - set(TERMS)
+    unknown = set(terms) - set(TASK_TERMS)
     if unknown:
-        raise ValueError(f"kd_loss: unknown terms {sorted(unknown)}; there are {', '.join(TERMS)}")
-    wanted = [name for name in terms if getattr(weights, name) > 0]
+        raise ValueError(f"kd_loss: unknown terms {sorted(unknown)}; there are {', '.join(TASK_TERMS)}")
+    compared = _Compared(student, teacher, mask, fit_dense, labels, head or head_of("classification"), weights)
     total = torch.zeros((), device=student.embeddings.device)
-    parts = dict.fromkeys(TERMS, total)
-    if "hidden" in wanted:
-        parts["hidden"] = _hidden(student, teacher, mask, fit_dense, weights.paper_exact)
-    if "attention" in wanted:
-        parts["attention"] = _attention(student, teacher, mask, weights.paper_exact)
-    if "prediction" in wanted:
-        parts["prediction"] = _prediction(student, teacher, mask, labels, regression, weights)
+    parts = dict.fromkeys(TASK_TERMS, total)
+    wanted = [name for name in TASK_TERMS if name in terms and getattr(weights, name) > 0]
+    for name in wanted:
+        parts[name] = _FUNCTIONS[name](compared)
     for name in wanted:
         total = total + getattr(weights, name) * parts[name]
     return KDLoss(total, **parts)
 
 
-def _hidden(
-    student: EncoderStates, teacher: EncoderStates, mask: Tensor, fit_dense: nn.Linear | None, paper_exact: bool
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What a term may look at; see `kd_loss`."""
+
+    student: EncoderStates
+    teacher: EncoderStates
+    mask: Tensor
+    fit_dense: nn.Linear | None
+    labels: Tensor | None
+    head: TaskHead
+    weights: KDWeights
+
+
+def _hidden(given: _Compared) -> Tensor:
+    student, teacher, fit_dense = given.student, given.teacher, given.fit_dense
     _same_count("hidden states", student.hidden, teacher.hidden)
     own = (student.embeddings, *student.hidden)
     weight = bias = None
@@ -173,12 +179,14 @@ def _hidden(
             f"{teacher.embeddings.shape[-1]}: build the student with fit_dense for this teacher"
         )
     wanted = (teacher.embeddings, *teacher.hidden)
-    if paper_exact:
-        return sum(hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True))
-    return hidden_mse_layers(own, weight, bias, wanted, mask)
+    if given.weights.paper_exact:
+        layers = [hidden_mse_paper(h_s, weight, bias, h_t) for h_s, h_t in zip(own, wanted, strict=True)]
+        return sum(layers[1:], start=layers[0])
+    return hidden_mse_layers(own, weight, bias, wanted, given.mask)
 
 
-def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, paper_exact: bool) -> Tensor:
+def _attention(given: _Compared) -> Tensor:
+    student, teacher, mask, paper_exact = given.student, given.teacher, given.mask, given.weights.paper_exact
     if student.score_loss is not None:
         if paper_exact:
             raise ValueError("kd_loss: paper_exact needs the student's queries and keys, not its score loss")
@@ -201,42 +209,31 @@ def _attention(student: EncoderStates, teacher: EncoderStates, mask: Tensor, pap
             )
     layers = (student.queries, student.keys, teacher.queries, teacher.keys)
     if paper_exact:
-        return sum(attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True))
+        found = [attention_score_mse_paper(*q_k, mask, scale_s=1.0, scale_t=1.0) for q_k in zip(*layers, strict=True)]
+        return sum(found[1:], start=found[0])
     return attention_score_mse_layers(*layers, mask, scale_s=1.0, scale_t=1.0)
 
 
-def _prediction(
-    student: EncoderStates,
-    teacher: EncoderStates,
-    mask: Tensor,
-    labels: Tensor | None,
-    regression: bool,
-    weights: KDWeights,
-) -> Tensor:
-    if student.logits is None:
+def _prediction(given: _Compared) -> Tensor:
+    own = given.student.logits
+    if own is None:
         raise UserError("prediction: the student has no task head: use a model with one or leave the term out")
-    if regression:
-        if labels is None:
-            raise UserError("prediction: a regression needs labels in every batch: give labelled data")
-        return F.mse_loss(student.logits.squeeze(-1).float(), labels.float())
-    if teacher.logits is None:
-        raise UserError("prediction: the teacher gave no logits: load it with a task, or leave the term out")
-    if student.logits.shape != teacher.logits.shape:
-        raise UserError(
-            f"num_labels: the student answers {tuple(student.logits.shape)}, the teacher "
-            f"{tuple(teacher.logits.shape)}: both need one output per class"
-        )
-    loss = soft_cross_entropy_paper if weights.paper_exact else soft_cross_entropy
-    if student.logits.dim() < 3:
-        return loss(student.logits, teacher.logits, weights.temperature)
-    # start and end scores [B, S, 2]: distributions over real tokens
-    if weights.paper_exact:
-        return span_soft_cross_entropy_paper(student.logits, teacher.logits, mask, weights.temperature)
-    padded = ~mask[:, None, :]
-    own, wanted = (
-        logits.float().transpose(1, 2).masked_fill(padded, PADDED_SCORE) for logits in (student.logits, teacher.logits)
+    return given.head.prediction_loss(
+        own,
+        given.teacher.logits,
+        given.mask,
+        given.labels,
+        temperature=given.weights.temperature,
+        paper_exact=given.weights.paper_exact,
     )
-    return loss(own.contiguous(), wanted.contiguous(), weights.temperature)
+
+
+_FUNCTIONS: dict[str, Callable[[_Compared], Tensor]] = {
+    "hidden": _hidden,
+    "attention": _attention,
+    "prediction": _prediction,
+}
+"""The arithmetic of each term of `engine.loss_terms.TERMS`."""
 
 
 def _same_count(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

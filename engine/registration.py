@@ -1,16 +1,14 @@
 """Makes the students known to transformers' Auto classes, without importing transformers before somebody else does.
 
-`import engine` must make `AutoModel*.from_pretrained` and `pipeline` work, but most of what lies in `engine` needs no
-transformers, whose model classes take seconds to import. So `install` only puts a finder in front of the import
-system that acts when one of three transformers modules has been imported (at once for those that already are):
+`install` puts a finder in front of the import system that acts when one of three modules has been imported (at once for
+those that already are):
 
     transformers.utils                               switch off the probe for another package named `kernels`
     transformers.models.auto.configuration_auto      register FFNASConfig
     transformers.models.auto.modeling_auto           register the model classes
 
 The modules of `engine.student` must not import the Auto classes themselves, or the third action would find them half
-imported. Rejected: importing and registering eagerly (8 s more for every `import engine.x` on one core), and writing
-class names into transformers' private lazy tables.
+imported. Why not at once: docs/decisions/0022.
 """
 
 from __future__ import annotations
@@ -53,14 +51,11 @@ def _register_models() -> None:
     from transformers.models.auto import modeling_auto as auto
 
     from engine import student
+    from engine.data.task import heads
 
-    for auto_class, model_class in (
-        (auto.AutoModel, student.FFNASModel),
-        (auto.AutoModelForSequenceClassification, student.FFNASForSequenceClassification),
-        (auto.AutoModelForQuestionAnswering, student.FFNASForQuestionAnswering),
-        (auto.AutoModelForMultipleChoice, student.FFNASForMultipleChoice),
-        (auto.AutoModelForMaskedLM, student.FFNASForMaskedLM),
-    ):
+    of_tasks = dict.fromkeys(head.student_class() for head in heads())
+    for model_class in (student.FFNASModel, *of_tasks, student.FFNASForMaskedLM):
+        auto_class = getattr(auto, model_class.hand_over.auto)
         auto_class.register(student.FFNASConfig, model_class, exist_ok=True)
 
 

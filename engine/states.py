@@ -45,8 +45,11 @@ class EncoderStates:
         """The same states with `change` applied to each tensor."""
         return EncoderStates(
             change(self.embeddings),
-            *(tuple(change(t) for t in group) for group in (self.hidden, self.queries, self.keys)),
-            *(None if t is None else change(t) for t in (self.logits, self.score_loss)),
+            tuple(map(change, self.hidden)),
+            tuple(map(change, self.queries)),
+            tuple(map(change, self.keys)),
+            None if self.logits is None else change(self.logits),
+            None if self.score_loss is None else change(self.score_loss),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -83,8 +86,9 @@ class Recorder:
     def states(self) -> EncoderStates:
         """What was recorded."""
         loss = torch.stack(self.losses).sum() if self.losses else None
-        parts = (self.hidden, self.queries, self.keys)
-        return EncoderStates(self.embeddings, *(tuple(p) for p in parts), score_loss=loss)
+        return EncoderStates(
+            self.embeddings, tuple(self.hidden), tuple(self.queries), tuple(self.keys), score_loss=loss
+        )
 
 
 def answers(output: Any) -> Tensor:

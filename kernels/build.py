@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from kernels import generate_header
 from kernels.cache import cache_dir
 
 PACKAGE = Path(__file__).resolve().parent
@@ -119,11 +120,16 @@ def source_folder() -> Path | None:
 def source_key(sources: Path) -> str:
     """Hash of everything that decides what the library does: sources, flags, processor family."""
     digest = hashlib.sha256()
-    files = [sources / "opcodes.h", *sorted((sources / "cpu").iterdir())]
-    for file in files:
+    for file in [*shared_headers(sources), *sorted((sources / "cpu").iterdir())]:
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    digest.update(generate_header.render().encode())
     digest.update(repr((_UNITS, _X86_UNITS, _ARM_UNITS, _COMMON_FLAGS, _extra_flags(), platform.machine())).encode())
     return "ffnas-" + digest.hexdigest()[:24]
+
+
+def shared_headers(sources: Path) -> list[Path]:
+    """What the C++ and the CUDA kernels have in common, of csrc at `sources`."""
+    return sorted(sources.glob("*.h"))
 
 
 def find_compiler() -> str | None:
@@ -145,6 +151,7 @@ def build_library(target: Path, sources: Path, compiler: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         work = Path(folder)
+        generate_header.write(work)
         objects, macros = _compile_units(sources / "cpu", work, compiler)
         defines = [f'-DFFNAS_BUILD_KEY="{source_key(sources)}"', *(f"-D{m}" for m in macros)]
         api = _compile(compiler, sources / "cpu" / "api.cpp", work / "api.o", defines)
@@ -200,7 +207,9 @@ def _flags_unknown(compiler: str, flags: tuple[str, ...], work: Path) -> bool:
 
 
 def _compile(compiler: str, source: Path, output: Path, flags: tuple[str, ...] | list[str]) -> str | None:
-    return run_compiler([compiler, *_COMMON_FLAGS, *flags, *_extra_flags(), "-c", str(source), "-o", str(output)])
+    """Compiles one file; `opcodes.h` lies beside the output."""
+    own = [*_COMMON_FLAGS, f"-I{output.parent}", *flags, *_extra_flags()]
+    return run_compiler([compiler, *own, "-c", str(source), "-o", str(output)])
 
 
 def run_compiler(command: list[str], log: Path | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""What a backend of the FFN op is: the call it is given, and the four things it answers.
+"""What a backend is: the call of the FFN op it is given, and all that is asked of it.
 
 A call is a *stack* of n >= 1 FFNs that share one program and differ in weights, applied one after the other:
 
@@ -6,14 +6,9 @@ A call is a *stack* of n >= 1 FFNs that share one program and differ in weights,
 
 or, with `has_ln` False, `z_{l+1} = expression(z_l; ...)` with neither dropout nor residual.
 
-The functions of a backend are pure: they write to no input, and what they return shares no memory with any input.
-
-A backend `name` lives in `kernels/backends/name.py`, which has a function `load() -> Backend`. `kernels.dispatch`
-imports the module and calls `load` once, at the first call that could use it; `load` raises `BackendUnavailable` (one
-line: what is missing, how to get it) where the backend cannot work on this machine.
-
-Chosen: plain objects with a `supports` that returns a reason. Rejected: raising from `forward` to signal "not served";
-by then the fallback is decided at a different place in forward, backward and fake tracing.
+A backend `name` lives in `kernels/backends/name.py`, whose `load() -> Backend` is called once, at the first call that
+could use it, and raises `BackendUnavailable` (one line: what is missing, how to get it) where it cannot work here. Its
+functions write to no input, and what they return shares no memory with any. How to add one: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from torch import Tensor
 
 
 class BackendUnavailable(RuntimeError):
@@ -52,17 +48,17 @@ class FFNCall:
             that those of float32 weights are never rounded to bfloat16.
     """
 
-    x: torch.Tensor
-    w1: Sequence[torch.Tensor]
-    b1: Sequence[torch.Tensor]
-    w2: Sequence[torch.Tensor]
-    b2: Sequence[torch.Tensor]
-    ln_weight: Sequence[torch.Tensor]
-    ln_bias: Sequence[torch.Tensor]
-    program: torch.Tensor
+    x: Tensor
+    w1: Sequence[Tensor]
+    b1: Sequence[Tensor]
+    w2: Sequence[Tensor]
+    b2: Sequence[Tensor]
+    ln_weight: Sequence[Tensor]
+    ln_bias: Sequence[Tensor]
+    program: Tensor
     flags: int
     p_drop: float
-    seed: torch.Tensor | None
+    seed: Tensor | None
     eps: float
     compute_dtype: torch.dtype
 
@@ -87,15 +83,22 @@ class FFNCall:
         return self.w1[0].shape[0]
 
     @property
-    def parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[Tensor]:
         """w1 * n, b1 * n, w2 * n, b2 * n, ln_weight * n, ln_bias * n."""
         return [*self.w1, *self.b1, *self.w2, *self.b2, *self.ln_weight, *self.ln_bias]
 
 
 class Backend(Protocol):
-    """One implementation. `name` is what FFNAS_BACKEND and `use_backend` take."""
+    """One implementation; derive from it. `name` is what FFNAS_BACKEND and `use_backend` take."""
 
     name: str
+    tensor_ops: TensorOps | None = None
+    """Losses, attention and linear layers; None where it has only FFNs."""
+
+    @property
+    def saved_layout(self) -> int:
+        """Goes up with every change of what `forward` saves: graphs compiled for another layout are not reused."""
+        return 0
 
     def supports(self, call: FFNCall) -> str | None:
         """None when the call can be served, else one line saying why not.
@@ -105,20 +108,72 @@ class Backend(Protocol):
         """
         ...
 
-    def forward(self, call: FFNCall, save: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def supports_group(self, calls: Sequence[FFNCall]) -> str | None:
+        """None when it can serve the calls in one launch (`kernels.ffn.grouped`), else one line saying why not."""
+        return "it serves one call at a time"
+
+    def forward(self, call: FFNCall, save: bool) -> tuple[Tensor, list[Tensor]]:
         """(out [T, H] contiguous in x.dtype, tensors saved for `backward`; [] when `save` is False)."""
         ...
 
-    def saved_like(self, call: FFNCall) -> list[torch.Tensor]:
+    def saved_like(self, call: FFNCall) -> list[Tensor]:
         """Uninitialized tensors (`call.x.new_empty(...)`) of the shapes and dtypes `forward(call, True)` saves."""
         ...
 
     def backward(
-        self, call: FFNCall, grad_out: torch.Tensor, saved: Sequence[torch.Tensor], needs: Sequence[bool]
-    ) -> list[torch.Tensor]:
+        self,
+        call: FFNCall,
+        grad_out: Tensor,
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+        overwrite: bool = False,
+    ) -> list[Tensor]:
         """Gradients for the inputs with `needs[i]`, and only those, in the order x, then `call.parameters`.
 
         grad_out: [T, H], stride(1) == 1, x.dtype. Each gradient is contiguous, has its input's shape ([d, H] for
         a strided w1, say) and dtype. Dropout masks are generated again from the seed, never stored.
+        overwrite: nobody reads `saved` again, so gradients may lie in its memory; a backend need not.
         """
         ...
+
+
+class TensorOps(Protocol):
+    """What a backend has for plain tensors: losses, attention, linear layers.
+
+    Arguments and results are those of the plain PyTorch of the same names in `kernels.reference.losses` and
+    `kernels.reference.attention`; of `linear` those of `kernels.attention.linear.linear_fwd`.
+    """
+
+    def supports(self, tensors: Sequence[Tensor]) -> str | None:
+        """None when calls with these tensors can be served, else one line saying why not."""
+        ...
+
+    def score_mse(
+        self, q_s: Sequence[Tensor], k_s: Sequence[Tensor], q_t: Sequence[Tensor], k_t: Sequence[Tensor],
+        mask: Tensor, scale_s: float, scale_t: float, method: str, tile: int, gradients: bool,
+    ) -> tuple[Tensor, list[Tensor]]: ...  # fmt: skip
+
+    def hidden_mse(
+        self, h_s: Sequence[Tensor], fit: Sequence[Tensor], h_t: Sequence[Tensor], mask: Tensor,
+        needs: Sequence[bool], compute_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, list[Tensor]]: ...  # fmt: skip
+
+    def soft_cross_entropy(
+        self, student: Tensor, teacher: Tensor, temperature: float, gradient: bool
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    def attention_forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, p_drop: float, seed: Tensor | None,
+        q_t: Tensor | None, k_t: Tensor | None, scale_t: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def attention_backward(
+        self, grad_context: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, context: Tensor,
+        lse: Tensor, scale: float, p_drop: float, seed: Tensor | None, q_t: Tensor | None, k_t: Tensor | None,
+        scale_t: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def linear(
+        self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], residual: Tensor | None,
+        norm: Sequence[Tensor], eps: float,
+    ) -> list[Tensor]: ...  # fmt: skip

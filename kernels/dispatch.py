@@ -16,13 +16,13 @@ import importlib
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kernels.call import Backend, BackendUnavailable, FFNCall
+from kernels.call import Backend, BackendUnavailable, TensorOps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,11 +71,15 @@ def use_backend(name: str, *, strict: bool = False) -> Iterator[None]:
         _forced.reset(token)
 
 
-def select(call: FFNCall, choice: int | None = None) -> Backend:
-    """The backend for a call: the first of the order that can be loaded and supports it.
+def select(
+    device_type: str, refuses: Callable[[Backend], str | None], what: str = "this call", choice: int | None = None
+) -> Backend:
+    """The first backend of the order that can be loaded and does not refuse.
 
     Args:
-        call: the call.
+        device_type: of the call's tensors.
+        refuses: asks a backend: None where it can serve the call, else one line saying why not.
+        what: the call, in words, for the error.
         choice: what `choice_number` returned when the call was traced; None for a call made now.
 
     Raises:
@@ -83,18 +87,37 @@ def select(call: FFNCall, choice: int | None = None) -> Backend:
         ValueError: FFNAS_BACKEND names no backend.
     """
     forced, strict = _choice() if choice is None else ((*BACKENDS, None)[choice - 1], False)
-    order: tuple[str, ...] = ORDER.get(call.x.device.type, ("reference",))
+    order: tuple[str, ...] = ORDER.get(device_type, ("reference",))
     if forced is not None:
         order = (forced, *(n for n in order if n != forced))
     for name in order:
         backend = load_backend(name)
-        reason = backend if isinstance(backend, str) else backend.supports(call)
+        reason = backend if isinstance(backend, str) else refuses(backend)
         if not isinstance(backend, str) and reason is None:
             return backend
         if strict and name == forced:
-            raise BackendError(f"backend {name!r} cannot serve this call: {reason}")
+            raise BackendError(f"backend {name!r} cannot serve {what}: {reason}")
         _warn_once(name, str(reason))
     raise AssertionError("the reference backend serves every call")
+
+
+def tensor_ops(tensors: Sequence[Tensor], what: str) -> TensorOps:
+    """The losses, attention and linear layers that serve a call with these tensors, chosen by `select`."""
+    chosen = select(tensors[0].device.type, lambda backend: _refuses_tensors(backend, tensors), what).tensor_ops
+    assert chosen is not None
+    return chosen
+
+
+def has_kernels(*tensors: Tensor) -> bool:
+    """Whether a backend other than the reference can be loaded that serves these tensors, whatever is forced."""
+    names = [name for name in ORDER.get(tensors[0].device.type, ()) if name != "reference"]
+    loaded = [backend for backend in map(load_backend, names) if not isinstance(backend, str)]
+    return any(_refuses_tensors(backend, tensors) is None for backend in loaded)
+
+
+def _refuses_tensors(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
+    ops = backend.tensor_ops
+    return "it has no losses and no attention" if ops is None else ops.supports(tensors)
 
 
 def load_backend(name: str) -> Backend | str:
@@ -148,7 +171,7 @@ def preferred_backend(device_type: str) -> str:
 def fingerprint() -> int:
     """31 bits that differ where other backends would serve calls, or save other tensors (their `saved_layout`)."""
     backends = {name: load_backend(name) for name in (*ORDER["cpu"], *_loaded)}
-    layouts = [(n, None if isinstance(b, str) else getattr(b, "saved_layout", 0)) for n, b in sorted(backends.items())]
+    layouts = [(n, None if isinstance(b, str) else b.saved_layout) for n, b in sorted(backends.items())]
     return zlib.crc32(repr((_choice(), layouts)).encode()) & 0x7FFFFFFF
 
 
@@ -189,44 +212,3 @@ def _warn_once(name: str, reason: str) -> None:
         return
     _warned.add((name, reason))
     warnings.warn(f"ffnas backend {name!r} not used: {reason}", BackendFallbackWarning, stacklevel=2)
-
-
-_SERVED_BY = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-"""Backends with losses and attention, in order, per device type; `reference` alone elsewhere."""
-
-
-def backend_for(tensors: Sequence[Tensor], what: str) -> Any:
-    """The object whose methods serve a call with these tensors; honours `use_backend` and FFNAS_BACKEND.
-
-    Raises:
-        BackendError: a strictly demanded backend cannot serve the call.
-    """
-    forced, strict = _choice()
-    order: tuple[str, ...] = _SERVED_BY.get(tensors[0].device.type, ("reference",))
-    if forced is not None:
-        order = (forced, *(n for n in order if n != forced))
-    for name in order:
-        found, reason = _losses_of(name, tensors)
-        if reason is None:
-            return found
-        if strict and name == forced:
-            raise BackendError(f"backend {name!r} cannot serve {what}: {reason}")
-        _warn_once(name, reason)
-    raise AssertionError("the reference backend serves every call")
-
-
-def has_kernels(*tensors: Tensor) -> bool:
-    """Whether a backend other than the reference can be loaded that serves these tensors, whatever is forced."""
-    names = _SERVED_BY.get(tensors[0].device.type, ())
-    return any(_losses_of(name, tensors)[1] is None for name in names if name != "reference")
-
-
-def _losses_of(name: str, tensors: Sequence[Tensor]) -> tuple[Any, str | None]:
-    """The backend's losses, or why they cannot serve these tensors."""
-    backend = load_backend(name)
-    if isinstance(backend, str):
-        return None, backend
-    losses = getattr(backend, "losses", None)
-    if losses is None:
-        return None, "it has no losses and no attention"
-    return losses, losses.supports(tensors)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 
-_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout)}
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout)
+_FORWARDS = {kind: kind.forward for kind in _KINDS}
 _PLAIN = (nn.Parameter, Tensor, FakeTensor)
 _noted: set[str] = set()
 
@@ -83,7 +84,7 @@ def note(what: str, **modules: nn.Module | None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    other = "hooks are registered for all modules" if _has_any_global_hook() else "parts of it were replaced"
+    other = "hooks are registered for all modules" if _has_any_global_hook() else "children of it were replaced"
     found = (_reason(name.replace("__", "."), m) for name, m in modules.items() if m is not None)
     text = f"{what} runs in plain PyTorch, its layers called one by one: {next(filter(None, found), other)}"
     if text not in _noted:

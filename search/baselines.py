@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from itertools import product
 
-from torch import nn
-
 from engine.architecture.architecture import Architecture, LayerSpec
+from engine.student.modeling import FFNASPreTrainedModel
 from kernels.language.expression import GELU_FFN
 from search.context import Context
 from search.derive import Derived, derive, text_steps
@@ -55,13 +54,13 @@ def hand_designed(space: SearchSpace, params: int) -> Architecture:
     return best[1]
 
 
-def derive_baseline(ctx: Context, name: str, supernet: nn.Module, architecture: Architecture) -> Derived:
+def derive_baseline(ctx: Context, name: str, supernet: FFNASPreTrainedModel, architecture: Architecture) -> Derived:
     """Derives a baseline from the GELU supernet, with the text steps the found model's source had on top."""
     extra = text_steps(ctx, ctx.config.stage3.text, "stage3 text")
     return derive(ctx, name, supernet, architecture, extra_text_steps=extra)
 
 
-def random_search(ctx: Context, supernet: nn.Module, trials: int) -> TrialLog:
+def random_search(ctx: Context, supernet: FFNASPreTrainedModel, trials: int) -> TrialLog:
     """Random search over the joint space: `trials` candidates, each by stage 1's proxy training."""
     sampler = new_sampler(ctx, "random", ctx.space, 0, [], kind="random")
     proxy = ProxyTrainer(ctx, "random", ctx.config.stage1, supernet)

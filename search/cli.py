@@ -72,22 +72,9 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
         argv: what it is given.
         old: run it with versions that are too old, too.
     """
-    from search.console.waiting import wait_briefly
-
-    wait_briefly()
-    from engine.errors import ToldElsewhere, UserError
-    from search.console.environment import check_names, check_versions, give_home
-
-    try:
-        check_names()
-        if not old:
-            check_versions()
-    except UserError as error:
-        print(f"ffnas: error: {error}", file=sys.stderr)
+    if not _ready(old):
         return 2
-    note = give_home()
-    if note is not None:
-        _say(note)
+    from engine.errors import ToldElsewhere, UserError
     from kernels.language.expression import ExpressionError
 
     show = warnings.showwarning
@@ -134,6 +121,27 @@ def guarded(command: Callable[[list[str]], None], argv: list[str], *, old: bool 
         signal.signal(signal.SIGTERM, previous)
         warnings.showwarning = show
     return 0
+
+
+def _ready(old: bool) -> bool:
+    """Whether this environment can run anything (`old`: with versions that are too old, too); tells why not."""
+    from search.console.waiting import wait_briefly
+
+    wait_briefly()
+    from engine.errors import UserError
+    from search.console.environment import check_names, check_versions, give_home
+
+    try:
+        check_names()
+        if not old:
+            check_versions()
+    except UserError as error:
+        print(f"ffnas: error: {error}", file=sys.stderr)
+        return False
+    note = give_home()
+    if note is not None:
+        _say(note)
+    return True
 
 
 def _nobody_reads() -> int:
@@ -183,7 +191,7 @@ def _let_the_first_speak(seconds: float = 60) -> None:
 
 
 def _rank_lost(error: RuntimeError) -> bool:
-    from engine.distributed.parallel import RankLost
+    from engine.training.parallel import RankLost
 
     return isinstance(error, RankLost)
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.architecture.architecture import Architecture
 from engine.data.dataset import join
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 from engine.evaluation.metrics import primary
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.training.checkpoint import remove_weights, untrained
 from engine.training.settings import PhaseSettings
@@ -42,7 +43,7 @@ class Derived:
         tokenizer: the model's own, None where it is the teacher's.
     """
 
-    model: nn.Module
+    model: FFNASPreTrainedModel
     architecture: Architecture
     params: int
     select: dict[str, float]
@@ -50,6 +51,12 @@ class Derived:
     rows: np.ndarray | None = None
     choice: float = 0.0
     tokenizer: Any | None = None
+
+    @property
+    def measured_rows(self) -> np.ndarray:
+        """`rows` of a student that was evaluated."""
+        assert self.rows is not None
+        return self.rows
 
 
 class BestWeights:
@@ -63,7 +70,11 @@ class BestWeights:
     """
 
     def __init__(
-        self, ctx: Context, model: nn.Module, every: int, judge: Callable[[nn.Module], float] | None = None
+        self,
+        ctx: Context,
+        model: FFNASPreTrainedModel,
+        every: int,
+        judge: Callable[[FFNASPreTrainedModel], float] | None = None,
     ) -> None:
         self.ctx, self.model, self.every = ctx, model, max(1, every)
         self.judge = judge or self._metric
@@ -82,7 +93,7 @@ class BestWeights:
             self.score, same = score, untrained(self.model)
             self.weights = {n: t.detach().clone() for n, t in self.model.state_dict().items() if n not in same}
 
-    def _metric(self, model: nn.Module) -> float:
+    def _metric(self, model: FFNASPreTrainedModel) -> float:
         return primary(
             self.ctx.spec, evaluate(model, self.ctx.data.select, self.ctx.spec, precision=self.ctx.precision)
         )[1]
@@ -103,7 +114,7 @@ class BestWeights:
 
 
 def derive(
-    ctx: Context, name: str, source: nn.Module, architecture: Architecture, *, extra_text_steps: int = 0
+    ctx: Context, name: str, source: FFNASPreTrainedModel, architecture: Architecture, *, extra_text_steps: int = 0
 ) -> Derived:
     """Distils `architecture` from `source`'s sliced weights and evaluates it.
 
@@ -133,7 +144,7 @@ def derive(
     )
 
 
-def _distil(ctx: Context, name: str, model: nn.Module, folder: Path, extra_text_steps: int) -> None:
+def _distil(ctx: Context, name: str, model: FFNASPreTrainedModel, folder: Path, extra_text_steps: int) -> None:
     """Distils `model` on text and then on the task."""
     distiller, text_distiller = ctx.distiller(), ctx.distiller("text")
     settings, train = ctx.config.derive, ctx.data.train

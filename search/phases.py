@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ from engine.training.loop import PhaseLog, cycle, run_phase
 from engine.training.settings import PhaseSettings
 from search.context import Context
 
-PhaseData = TypeVar("PhaseData", EncodedDataset, ShardedText, TaskMixture)
-"""What a phase may train on."""
+PhaseData = EncodedDataset | ShardedText | TaskMixture
+"""What a phase may train on: the part of `EncodedDataset` that phases use."""
 
 
 def phase_data(ctx: Context, data: PhaseData, settings: PhaseSettings, name: str) -> PhaseData:
@@ -46,7 +46,7 @@ def batch_plan(ctx: Context, data: PhaseData, settings: PhaseSettings, order: st
     """The batches of a phase of that order, and this rank's share of them."""
     data = phase_data(ctx, data, settings, order)
     return BatchPlan(
-        data=data,
+        data=cast("EncodedDataset", data),  # the others have what a plan asks of it
         batch_size=settings.batch_size,
         seed=ctx.seed(order, "order"),
         steps=settings.total_steps(data.num_batches(settings.batch_size)),

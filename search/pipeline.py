@@ -11,7 +11,6 @@ import torch
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import architecture_from_dict, architecture_to_dict, save_architecture
-from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
 from engine.export.export import export_model, rewrite_card
@@ -71,7 +70,8 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     """Strategy inherit (`search.inherit`)."""
     best, finished, facts = find(ctx)
     if teacher_rows:
-        facts["divergence"] = {name: apart(derived.rows, teacher_rows[0]) for name, derived in finished.items()}
+        rows = {name: derived.rows for name, derived in finished.items() if derived.rows is not None}
+        facts["divergence"] = {name: apart(ctx, own, teacher_rows[0]) for name, own in rows.items()}
     stages = {}
     for name in (LIBRARY, ROUND):
         stages[name] = TrialLog()
@@ -89,13 +89,13 @@ def _inherit(ctx: Context, teacher_metrics: dict[str, float], teacher_rows: list
     return _finish(ctx, best, baselines, teacher_metrics, teacher_rows, stages, told, inherited_facts(facts))
 
 
-def apart(rows: np.ndarray, wanted: np.ndarray) -> float:
+def apart(ctx: Context, rows: np.ndarray, wanted: np.ndarray) -> float:
     """Mean KL divergence of answers [N, C] to dev from the teacher's (regression: mean squared difference).
 
     Tells students apart whose accuracy is the same to within chance.
     """
     own, answers = torch.from_numpy(rows), torch.from_numpy(wanted)
-    return float(divergence(own, answers, regression=rows.shape[1] == 1).mean())
+    return float(ctx.spec.head.divergence(own, answers).mean())
 
 
 def inherited_facts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -215,8 +215,8 @@ def subjects(
     ctx: Context, best: Derived, baselines: dict[str, Derived], teacher_rows: list[np.ndarray]
 ) -> list[Subject]:
     """The finished models of a run, for the evidence; `teacher_rows` holds the teacher's answers to dev."""
-    made = [Subject("found", "found", "found", best.rows, best.model, ctx.rundir.model)]
-    made += [Subject(n, _title(n), "baseline", d.rows, d.model) for n, d in baselines.items()]
+    made = [Subject("found", "found", "found", best.measured_rows, best.model, ctx.rundir.model)]
+    made += [Subject(n, _title(n), "baseline", d.measured_rows, d.model) for n, d in baselines.items()]
     made += [Subject("teacher", "its teacher", "teacher", rows, ctx.teacher.model) for rows in teacher_rows]
     return made
 

@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from engine.distributed.parallel import Ranks
 from engine.files import write_text_atomic
+from engine.training.parallel import Ranks
 from search.config.options import parse
 from search.config.schema import SearchConfig
 from search.rundir import RunDir

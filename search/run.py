@@ -1,7 +1,7 @@
 """`python -m search.run`, equal to `ffnas search`: read the configuration, prepare, run, say where the results are.
 
 `torchrun --nproc-per-node N -m search.run ...` trains supernets and the found model on N devices together
-(`engine.distributed.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other
+(`engine.training.parallel`) and divides candidates among them (`search.ledger.board`). With `--ledger URL`, other
 processes may help (`search.commands.join`).
 
 Only the first rank has the run directory; the others are given an empty one in the temporary folder, so that nothing
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.data import TaskData
-    from engine.distributed.parallel import Ranks
+    from engine.training.parallel import Ranks
     from search.config.schema import SearchConfig
     from search.console.progress import Reporter
 
@@ -55,7 +55,7 @@ def command(argv: list[str]) -> None:
         reporter.doing("loading PyTorch")
         import torch
 
-        from engine.distributed.parallel import join
+        from engine.training.parallel import join
         from search.restart import continued
 
         read = config.data
@@ -108,7 +108,9 @@ def _search(
     path = resume or Path(config.runs) / (config.name or default_name(config.preset, config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:
-            rundir = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            opened = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            assert opened is not None
+            rundir = opened
         else:
             ranks.first(lambda: None)
             elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))

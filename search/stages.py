@@ -16,13 +16,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
 from engine.distill import Distiller
 from engine.files import write_json_atomic
 from engine.objective import KDLoss
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import inherit
 from kernels.language.expression import GELU_FFN, Expression, kron_weights, with_kron
 from search.config.schema import StageConfig
@@ -54,7 +54,7 @@ def gelu_twin(architecture: Architecture) -> Architecture:
     )
 
 
-def warm_up(ctx: Context, architecture: Architecture | None = None) -> nn.Module:
+def warm_up(ctx: Context, architecture: Architecture | None = None) -> FFNASPreTrainedModel:
     """A supernet distilled on text: the GELU one, shared by stages 1 and 2, unless another is given."""
     supernet = ctx.new_student(architecture or largest(ctx, (GELU_FFN,) * ctx.shape.num_layers), "supernet")
     distiller = ctx.distiller("text")
@@ -70,7 +70,7 @@ def warm_up(ctx: Context, architecture: Architecture | None = None) -> nn.Module
     return supernet
 
 
-def stage1(ctx: Context, supernet: nn.Module) -> TrialLog:
+def stage1(ctx: Context, supernet: FFNASPreTrainedModel) -> TrialLog:
     """Expressions and (stack, ratio) jointly; starts from the GELU variants that fit the budget.
 
     A stage of few trials starts from every second, third, ... of them, so that they take at most half of it.
@@ -80,7 +80,7 @@ def stage1(ctx: Context, supernet: nn.Module) -> TrialLog:
     return _expression_stage(ctx, 1, settings, ctx.space, supernet, seeds[::step])
 
 
-def stage2(ctx: Context, supernet: nn.Module, winner: Architecture) -> TrialLog:
+def stage2(ctx: Context, supernet: FFNASPreTrainedModel, winner: Architecture) -> TrialLog:
     """Expressions at the winner's (stack, ratio)."""
     space = ctx.space.with_shapes(tuple((layer.stack, layer.ratio) for layer in winner.layers))
     return _expression_stage(ctx, 2, ctx.config.stage2, space, supernet, [winner, gelu_twin(winner)])
@@ -91,7 +91,7 @@ def _expression_stage(
     number: int,
     settings: StageConfig,
     space: SearchSpace,
-    supernet: nn.Module,
+    supernet: FFNASPreTrainedModel,
     initial: list[Architecture],
 ) -> TrialLog:
     name = f"stage{number}"
@@ -102,7 +102,9 @@ def _expression_stage(
     return _search(ctx, number, settings.trials, sampler, space, proxy, board, together, compared=compared)
 
 
-def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> tuple[nn.Module, SearchSpace]:
+def stage3_supernet(
+    ctx: Context, supernet: FFNASPreTrainedModel, winner: Architecture
+) -> tuple[FFNASPreTrainedModel, SearchSpace]:
     """The weight-shared supernet of stage 3, distilled on text and then on the task, and its space.
 
     Text-distilled weights stay in stage3/warmup.safetensors, task-distilled ones in stage3/supernet.safetensors. With
@@ -133,7 +135,13 @@ def stage3_supernet(ctx: Context, supernet: nn.Module, winner: Architecture) -> 
 
 
 def _subnet_loss(
-    ctx: Context, distiller: Distiller, model: nn.Module, space: SearchSpace, part: str, batch: Batch, step: int
+    ctx: Context,
+    distiller: Distiller,
+    model: FFNASPreTrainedModel,
+    space: SearchSpace,
+    part: str,
+    batch: Batch,
+    step: int,
 ) -> KDLoss:
     rng = np.random.default_rng(ctx.seed("stage3", part, "subnet", step))
     settings = ctx.config.stage3
@@ -141,7 +149,7 @@ def _subnet_loss(
     return distiller.mixed_loss(model, batch, subnets, task=part == "task", average=settings.gradients == "mean")
 
 
-def stage3(ctx: Context, model: nn.Module, space: SearchSpace, winner: Architecture) -> TrialLog:
+def stage3(ctx: Context, model: FFNASPreTrainedModel, space: SearchSpace, winner: Architecture) -> TrialLog:
     """(stack, ratio) by shared weights: every candidate is a view of `model`, scored as it is."""
     settings = ctx.config.stage3
     sampler = new_sampler(ctx, "stage3", space, settings.startup, [winner])

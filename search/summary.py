@@ -7,8 +7,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from engine.evaluation.metrics import primary
 from engine.latency.build import model_milliseconds
 from engine.student.supernet import extract
@@ -44,7 +42,7 @@ def describe(ctx: Context, derived: Derived) -> dict[str, Any]:
 def describe_teacher(ctx: Context, metrics: dict[str, float]) -> dict[str, Any]:
     """The teacher, its size without the task head and its metrics on the reported split."""
     name, value = primary(ctx.spec, metrics)
-    model: nn.Module = ctx.teacher.model
+    model = ctx.teacher.model
     return {
         "source": ctx.config.teacher,
         "params": sum(p.numel() for p in model.base_model.parameters()),

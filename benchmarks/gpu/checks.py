@@ -18,8 +18,10 @@ from benchmarks.gpu.records import Records, refusal
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.sides import OURS, graphed, interleaved, setting
 from kernels import ExpressionError, fused_ffn
+from kernels.call import FFNCall
 from kernels.ffn.grouped import GroupMember, fused_ffn_grouped
 from kernels.ffn.ops import fused_ffn_stack
+from kernels.language.lowering import lower
 
 MEMBERS = 8
 
@@ -98,14 +100,17 @@ def grouped(
 
 def never_seen(hidden: int, inner: int, tokens: int, dtype: str, device: str, count: int) -> dict[str, object]:
     """Milliseconds from an expression's text to its result, and what was compiled meanwhile, after a warm start."""
+    from kernels.triton.ahead import compile_ahead
     from kernels.triton.launch import statistics as launches
-    from kernels.triton.prepare import prepare
 
     case = Case(RELEASED[0], dtype, inner, tokens, False, hidden, device)
     x, w1, b1, w2, b2, *norm = inputs(case)
     rng, seen = Random(1), set()
     if device == "cuda":
-        prepare(x, [w1], [b1], [w2], [b2], [norm[0]], [norm[1]], training=False)
+        program = lower(RELEASED[0])
+        groups = ([w1], [b1], [w2], [b2], [norm[0]], [norm[1]])
+        call = FFNCall(x, *groups, program.tensor, int(program.flags), 0.0, None, 1e-12, x.dtype)
+        compile_ahead(call, training=False)
 
     def first_result() -> float | None:
         text = random_text(rng)

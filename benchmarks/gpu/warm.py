@@ -58,8 +58,8 @@ def _with_slots(cases: Sequence[Case], variants: Sequence[int]) -> list[Call]:
 
 def any_expression(case: Case) -> list[Call]:
     """The forward calls of a shape that between them launch every interpreting kernel an expression can need."""
+    from kernels.triton.ahead import programs
     from kernels.triton.microcode import SLOT_VARIANTS
-    from kernels.triton.prepare import programs
 
     allowed = [p for p in programs() if p.rule.allows(case.hidden, case.inner)]
     return [

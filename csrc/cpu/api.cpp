@@ -26,10 +26,27 @@ namespace neon { extern const Kernels kernels; }
 
 namespace {
 
-// Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes, instruction sets.
+// Keep in step with kernels/backends/cpu.py: the layout of a call's words and of what is saved, status codes,
+// instruction sets.
 constexpr int64_t kAbiVersion = 8;
-enum Status : int { kOk = 0, kOutOfMemory = 1, kBadProgram = 2, kBadCall = 3, kCrowded = 4, kBadFile = 5 };  // crowded: done, told once
-enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kNeon = 6, kIsaCount = 7 };
+enum Status : int {
+  kOk = 0,
+  kOutOfMemory = 1,
+  kBadProgram = 2,
+  kBadCall = 3,
+  kCrowded = 4,  // done; told once
+  kBadFile = 5,
+};
+enum Isa : int {
+  kGeneric = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAvx512Bf16 = 3,
+  kAmx = 4,
+  kAmxFloat32 = 5,
+  kNeon = 6,
+  kIsaCount = 7,
+};
 
 const Kernels* kernels_of(int64_t isa) {
   switch (isa) {
@@ -189,7 +206,8 @@ FFNAS_EXPORT int64_t ffnas_packed_bytes(int64_t isa, int64_t tokens, int64_t out
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
   return kernels == nullptr || outputs < 1 || inputs < 1 ? 0 : kernels->packed_bytes(tokens, outputs, inputs);
 }
-FFNAS_EXPORT int ffnas_pack(int64_t isa, void* data, int64_t stride, int64_t dtype, int64_t outputs, int64_t inputs, void* packed) {
+FFNAS_EXPORT int ffnas_pack(int64_t isa, void* data, int64_t stride, int64_t dtype, int64_t outputs, int64_t inputs,
+                            void* packed) {
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);
   if (kernels == nullptr || outputs < 1 || inputs < 1) return ffnas::kBadCall;
   kernels->pack({data, stride, static_cast<int32_t>(dtype)}, outputs, inputs, packed);
@@ -213,7 +231,9 @@ FFNAS_EXPORT int ffnas_backward(const int64_t* words, int64_t count, double eps,
 }
 FFNAS_EXPORT int ffnas_loss(const int64_t* words, const double* reals) { return ffnas::run_loss(words, reals); }
 // Test hook, see runtime.h.
-FFNAS_EXPORT int ffnas_note_region(int64_t now, int64_t took, int64_t spent) { return ffnas::note_region(now, took, spent); }
+FFNAS_EXPORT int ffnas_note_region(int64_t now, int64_t took, int64_t spent) {
+  return ffnas::note_region(now, took, spent);
+}
 // Test hook; mode 0 value, 1 derivative, 2 and 3 derivative and value of the pair instruction.
 FFNAS_EXPORT int ffnas_unary(int isa, int32_t opcode, int32_t mode, const float* in, float* out, int64_t n) {
   const ffnas::Kernels* kernels = ffnas::kernels_of(isa);

@@ -11,7 +11,8 @@
 // Dropout: the element of row (sample * heads + head) * S + query and column key of the mask of
 // kernels/reference/philox.py, stream 0.
 
-inline void drop_scattered(float* tile, int rows, int64_t row, const int32_t* columns, int64_t count, const Call& call) {
+inline void drop_scattered(float* tile, int rows, int64_t row, const int32_t* columns, int64_t count,
+                           const Call& call) {
   uint32_t w[4][kTileColumns];
   for (int r = 0; r < rows; ++r) {
     const uint64_t at = static_cast<uint64_t>(row + r);
@@ -137,12 +138,14 @@ struct AttentionForward : AttentionHead {
       }
       return 0.0;
     }
+    // Keys and values of the head's real tokens, packed once: k as the columns of q k^T, v as the rows of P v.
     pack_as_columns(real_rows(call.k, b, h, real, call.d, s.room[0]), n, call.d, s.keys);
     pack_as_rows(real_rows(call.v, b, h, real, call.d, s.room[1]), n, call.d, s.values);
     if (with_loss()) pack_as_columns(real_rows(call.k_t, b, h, real, call.d_t, s.room[2]), n, call.d_t, s.keys_t);
     for_row_groups(queries(), [&](int64_t row, int rows) {
       copy_operand(rows_of(q, row), rows, call.d, s.q, s.stride);
       if (with_loss()) copy_operand(rows_of(q_t, row), rows, call.d_t, s.q_t, s.stride_t);
+      // kTileRows x kKeyBlock scores at a time, 48 or 64 KB: read twice more while they are in cache.
       for (int64_t key = 0; key < n; key += kKeyBlock) {
         const int64_t keys = least(kKeyBlock, n - key);
         scores(row, rows, key, keys);
@@ -161,6 +164,8 @@ struct AttentionForward : AttentionHead {
   void scores(int64_t row, int rows, int64_t key, int64_t keys) {
     F most_of[kTileRows];
     for (int r = 0; r < kTileRows; ++r) most_of[r] = set1(kNoScore);
+    // The loss compares before the scale is applied: both sides multiply alike in compare(). Maxima stay in lanes, one
+    // vector a row, and are joined once per block.
     for (int64_t c = 0; c < keys; c += kTileColumns) {
       float* tile = score_tile(c);
       product(s.q, s.stride, 0, rows, s.keys, call.d, key + c, key + c + kTileColumns, kZeros, tile);
@@ -174,6 +179,7 @@ struct AttentionForward : AttentionHead {
     }
     float block_maximum[kRowVectors];
     reduce_lanes(most_of, block_maximum, [](F a, F b) { return max_second(a, b); });
+    // A larger maximum than that of earlier blocks: what was summed with the old one is brought down to the new one.
     for (int r = 0; r < rows; ++r) {
       const float before = key == 0 ? kNoScore : maximum[r];
       maximum[r] = block_maximum[r] > before ? block_maximum[r] : before;
@@ -206,6 +212,7 @@ struct AttentionForward : AttentionHead {
 
   // P before normalization, as operand, with dropout; denominators without.
   void exponentials(int64_t row, int rows, int64_t key, int64_t keys) {
+    // The denominator sums all probabilities, dropped ones too, as softmax before dropout has it.
     F total[kTileRows];
     for (int r = 0; r < kTileRows; ++r) total[r] = zero();
     for (int64_t c = 0; c < keys; c += kTileColumns) {
@@ -226,6 +233,7 @@ struct AttentionForward : AttentionHead {
   }
 
   void values(int rows, int64_t key, int64_t keys) {
+    // sum += P v over this block of keys, [rows, d] float32, not normalized yet.
     const Element* packed = row_block(s.values, key, call.d);
     for (int64_t c = 0; c < call.d; c += kTileColumns) {
       product(s.p, s.stride_p, 0, rows, packed, keys, c, call.d, kZeros, s.tile);
@@ -238,6 +246,7 @@ struct AttentionForward : AttentionHead {
 
   void finish(int64_t row, int rows) {
     for (int r = 0; r < rows; ++r) {
+      // One division a row; the score loss of padded queries was never added (compare).
       put_row(context, row + r, s.sum + r * s.width, call.d, 1.0f / denominator[r]);
       if (call.lse != nullptr) lse()[row + r] = maximum[r] + __builtin_logf(denominator[r]);
       if (!with_loss()) continue;

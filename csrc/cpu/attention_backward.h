@@ -53,11 +53,13 @@ struct AttentionBackward : AttentionHead {
   View grad = head_of(call.grad_context, b, h);
   int64_t keys_per_block = least(kKeyBlock, round_up(call.mask.length, kTileColumns));
 
-  AttentionBackward(const AttentionCall& c, const RealTokens& tokens, int64_t task, AttentionBackwardScratch& room, float f)
+  AttentionBackward(const AttentionCall& c, const RealTokens& tokens, int64_t task, AttentionBackwardScratch& room,
+                    float f)
       : AttentionHead(c, tokens, task), s(room), loss_factor(f) {}
 
   void run() {
-    const View grad_q = head_of(call.grad_q, b, h), grad_k = head_of(call.grad_k, b, h), grad_v = head_of(call.grad_v, b, h);
+    const View grad_q = head_of(call.grad_q, b, h), grad_k = head_of(call.grad_k, b, h),
+               grad_v = head_of(call.grad_v, b, h);
     clear_padding(grad_k, real, b, call.d);
     clear_padding(grad_v, real, b, call.d);
     if (n == 0) {
@@ -65,6 +67,8 @@ struct AttentionBackward : AttentionHead {
       return;
     }
     pack();
+    // Queries outermost: dq of a block is done when its keys are through, dk and dv gather over all blocks in scratch,
+    // [n, d] float32 each. One thread has the whole head, so nothing is added by two.
     for (int64_t row = 0; row < length(); row += kBlockRows) {
       const int64_t rows = least(kBlockRows, length() - row);
       load_block_of_queries(row, rows);
@@ -96,6 +100,7 @@ struct AttentionBackward : AttentionHead {
     if (with_loss()) copy_operand(rows_of(q_t, row), rows, call.d_t, s.q_t, s.stride_t);
     store_rows_right(rows_of(q, row), rows, call.d, kBlockRows, s.tile, s.right_q);
     store_rows_right(rows_of(grad, row), rows, call.d, kBlockRows, s.tile, s.right_grad);
+    // delta[r] = dO[r] . context[r] is the sum over keys of P dP, whatever dropout did: no pass over the scores for it.
     for (int64_t r = 0; r < rows; ++r) s.delta[r] = 0.0f;
     for_tiles_by_rows(rows, call.d, [&](int64_t r, int count, int64_t c) {
       load_tile(rows_of(grad, row), r, c, count, call.d, s.tile);
@@ -111,6 +116,8 @@ struct AttentionBackward : AttentionHead {
 
   // dS as operand and left operand, dropped P as left operand, of a block of queries and keys.
   void score_gradients(int64_t row, int64_t rows, int64_t key, int64_t keys) {
+    // Two products per tile, q k^T and dO v^T (a third for the teacher), element-wise work on them while they are in
+    // L1, and the results stored as operands of the three products of accumulate().
     for_tiles(rows, keys, [&](int64_t r, int count, int64_t c) {
       const int64_t column = key + c, end = column + kTileColumns;
       product(s.q, s.stride, r, count, s.keys, call.d, column, end, kZeros, s.tile);
@@ -124,8 +131,8 @@ struct AttentionBackward : AttentionHead {
     });
   }
 
-  // From raw scores in `tile`, the teacher's in `teacher` and dO v^T in `other`: dS in `tile`; returns the dropped P. Past
-  // the last key all are 0.
+  // From raw scores in `tile`, the teacher's in `teacher` and dO v^T in `other`: dS in `tile`; returns the dropped P.
+  // Past the last key all are 0.
   float* probabilities(int64_t row, int64_t r, int count, int64_t column, int64_t keys_left) {
     const bool dropout = call.dropout.drop_threshold != 0;
     if (dropout) {
@@ -140,6 +147,7 @@ struct AttentionBackward : AttentionHead {
       const F lse_row = set1(lse()[row + r + i]), delta = set1(s.delta[r + i]), a = set1(factor);
       for (int j = i * kTileColumns; j < (i + 1) * kTileColumns; j += kLanes) {
         const F score = load(s.tile + j) * scale;
+        // P from the saved log-sum-exp, without a maximum: scores are at most lse but for rounding
         const F p = exp_negative(min_second(zero(), score - lse_row));
         F dp = load(s.other + j);
         const F m = dropout ? load(s.factors + j) : set1(1.0f);

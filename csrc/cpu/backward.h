@@ -7,9 +7,11 @@
 // For a given number of threads the sums always run in the same order, however the tasks are scheduled.
 //
 // Chosen: chunks, which bound memory to a few MB and need no gradient copy per thread. Rejected: one accumulator per
-// thread (memory and a reduction that grow with the threads) and whole-batch buffers (three more activations in memory).
+// thread (memory and a reduction that grow with the threads) and whole-batch buffers (three more activations in
+// memory).
 
-constexpr int64_t kGradientRows = kMicroRows < 32 ? 4 * kMicroRows : 2 * kMicroRows;  // rows of a weight gradient per task
+constexpr int64_t kGradientRows =
+    kMicroRows < 32 ? 4 * kMicroRows : 2 * kMicroRows;  // rows of a weight gradient per task
 
 // Shared by the threads of a call.
 struct BackwardShared {
@@ -53,6 +55,7 @@ struct Backward {
     if (!carve(kShared, shared, call, rows)) return 1;
     pack_layers(call, shared.packed, false, true);
     clear(shared.totals, Sums::size(call) * call.layers);
+    // Chunks outermost: the operands of one chunk's weight gradients are all that exists of them.
     for (int64_t row = 0; row < call.tokens && !call.failed; row += rows)
       for (int64_t l = call.layers - 1; l >= 0; --l) layer(l, row, least(rows, call.tokens - row));
     if (!call.failed) finish();
@@ -69,6 +72,7 @@ struct Backward {
   }
 
   void layer(int64_t l, int64_t row, int64_t rows) {
+    // As many blocks as the threads share evenly, none larger than what scratch is made for.
     const int64_t fewest = round_up((rows + kBlockRows - 1) / kBlockRows, num_threads());
     const int64_t step = round_up((rows + fewest - 1) / fewest, kBlockUnit);
     const int64_t blocks = (rows + step - 1) / step;
@@ -99,6 +103,8 @@ struct Backward {
   }
 
   void weight_gradients(int64_t l, const Needs& needs, int64_t tokens, bool accumulate, int64_t blocks) {
+    // A task owns kGradientRows rows of one gradient, so no two threads add to one element; one more task adds the
+    // blocks' column sums.
     const ChunkOperands& chunk = shared.chunk;
     const int64_t first = needs.w1 ? (w.out1 + kGradientRows - 1) / kGradientRows : 0;
     const int64_t second = needs.w2 ? (w.out2 + kGradientRows - 1) / kGradientRows : 0;
@@ -113,10 +119,11 @@ struct Backward {
     parallel_tasks(first + second + 1, task);
   }
 
-  void gradient_rows(const Element* left, int64_t rows, const Element* right, int64_t columns, int64_t tokens, int64_t t,
-                     float* gradient, bool accumulate) {
+  void gradient_rows(const Element* left, int64_t rows, const Element* right, int64_t columns, int64_t tokens,
+                     int64_t t, float* gradient, bool accumulate) {
     const int64_t i0 = t * kGradientRows, i1 = least(rows, i0 + kGradientRows);
     const ProductScope scope;
+    // rows [i0, i1) of left.T @ right, [out, in]: the task's columns of `left` stay in cache while `right` goes by.
     for (int64_t j = 0; j < columns; j += kTileColumns)
       outer(left, rows, right, tokens, shared.chunk.capacity, i0, i1, j, columns - j, gradient, columns, accumulate);
   }

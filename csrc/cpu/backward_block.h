@@ -90,6 +90,7 @@ struct BackwardLayer {
       block.dy = chunk.left2 + chunk_row * block.stride2;
     }
     x_is_operand = kRightIsTile && needs.w1 && call.program.segment[kPre].value == kRegisterX;
+    // Row by row first: LayerNorm's gradient needs whole rows. What follows runs panel by panel, weights outermost.
     for_row_groups(rows, [&](int64_t r, int n) {
       if (x_is_operand)
         for (int64_t c = 0; c < call.hidden; c += kTileColumns) load_tile(x, r, c, n, call.hidden, operand_tile(r, c));
@@ -149,14 +150,17 @@ struct BackwardLayer {
   // A saved tile into rows; the next panel's is asked for, which hardware does not foresee.
   template <class T>
   void restore_to_rows(int64_t r, int n, int64_t c, float* to) {
-    const int64_t columns = saved_columns(saved.sum, c), after = least(c + kTileColumns, padded_width(call.hidden) - kTileColumns);
+    const int64_t columns = saved_columns(saved.sum, c),
+                  after = least(c + kTileColumns, padded_width(call.hidden) - kTileColumns);
     for_saved_groups(n, [&](int64_t first, int rows) {
       const T* from = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, c, call.tokens);
       const T* next = static_cast<const T*>(saved.sum.data) + saved_at(saved.sum, row + r + first, after, call.tokens);
       for (int i = 0; i < rows; ++i, from += columns, next += kTileColumns, to += block.z_stride)
         for (int64_t j = 0; j < kTileColumns; j += kLanes) {
           __builtin_prefetch(next + j);
-          store(to + j, columns == kTileColumns ? load(from + j) : columns > j ? load_part(from + j, columns - j) : zero());
+          store(to + j, columns == kTileColumns ? load(from + j)
+                        : columns > j           ? load_part(from + j, columns - j)
+                                                : zero());
         }
     });
   }
@@ -195,6 +199,8 @@ struct BackwardLayer {
   // dy (dy1 and dy2) into operands and column sums; post's gradient for x into block.z.
   void post(int64_t r, int n) {
     const SegmentCode& s = segment(kPostBwd);
+    // A tile of dz comes out of block.z, and the tile of dx that replaces it keeps gathering: dz is the residual's
+    // share.
     for (int64_t c = 0; c < call.hidden; c += kTileColumns) {
       float* g = reg(kRegisterG);
       float* dx = block.z + r * block.z_stride + c;
@@ -228,6 +234,8 @@ struct BackwardLayer {
   void inner() {
     if (!needs.first && !needs.w2) return;
     const SegmentCode& s = segment(!needs.first ? kMid : needs.w2 ? kMidBwdv : kMidBwd);
+    // A tile of dm is used up while it is in L1: mid's gradient turns it into dh, and where dw2 is wanted the same
+    // segment gives m again (bwdv), which forward did not save.
     const auto multiply = [&](int n, int64_t c, float* to) {
       if (needs.first) multiply_second(0, n, c, to);
     };
@@ -245,6 +253,7 @@ struct BackwardLayer {
   void input() {
     if (!needs.dx && !needs.w1) return;
     const SegmentCode& s = segment(!needs.dx ? kPre : needs.w1 ? kPreBwdv : kPreBwd);
+    // The last product of the layer: its tile of dx is added to what gathered in block.z and goes to the caller.
     const auto multiply = [&](int n, int64_t c, float* to) {
       if (needs.dx) multiply_first(0, n, c, to);
     };
@@ -268,14 +277,17 @@ struct BackwardLayer {
     });
   }
 
-  // One tile of a product's operand that is a function of x alone: runs `s`, and keeps its value, if asked, as an operand of
-  // the weight gradient.
+  // One tile of a product's operand that is a function of x alone: runs `s`, and keeps its value, if asked, as an
+  // operand of the weight gradient.
   void of_input(const SegmentCode& s, int64_t r, int n, int64_t c, bool keep, int64_t width, Element* right) {
     if (reads(s, kRegisterX)) load_x(r, n, c);
     block.reg.run(s, n, c, call.hidden);
-    if (keep && !(x_is_operand && right == chunk.right1)) store_right(reg(s.value), n, chunk_row + r, c, width - c, chunk.capacity, right);
+    if (keep && !(x_is_operand && right == chunk.right1))
+      store_right(reg(s.value), n, chunk_row + r, c, width - c, chunk.capacity, right);
   }
 
+  // A tile of dh (keep_second: of dy) has three readers: db1, a column sum; the product with w1, row by row; and dw1,
+  // whose product runs over the tokens of the whole chunk and wants another layout unless the two agree.
   void keep_first(const float* tile, int64_t r, int n, int64_t c) {
     add_column_sums(tile, n, sums.b1 + c);
     store_operand(tile, n, w.out1 - c, block.dh + r * block.stride1 + operand_column(c), block.stride1);

@@ -72,8 +72,10 @@ bool decode(const int32_t* words, int64_t length, Program& program) {
     for (int64_t n = 0; n < count; ++n) {
       const int32_t* w = words + offset + n * kInstructionWords;
       const Instruction in{w[0] & 0xFF, w[1], w[2], w[3], w[0] >> 8};
-      if (!known_opcode(in.opcode) || in.dst < kNumInputs || (in.opcode >= kDualOffset && in.c < kNumInputs)) return false;
-      if (!known_register(in.dst) || !known_register(in.a) || !known_register(in.b) || !known_register(in.c)) return false;
+      if (!known_opcode(in.opcode) || in.dst < kNumInputs || (in.opcode >= kDualOffset && in.c < kNumInputs))
+        return false;
+      if (!known_register(in.dst) || !known_register(in.a) || !known_register(in.b) || !known_register(in.c))
+        return false;
       const bool two = in.opcode >= kGradientOffset && in.opcode < kPairOffset;
       const bool binary = in.opcode == kOpAdd || in.opcode == kOpMul || in.opcode == kOpMax || in.opcode == kOpMaxGrad;
       uint32_t sources = 1u << in.a;

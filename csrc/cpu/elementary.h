@@ -1,4 +1,5 @@
-// exp, sigmoid, tanh, erf to float32 accuracy. Included inside an ISA namespace; elementary_fast.h offers the same names.
+// exp, sigmoid, tanh, erf to float32 accuracy. Included inside an ISA namespace; elementary_fast.h offers the same
+// names.
 //
 // Against the float64 value rounded to float32 (tests/kernels/test_cpu_math.py, over every exponent): exp 1 ulp,
 // sigmoid 2.5, tanh 2.5, expm1 2.5, log(1 + e^-t) 2.5, erf 2; without fused multiply-add up to twice that.

@@ -40,6 +40,7 @@ inline int embed(EmbedCall& call) {
       return;
     }
     const int64_t first = t * step, rows = least(step, call.rows - first);
+    // Three rows of tables per token, wherever they lie, into a block that LayerNorm then finds in cache.
     for (int64_t r = 0; r < rows; ++r) {
       float* z = block.z + r * block.stride;
       for (int64_t j = 0; j < block.stride; j += kLanes) store(z + j, zero());

@@ -12,7 +12,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-#include "../opcodes.h"
+#include "opcodes.h"
 
 namespace ffnas {
 

@@ -1,4 +1,5 @@
-// What tells whether a matrix is the one that was packed: two sums over all of its bytes. Included inside an ISA namespace.
+// What tells whether a matrix is the one that was packed: two sums over all of its bytes. Included inside an ISA
+// namespace.
 //
 // A word of 8 bytes, v, at place i counts into both:
 //
@@ -14,10 +15,12 @@
 constexpr int64_t kFingerprintBlock = 64;                              // bytes, eight words
 constexpr int64_t kFingerprintPiece = 1024 * kFingerprintBlock;       // bytes a task reads
 constexpr int kWords = 8;
-constexpr uint64_t kFingerprintKey[kWords] = {0x9E3779B97F4A7C15u, 0xBF58476D1CE4E5B9u, 0x94D049BB133111EBu, 0xD6E8FEB86659FD93u,
-                                              0xC2B2AE3D27D4EB4Fu, 0x165667B19E3779F9u, 0x27D4EB2F165667C5u, 0x85EBCA77C2B2AE63u};
-constexpr uint64_t kFingerprintStep[kWords] = {0xA0761D6478BD642Fu, 0xE7037ED1A0B428DBu, 0x8EBC6AF09C88C6E3u, 0x589965CC75374CC3u,
-                                               0x1D8E4E27C47D124Fu, 0xEB44ACCAB455D165u, 0x2127599BF4325C37u, 0x9FB21C651E98DF25u};
+constexpr uint64_t kFingerprintKey[kWords] = {0x9E3779B97F4A7C15u, 0xBF58476D1CE4E5B9u, 0x94D049BB133111EBu,
+                                              0xD6E8FEB86659FD93u, 0xC2B2AE3D27D4EB4Fu, 0x165667B19E3779F9u,
+                                              0x27D4EB2F165667C5u, 0x85EBCA77C2B2AE63u};
+constexpr uint64_t kFingerprintStep[kWords] = {0xA0761D6478BD642Fu, 0xE7037ED1A0B428DBu, 0x8EBC6AF09C88C6E3u,
+                                               0x589965CC75374CC3u, 0x1D8E4E27C47D124Fu, 0xEB44ACCAB455D165u,
+                                               0x2127599BF4325C37u, 0x9FB21C651E98DF25u};
 
 #if defined(__AVX512F__)
 constexpr int kWordsAtOnce = 8;

@@ -44,9 +44,11 @@ struct ForwardLayer : ForwardRows {
   void run() {
     const Program& program = call.program;
     const Widths w = widths_of(call);
+    // P = pre(x), [rows, H]: the left operand of the first product, in its dtype and zero-padded.
     fill_operand(program.segment[kPre], block.reg, x, rows, w.in1, block.first, block.stride1);
     if (program.segment[kPre].value == kRegisterX && operand_is_exact(x.dtype))
       x = {block.first, block.stride1, kOperandType};  // nearer than the caller's, and zero-padded
+    // M, [rows, d]: of x alone when parallel, else of the first product's tiles as they leave the accumulators.
     if (program.parallel)
       fill_operand(program.segment[kMid], block.reg, x, rows, w.in2, block.second, block.stride2);
     else if (!first_beside(*this))
@@ -74,6 +76,8 @@ struct ForwardLayer : ForwardRows {
   void first_product(const Widths& w) {
     const SegmentCode& mid = call.program.segment[kMid];
     Registers& reg = block.reg;
+    // Columns outermost: a panel of w1 is read once per block, while the block's rows of P stay in L2. A tile of h is
+    // in L1 when mid runs over it, and goes to memory only if backward will read it.
     const auto multiply = [&](int n, int64_t c, float* to) { multiply_first(w, 0, n, c, to); };
     for_products(rows, w.out1, reg, kRegisterA, multiply, [&](int64_t r, int n, int64_t c) {
       if (layer.h.data != nullptr) save_tile(layer.h, row + r, c, n, call.tokens, reg[kRegisterA]);
@@ -88,6 +92,7 @@ struct ForwardLayer : ForwardRows {
     const bool parallel = call.program.parallel;
     Registers& reg = block.reg;
     const int32_t last = parallel ? kRegisterB : kRegisterA;
+    // As above, with w2. The parallel form needs a tile of both products at once: the first is made here as well.
     const auto multiply = [&](int n, int64_t c, float* to) { multiply_second(w, 0, n, c, to); };
     for_products(rows, w.out2, reg, last, multiply, [&](int64_t r, int n, int64_t c) {
       if (parallel) multiply_first(w, r, n, c, reg[kRegisterA]);
@@ -102,7 +107,8 @@ struct ForwardLayer : ForwardRows {
     });
   }
 
-  // Z = x + dropout(value)
+  // Z = x + dropout(value), [rows, H] float32: LayerNorm needs whole rows, so it waits for all panels. Where Z is saved
+  // (its gradient does not read y) the saved one is written here, tile by tile.
   void residual(float* value, int64_t r, int n, int64_t c) {
     const float* x_tile = block.reg[kRegisterX];
     if (value == x_tile && (call.drop_threshold != 0 || layer.sum.data != nullptr)) {
@@ -120,6 +126,7 @@ struct ForwardLayer : ForwardRows {
 
 // Rows [row, row + rows) through all layers.
 inline void forward_block(const Call& call, const PackedLayer* packed, ForwardBlock& block, int64_t row, int64_t rows) {
+  // Layers innermost: the block's rows stay in cache from layer to layer, and only what backward reads leaves it.
   View x = rows_of(call.x, row);
   for (int64_t l = 0; l < call.layers; ++l) {
     View out = rows_of(call.out, row);
@@ -146,6 +153,7 @@ inline int forward(Call& call) {
   if (call.tokens == 0) return 0;
   ForwardShared shared;
   if (!carve(kShared, shared, call)) return 1;
+  // Weights are packed once per call, for all threads; a few tokens are multiplied with them as they lie (skinny.h).
   pack_layers(call, shared.packed, true, call.tokens > kSkinnyTokens);
   const int64_t step = block_rows(call.tokens);
   auto task = [&](int64_t t) {

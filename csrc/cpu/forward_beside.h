@@ -3,12 +3,12 @@
 //
 // Only for segments that are one operator of the product's result, or none, as most of the released expressions are:
 // instances of two templates, one for each operator, nothing compiled per program. No out-of-order window spans a whole
-// tile's element-wise work, so products and sweeps one after the other do not overlap; bfloat16 forward takes 0.88, float32
-// 0.91 of that time (540 wide, 4096 tokens). The interpreter's sweeps gain nothing from being cut in such pieces.
-// Results are bit for bit the interpreter's.
+// tile's element-wise work, so products and sweeps one after the other do not overlap; bfloat16 forward takes 0.88,
+// float32 0.91 of that time (540 wide, 4096 tokens). The interpreter's sweeps gain nothing from being cut in such
+// pieces. Results are bit for bit the interpreter's.
 //
-// Tried and not kept: sums for LayerNorm's statistics in the same pass, and LayerNorm itself beside the next block's first
-// product. What they save the products lose: these rows are in L2, as the operands are.
+// Tried and not kept: sums for LayerNorm's statistics in the same pass, and LayerNorm itself beside the next block's
+// first product. What they save the products lose: these rows are in L2, as the operands are.
 
 #ifdef FFNAS_AMX
 // h and y are saved in the products' own type, and streamed to whole cache lines; elsewhere the interpreter works.
@@ -28,8 +28,12 @@ inline void save_row(float* to, F low, F high, __mmask32 valid) {
 inline __m512i bf16_row(F low, F high) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(low)), narrow(high), 1);
 }
-inline void save_row(bf16* to, F low, F high) { _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bf16_row(low, high)); }
-inline void save_row(bf16* to, F low, F high, __mmask32 valid) { _mm512_mask_storeu_epi16(to, valid, bf16_row(low, high)); }
+inline void save_row(bf16* to, F low, F high) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bf16_row(low, high));
+}
+inline void save_row(bf16* to, F low, F high, __mmask32 valid) {
+  _mm512_mask_storeu_epi16(to, valid, bf16_row(low, high));
+}
 
 // The rows of a panel where they are saved, one after the other from the row of a block on; nowhere without `to`.
 template <class T>
@@ -136,8 +140,8 @@ struct PanelWork {
 // For every panel of a product over a block: multiplies, then hands its rows to row_of(column, products).
 template <class RowOf>
 __attribute__((flatten)) inline void products_beside(Registers& registers, int64_t rows, const bf16* a, int64_t stride,
-                                                     const bf16* packed, int64_t depth, int64_t width, const float* bias,
-                                                     const RowOf& row_of) {
+                                                     const bf16* packed, int64_t depth, int64_t width,
+                                                     const float* bias, const RowOf& row_of) {
   const int64_t steps = most((rows + 15) / 32 * (padded_depth(depth) / 32) * kProductsPerStep, 1);  // of full tiles
   PanelWork<decltype(row_of(0, ProductRow{}))> work{};
   work.piece = (rows + steps - 1) / steps;
@@ -177,7 +181,8 @@ inline bool first_beside(const ForwardRows& f) {
       return MidRow<decltype(op)>{product, SavedRows<Saved>(f.layer.h, f.row, c, call.tokens),
                                   f.block.second + operand_column(c), f.block.stride2, columns_below(w.out1 - c)};
     };
-    products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1, row_of);
+    products_beside(f.block.reg, f.rows, f.block.first, f.block.stride1, f.packed.w1, w.in1, w.out1, f.packed.b1,
+                    row_of);
   });
 }
 
@@ -197,7 +202,8 @@ inline bool second_beside_as(const ForwardRows& f) {
                                       f.block.z + c,
                                       f.block.z_stride};
     };
-    products_beside(f.block.reg, f.rows, f.block.second, f.block.stride2, f.packed.w2, w.in2, w.out2, f.packed.b2, row_of);
+    products_beside(f.block.reg, f.rows, f.block.second, f.block.stride2, f.packed.w2, w.in2, w.out2, f.packed.b2,
+                    row_of);
   });
 }
 inline bool second_beside(const ForwardRows& f) {

@@ -1,12 +1,14 @@
 // AMX: the part of gemm_bf16.h that multiplies. Tile registers 0..3 accumulate 32 x 32, 4..5 hold A, 6..7 hold B.
 //
 // Tried on a Sapphire Rapids and not kept, each within 3 % of what is here or slower (whole FFN, forward and backward):
-//   the interpreter's work on one panel in pieces of 2 to 8 rows between the tile steps of the next, so that vector units
-//   and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is what it
-//   saves. Work that the compiler knows does hide: forward_beside.h;
-//   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row blocks;
-//   software prefetch of the caller's matrices a panel or a block ahead, in bursts or a few lines per tile step (backward
-//   asks for the next few rows only): what LayerNorm then saves the products lose, memory being as busy as they are;
+//   the interpreter's work on one panel in pieces of 2 to 8 rows between the tile steps of the next, so that vector
+//   units and tile registers work at once: what a piece costs besides (short loops, stores that are read at once) is
+//   what it saves. Work that the compiler knows does hide: forward_beside.h;
+//   products cut along their depth so that a panel stays in L1; rows of A in whole tiles; huge pages under the row
+//   blocks;
+//   software prefetch of the caller's matrices a panel or a block ahead, in bursts or a few lines per tile step
+//   (backward asks for the next few rows only): what LayerNorm then saves the products lose, memory being as busy as
+//   they are;
 //   loads of tiles and products taking turns instead of loads first;
 //   adding one tile of a weight gradient to memory beside the products of the next.
 
@@ -26,8 +28,8 @@ struct ProductScope {
   ~ProductScope() { _tile_release(); }
 };
 
-// Where the rows of a left operand lie, in elements: 16 rows `row` apart make a tile, the next 16 are `second` behind, the
-// next 32 of depth `step`, planes `plane` apart.
+// Where the rows of a left operand lie, in elements: 16 rows `row` apart make a tile, the next 16 are `second` behind,
+// the next 32 of depth `step`, planes `plane` apart.
 struct Left {
   const bf16* data;
   int64_t row, second, step, plane;
@@ -35,7 +37,8 @@ struct Left {
 };
 constexpr int64_t kPanelStep = 2 * kPlanes * kPlaneWords;  // of a packed panel, per 32 of depth
 
-// One plane of A, 32 rows or 16, times one of B, 32 columns or 16, both in tile registers; then some of the work beside.
+// One plane of A, 32 rows or 16, times one of B, 32 columns or 16, both in tile registers; then some of the work
+// beside.
 template <bool TALL, bool WIDE, class Work>
 inline void multiply_planes(Work& work) {
   _tile_dpbf16ps(0, 4, 6);
@@ -86,6 +89,9 @@ __attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const
     if (TALL) _tile_zero(2);
     if (TALL && WIDE) _tile_zero(3);
   }
+  // Tile registers: 0..3 the four 16 x 16 quarters of the result, 4 and 5 rows 0..15 and 16..31 of A, 6 and 7 columns
+  // 0..15 and 16..31 of B. One step is 32 of depth. With three planes, a = a0 + a1 + a2 and b = b0 + b1 + b2, it does
+  // a0 b0, a2 b0, a1 b0, a1 b1, a0 b1, a0 b2 and fetches the next panel meanwhile.
   for (int64_t s = 0; s < steps; ++s, a.data += a.step, b += kPanelStep, next += kPanelStep) {
     load_right<WIDE>(b, 0);
     load_left<TALL>(a, 0);
@@ -114,7 +120,7 @@ __attribute__((flatten)) inline Work multiply_tiles(int64_t steps, Left a, const
 }
 
 #ifdef FFNAS_SPLIT_PRODUCTS
-// The cut parts of an infinity, and zeros among the parts of what it meets, make NaN where the product of the whole
+// The planes of an infinity, and zeros among the planes of what it meets, make NaN where the product of the whole
 // numbers has infinities; those elements are computed again from the whole numbers.
 inline float whole(const bf16* p, int64_t plane) {
   const auto value = [&](int64_t at) {
@@ -127,7 +133,8 @@ inline float whole(const bf16* p, int64_t plane) {
   return __builtin_isfinite(first) ? first + (value(plane) + value(2 * plane)) : first;
 }
 
-__attribute__((noinline)) inline void repair(int rows, int columns, int64_t steps, const Left& a, const bf16* b, float* tile) {
+__attribute__((noinline)) inline void repair(int rows, int columns, int64_t steps, const Left& a, const bf16* b,
+                                             float* tile) {
   const auto left = [&](int i, int64_t k) { return whole(a.of(i) + k / 32 * a.step + k % 32, a.plane); };
   const auto right = [&](int64_t k, int j) {
     return whole(b + k / 32 * kPanelStep + j / 16 * 512 + k % 32 / 2 * 32 + j % 16 * 2 + k % 2, 2 * kPlaneWords);
@@ -198,9 +205,13 @@ inline void product(const bf16* a, int64_t stride, int64_t r, int n, const bf16*
   if (kPlanes > 1 && bias != kZeros) add_bias(tile, bias, n);
 }
 
-inline int64_t left_elements(int64_t tokens, int64_t width) { return kPlanes * round_up(tokens, 32) * padded_depth(width); }
+inline int64_t left_elements(int64_t tokens, int64_t width) {
+  return kPlanes * round_up(tokens, 32) * padded_depth(width);
+}
 inline void store_left(const float* tile, int rows, int64_t row, int64_t column, int64_t, int64_t, int64_t capacity,
                        bf16* left) {
+  // 32 tokens at a time: two tokens of a column make one 32-bit word, since the product's depth, here the tokens, runs
+  // in pairs through a tile register. Rows of words are turned over, so that columns of the matrix become rows of A.
   F words[kPlanes][16];
   for (int first = 0; first < rows; first += 32) {
     auto* to = reinterpret_cast<float*>(left + kPlanes * (column * capacity + (row + first) * 32));
@@ -217,8 +228,10 @@ inline void store_left(const float* tile, int rows, int64_t row, int64_t column,
   }
 }
 
-inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, int64_t capacity, int64_t i0, int64_t i1,
-                  int64_t j0, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
+inline void outer(const bf16* left, int64_t, const bf16* right, int64_t tokens, int64_t capacity, int64_t i0,
+                  int64_t i1, int64_t j0, int64_t columns, float* c, int64_t c_stride, bool accumulate) {
+  // The depth of this product is the tokens: both operands lie in whole tile registers already (store_left,
+  // store_right), so a step is loads and products only.
   alignas(64) float tile[32 * kTileColumns];
   const bf16* panel = right + kPlanes * j0 * capacity;
   for (int64_t i = i0; i < i1; i += 32) {

@@ -13,10 +13,10 @@
 //   left          dot products: [tokens / 2][width] of words, read across as gemm_f32.h does
 //                 AMX: per 32 columns, 32 tokens and plane two tiles of 16 columns x 16 words
 //
-// Measured on one core of a Sapphire Rapids, 540 x 540, 96 rows, warm: AMX 1660 GFLOP/s, oneDNN brgemm (AMX) 1500; whole
-// bfloat16 nn.Linear 350. Three planes: 340 GFLOP/s of float32 products, whose peak on multiply-adds is about 180, at half
-// to nine tenths of eager's error. Subnormal numbers count as 0, as bfloat16's do.
-// On that machine dot products run at half the rate of float32 multiply-adds; on AMD at twice.
+// Measured on one core of a Sapphire Rapids, 540 x 540, 96 rows, warm: AMX 1660 GFLOP/s, oneDNN brgemm (AMX) 1500;
+// whole bfloat16 nn.Linear 350. Three planes: 340 GFLOP/s of float32 products, whose peak on multiply-adds is about
+// 180, at half to nine tenths of eager's error. Subnormal numbers count as 0, as bfloat16's do. On that machine dot
+// products run at half the rate of float32 multiply-adds; on AMD at twice.
 //
 // Rejected: two planes and three products. Twice as fast, but 2^-16 is not float32's accuracy.
 
@@ -26,7 +26,8 @@ constexpr int kPlanes = 3;
 #else
 constexpr int kPlanes = 1;
 #endif
-// See gemm_f32.h. More rows gain at most 1 %; with 256 the shared scratch of bfloat16 at widths like 540 fits one huge page.
+// See gemm_f32.h. More rows gain at most 1 %; with 256 the shared scratch of bfloat16 at widths like 540 fits one huge
+// page.
 constexpr int64_t kChunkRows = 256;
 constexpr bool kLeftIsOperand = false;
 constexpr int32_t kOperandType = kBFloat16;
@@ -121,6 +122,8 @@ inline void store_operand(const float* tile, int rows, int64_t columns, bf16* a,
 // One panel of B[k][j] = w[first + j, k] (transposed: forward) or w[k, first + j] (backward).
 template <class T>
 void pack_panel(const T* w, int64_t stride, int64_t depth, int64_t first, int64_t columns, bool transposed, bf16* b) {
+  // 32 of depth x 16 columns at a time; two neighbours in depth share a 32-bit word, as the products read them. A
+  // transposed weight has them side by side in a row already, otherwise two rows are joined.
   F rows[kPlanes][16];
   for (int64_t k = 0; k < padded_depth(depth); k += 32)
     for (int j = 0; j < kTileColumns; j += 16) {
@@ -152,10 +155,13 @@ inline Planes word_row(const float* tile, int rows, int k, int j) {
   return words_of(2 * k < rows ? load(at) : zero(), 2 * k + 1 < rows ? load(at + kTileColumns) : zero());
 }
 
-inline int64_t right_elements(int64_t tokens, int64_t width) { return panel_elements(width) / kTileColumns * (tokens + kTileRows); }
+inline int64_t right_elements(int64_t tokens, int64_t width) {
+  return panel_elements(width) / kTileColumns * (tokens + kTileRows);
+}
 constexpr bool kRightIsTile = false;
 inline float* right_tile(int64_t, int64_t, int64_t, bf16*) { return nullptr; }
-inline void store_right(const float* tile, int rows, int64_t row, int64_t column, int64_t, int64_t capacity, bf16* right) {
+inline void store_right(const float* tile, int rows, int64_t row, int64_t column, int64_t, int64_t capacity,
+                        bf16* right) {
   auto* to = reinterpret_cast<float*>(right + kPlanes * column * capacity);
   const int64_t words = round_up(rows, kRowUnit) / 2;
   for (int k = 0; k < words; ++k)

@@ -74,7 +74,8 @@ inline void outer(const bf16* left, int64_t width, const bf16* right, int64_t to
   for (int64_t i = i0; i < i1; i += kMicroRows) {
     const int rows = static_cast<int>(i1 - i < kMicroRows ? i1 - i : kMicroRows);
     float* out = c + i * c_stride + j0;
-    multiply_rows<true>(rows, columns > kTileColumns / 2, (tokens + 1) / 2, words + i, left_words(width), panel, kZeros, tile);
+    multiply_rows<true>(rows, columns > kTileColumns / 2, (tokens + 1) / 2, words + i, left_words(width), panel, kZeros,
+                        tile);
     add_gradient(tile, rows, columns, out, c_stride, accumulate);
   }
 }

@@ -28,6 +28,8 @@ struct ProductScope {  // nothing to set up around products; gemm_amx.h has tile
   ~ProductScope() {}
 };
 
+// One k: the outer product of ROWS values of A and a row of the panel of B, added to accumulators that stay in
+// registers. The panel's row is loaded once for all rows, and each value of A is broadcast once for all columns.
 template <int ROWS, int VECTORS, bool ACROSS>
 inline void multiply_step(const float* a, int64_t stride, const float* b, F (&acc)[ROWS][VECTORS]) {
   F bv[VECTORS];
@@ -35,7 +37,7 @@ inline void multiply_step(const float* a, int64_t stride, const float* b, F (&ac
   for (int j = 0; j < VECTORS; ++j) bv[j] = load(b + j * kLanes);
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i) {
-    if (i < kMicroVectors)
+    if (i < kMicroVectors)  // the panel is read front to back: its line of kPrefetchSteps from now, one a vector
       __builtin_prefetch(b + kPrefetchSteps * kTileColumns + i * kLanes);
     const F av = set1(ACROSS ? a[i] : a[i * stride]);
 #pragma GCC unroll 4
@@ -81,10 +83,10 @@ inline void multiply_rows(int rows, bool wide, int64_t depth, const float* a, in
 
 // tile = bias + A[r .. r + n) @ B[:, column .. column + kTileColumns) of a packed B that is `width` wide; bias has
 // kTileColumns values. A must have kMicroRows - 1 readable rows after its last.
-inline void product(const float* a, int64_t stride, int64_t r, int n, const float* packed, int64_t depth, int64_t column,
-                    int64_t width, const float* bias, float* tile) {
-  const bool wide = width - column > kTileColumns / 2;
-  for (int i = 0; i < n; i += kMicroRows)
+inline void product(const float* a, int64_t stride, int64_t r, int n, const float* packed, int64_t depth,
+                    int64_t column, int64_t width, const float* bias, float* tile) {
+  const bool wide = width - column > kTileColumns / 2;  // a last panel of half the columns or fewer: half the vectors
+  for (int i = 0; i < n; i += kMicroRows)  // the panel of B stays in L1 while the rows of A go by
     multiply_rows<false>(n - i < kMicroRows ? n - i : kMicroRows, wide, depth, a + (r + i) * stride, stride,
                          packed + column * depth, bias, tile + i * kTileColumns);
 }
@@ -96,6 +98,7 @@ void pack_panel(const T* w, int64_t stride, int64_t depth, int64_t first, int64_
     load_rows(w + first, stride, static_cast<int>(depth), columns, b);
     return;
   }
+  // A weight's rows are the panel's columns: squares of kLanes x kLanes, turned over in registers.
   for (int64_t k = 0; k < depth; k += kLanes)
     for (int j = 0; j < kTileColumns; j += kLanes) {
       F rows[kLanes];
@@ -145,6 +148,8 @@ inline void outer(const float* left, int64_t width, const float* right, int64_t 
   float tile[kMicroRows * kTileColumns], old[kMicroRows * kTileColumns];
   const int64_t stride = operand_stride(width);
   const bool wide = columns > kTileColumns / 2;
+  // The depth is the tokens. The right operand's panel, tokens x kTileColumns, stays in cache while kMicroRows columns
+  // of the left one at a time go by, read across its rows.
   for (int64_t i = i0; i < i1; i += kMicroRows) {
     const int rows = static_cast<int>(i1 - i < kMicroRows ? i1 - i : kMicroRows);
     float* out = c + i * c_stride + j0;

@@ -5,7 +5,9 @@
 #else
 #include "elementary.h"
 #endif
-#include "activations.h"
+#define FFNAS_FUNCTION inline
+#include "../activations.h"
+#undef FFNAS_FUNCTION
 #include "segment.h"
 #include "tile.h"
 #if defined(FFNAS_BF16_PRODUCTS) || defined(FFNAS_SPLIT_PRODUCTS)

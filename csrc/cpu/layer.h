@@ -73,7 +73,8 @@ struct PackedLayer {
   }
 };
 
-inline void pack_weight_panel(const View& w, int64_t outputs, int64_t inputs, int64_t p, bool transposed, Element* packed) {
+inline void pack_weight_panel(const View& w, int64_t outputs, int64_t inputs, int64_t p, bool transposed,
+                              Element* packed) {
   const int64_t depth = transposed ? inputs : outputs, width = transposed ? outputs : inputs;
   const int64_t first = p * kTileColumns;
   Element* to = packed + p * panel_elements(depth);
@@ -138,8 +139,8 @@ inline void for_row_groups(int64_t rows, Fn&& fn) {
   for (int64_t r = 0; r < rows; r += kTileRows) fn(r, static_cast<int>(least(kTileRows, rows - r)));
 }
 
-// Calls fn(row, rows, column) for every tile of a block, columns outermost: a panel of the weight stays in cache while the
-// rows go by.
+// Calls fn(row, rows, column) for every tile of a block, columns outermost: a panel of the weight stays in cache while
+// the rows go by.
 template <class Fn>
 inline void for_tiles(int64_t rows, int64_t width, Fn&& fn) {
   for (int64_t c = 0; c < width; c += kTileColumns) for_row_groups(rows, [&](int64_t r, int n) { fn(r, n, c); });

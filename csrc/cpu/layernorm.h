@@ -1,8 +1,9 @@
 // LayerNorm on rows of a float block that is still in cache. Included inside an ISA namespace.
 //
-// Statistics in float32, in one pass: sums of z - s and of its square, s the mean of the row's first 32 values. The variance
-// is their difference, which cancels little: by Cauchy-Schwarz (s - mean)^2 <= width / 32 * variance whatever the row
-// holds, and it is far below the variance unless a row is sorted. Two passes over a row in L1 take 1.2 of the time.
+// Statistics in float32, in one pass: sums of z - s and of its square, s the mean of the row's first 32 values. The
+// variance is their difference, which cancels little: by Cauchy-Schwarz (s - mean)^2 <= width / 32 * variance whatever
+// the row holds, and it is far below the variance unless a row is sorted. Two passes over a row in L1 take 1.2 of the
+// time.
 
 struct RowStats {
   float mean, inverse;  // 1 / sqrt(var + eps)
@@ -19,7 +20,8 @@ inline void row_stats(const float* z, int64_t z_stride, int64_t width, float eps
   for (int i = 0; i < R; ++i) {
     const float* row = z + i * z_stride;
     F total = zero();
-    for (int64_t j = 0; j < some; j += kLanes) total = total + loadn(row + j, static_cast<int>(least(some - j, kLanes)));
+    for (int64_t j = 0; j < some; j += kLanes)
+      total = total + loadn(row + j, static_cast<int>(least(some - j, kLanes)));
     stats[i].mean = sum(total) / static_cast<float>(some);
     about[i] = set1(stats[i].mean);
     first[i] = second[i] = zero();
@@ -56,11 +58,12 @@ inline void normalize_row(const float* z, int64_t width, RowStats s, const float
   if (j < width) storen(out + j, value(j), static_cast<int>(width - j));
 }
 
-// LayerNorm of a block's rows, whose statistics also go to `stats` unless that is null. Rows of z have room up to kLanes,
-// and weight and bias are filled up. Rows in fours took 0.65 (bfloat16) to 0.8 (float32) of the time of one by one.
+// LayerNorm of a block's rows, whose statistics also go to `stats` unless that is null. Rows of z have room up to
+// kLanes, and weight and bias are filled up. Rows in fours took 0.65 (bfloat16) to 0.8 (float32) of the time of one by
+// one.
 template <class T>
-inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps, const float* weight,
-                           const float* bias, T* out, int64_t out_stride, RowStats* stats) {
+inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps,
+                           const float* weight, const float* bias, T* out, int64_t out_stride, RowStats* stats) {
   constexpr int kRows = 4;
   for (int64_t r = 0; r < rows;) {
     RowStats s[kRows];
@@ -73,8 +76,8 @@ inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64
     }
   }
 }
-inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps, const float* weight,
-                           const float* bias, const View& out, RowStats* stats) {
+inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64_t width, float eps,
+                           const float* weight, const float* bias, const View& out, RowStats* stats) {
   if (out.dtype == kFloat32)
     normalize_rows(z, z_stride, rows, width, eps, weight, bias, static_cast<float*>(out.data), out.stride, stats);
   else
@@ -82,11 +85,14 @@ inline void normalize_rows(const float* z, int64_t z_stride, int64_t rows, int64
 }
 
 // z holds R rows of LayerNorm's input, g their output gradients; afterwards z holds the input gradients. Adds to the
-// parameter gradients. With a = g * weight and h = (z - mean) * inverse:  dz = inverse * (a - mean(a) - h * mean(a * h)).
+// parameter gradients. With a = g * weight and h = (z - mean) * inverse:
+//   dz = inverse * (a - mean(a) - h * mean(a * h)).
 // Rows of z have room up to kLanes; weight is zero there.
 template <int R, class T>
 inline void normalize_rows_backward(float* z, int64_t z_stride, const T* g, int64_t g_stride, int64_t width,
                                     const RowStats* stats, const float* weight, float* grad_weight, float* grad_bias) {
+  // First pass: h replaces z, the two means and the parameter gradients are summed. Second pass: dz replaces h. R rows
+  // at once share the loads and stores of the parameter gradients, [width] each.
   F m[R], r[R], sum_a[R], sum_ah[R];
   for (int i = 0; i < R; ++i) {
     m[i] = set1(stats[i].mean);

@@ -3,10 +3,10 @@
 //     out_i = x @ w_i.T + b_i                                  layers of one x, which is read and packed once
 //     out   = LayerNorm(residual + x @ w.T + b)                one layer, its rows normalized while in cache
 //
-// As in forward.h a block of rows stays in cache while the packed weights go by. Where there are few rows and no LayerNorm
-// the threads share the panels of the weights instead: at 16 to 32 rows two threads take 0.7 to 0.95 of the time by rows, at
-// 64 rows 0.95. Rejected: the same with LayerNorm, and in forward.h (0.9 at 16 rows, but 1.1 from 128 rows on): operands then
-// move between the caches of the threads, who wait for each other after every step.
+// As in forward.h a block of rows stays in cache while the packed weights go by. Where there are few rows and no
+// LayerNorm the threads share the panels of the weights instead: at 16 to 32 rows two threads take 0.7 to 0.95 of the
+// time by rows, at 64 rows 0.95. Rejected: the same with LayerNorm, and in forward.h (0.9 at 16 rows, but 1.1 from 128
+// rows on): operands then move between the caches of the threads, who wait for each other after every step.
 
 constexpr int64_t kFewRows = 64;
 
@@ -57,13 +57,16 @@ inline void pack_linears(const LinearCall& call, LinearShared& shared) {
 }
 
 // Rows [row, row + rows) of all layers.
-inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row, int64_t rows) {
+inline void linear_block(const LinearCall& call, const LinearShared& shared, LinearBlock& block, int64_t row,
+                         int64_t rows) {
+  // x once, in the products' dtype, for all layers (q, k and v, say).
   copy_operand(rows_of(call.x, row), rows, call.inputs, block.x, block.stride);
   for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];
     for_tiles(rows, layer.outputs, [&](int64_t r, int n, int64_t c) {
       product(block.x, block.stride, r, n, shared.w[l], call.inputs, c, layer.outputs, shared.b[l] + c, block.tile);
       if (call.residual.data == nullptr) return store_tile(layer.out, row + r, c, n, layer.outputs, block.tile);
+      // LayerNorm needs whole rows: z = residual + product gathers panel by panel, normalized below
       load_tile(call.residual, row + r, c, n, layer.outputs, block.old);
       add_to_block(block.tile, block.old, block.z + r * block.z_stride + c, block.z_stride, n);
     });
@@ -84,6 +87,7 @@ inline int linear_by_panels(const LinearCall& call, const LinearShared& shared) 
     const ProductScope scope;
     alignas(64) float tile[kTileFloats];
     int64_t l = 0, first = 0;  // the layer of panel p, and its first panel
+    // A panel of the weights is read by one thread only, and once: with so few rows reading it is the work.
     for (int64_t p = t * share; p < least(total, (t + 1) * share); ++p) {
       while (p >= first + panels(call.layer[l].outputs)) first += panels(call.layer[l++].outputs);
       const LinearLayer& layer = call.layer[l];

@@ -1,14 +1,17 @@
-// Plain data of the distillation losses, of attention and of linear layers, shared by the entry points (losses_api.h) and the kernels of
-// every instruction set. Part of ffn.h, which includes it; nothing here has a body worth vectorizing.
+// Plain data of the distillation losses, of attention and of linear layers, shared by the entry points (losses_api.h)
+// and the kernels of every instruction set. Part of ffn.h, which includes it; nothing here has a body worth
+// vectorizing.
 //
-// Names: B samples, S positions, L layers, d head size. Layers of one call agree in shape and are reduced to one scalar.
+// Names: B samples, S positions, L layers, d head size. Layers of one call agree in shape and are reduced to one
+// scalar.
 #pragma once
 
 #include <cstdint>
 
 namespace ffnas {
 
-// A tensor [B, heads, S, d], or [B, S, d] with head 0: strides in elements, last stride 1; data == nullptr where absent.
+// A tensor [B, heads, S, d], or [B, S, d] with head 0: strides in elements, last stride 1; data == nullptr where
+// absent.
 struct Heads {
   void* data;
   int64_t batch, head, row;
@@ -25,7 +28,8 @@ struct ScoreLayer {
   Heads q_s, k_s, q_t, k_t, grad_q, grad_k;  // gradients absent where not needed (both or none)
 };
 
-// How the score loss is computed: per head, the Gram form where it pays and is proven accurate, or one of the two always.
+// How the score loss is computed: per head, the Gram form where it pays and is proven accurate, or one of the two
+// always.
 enum ScoreForm : int64_t { kAutomatic = 0, kTiled = 1, kGram = 2 };
 
 struct ScoreCall {
@@ -99,7 +103,8 @@ struct RaggedAttention {
   int failed;
 };
 
-// Sums of rows of three tables, through LayerNorm if there is one: out[r] = LN(token[ids[r]] + position[..] + type[..]).
+// Sums of rows of three tables, through LayerNorm if there is one: out[r] = LN(token[ids[r]] + position[..] +
+// type[..]).
 struct EmbedCall {
   int64_t rows, hidden;
   const int32_t *ids, *positions, *types;  // ids unused without a token table

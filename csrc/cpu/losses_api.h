@@ -1,5 +1,5 @@
-// Entry point of the losses, of attention and of linear layers, part of api.cpp: one call as words and reals, decoded into the call of one
-// kernel. Keep in step with kernels/backends/cpu_losses.py.
+// Entry point of the losses, of attention and of linear layers, part of api.cpp: one call as words and reals, decoded
+// into the call of one kernel. Keep in step with kernels/backends/cpu_losses.py.
 //
 //     words: interface version, operation, instruction set, then what the operation's reader below takes
 //     a tensor: address (0 where absent), batch, head and row stride in elements, dtype
@@ -17,7 +17,14 @@ FFNAS_DECLARE(neon)
 
 namespace {
 
-enum LossOperation : int64_t { kScoreMse = 0, kHiddenMse = 1, kSoftCrossEntropy = 2, kAttendForward = 3, kAttendBackward = 4, kLinear = 5 };
+enum LossOperation : int64_t {
+  kScoreMse = 0,
+  kHiddenMse = 1,
+  kSoftCrossEntropy = 2,
+  kAttendForward = 3,
+  kAttendBackward = 4,
+  kLinear = 5
+};
 
 const LossKernels* loss_kernels_of(int64_t isa) {
   switch (isa) {

@@ -6,10 +6,10 @@
 // (the gradient of K_s with P's first columns scale_s Q_s): O(n w^2) work.
 //
 // Error. Inputs are exact in double. With g_m = m u / (1 - m u) (Higham, Accuracy and Stability of Numerical
-// Algorithms, section 3.1) the computed sum is off by at most g_{2n + w^2 + 8} times the sum of absolute products, which
-// by Cauchy-Schwarz is at most (|scale_s Q_s| |K_s| + |scale_t Q_t| |K_t|)^2 in Frobenius norms, the traces of the Gram
-// matrices' blocks. The form is accepted where that bound is at most 1e-3 of the result, itself known to that accuracy.
-// The gradients cancel no more than the sum does, and start from the same 2^-53.
+// Algorithms, section 3.1) the computed sum is off by at most g_{2n + w^2 + 8} times the sum of absolute products,
+// which by Cauchy-Schwarz is at most (|scale_s Q_s| |K_s| + |scale_t Q_t| |K_t|)^2 in Frobenius norms, the traces of
+// the Gram matrices' blocks. The form is accepted where that bound is at most 1e-3 of the result, itself known to that
+// accuracy. The gradients cancel no more than the sum does, and start from the same 2^-53.
 
 #if defined(__AVX512F__)
 using D = __m512d;
@@ -42,10 +42,11 @@ constexpr int kGramColumns = 2 * kDoubles;
 constexpr int64_t kGramChunk = 252;  // rows held in double at a time; a multiple of kGramRows
 static_assert(kGramChunk % kGramRows == 0);
 
-// c[i, j] (+)= sum over k of a[i, k] b[k, j] for kGramRows rows and kGramColumns columns; a is read along k, or ACROSS it.
+// c[i, j] (+)= sum over k of a[i, k] b[k, j] for kGramRows rows and kGramColumns columns; a is read along k, or ACROSS
+// it.
 template <bool ACROSS>
-inline void multiply_doubles(int64_t depth, const double* a, int64_t a_stride, const double* b, int64_t b_stride, double* c,
-                             int64_t c_stride, bool accumulate) {
+inline void multiply_doubles(int64_t depth, const double* a, int64_t a_stride, const double* b, int64_t b_stride,
+                             double* c, int64_t c_stride, bool accumulate) {
   D acc[kGramRows][2];
 #pragma GCC unroll 12
   for (int i = 0; i < kGramRows; ++i)
@@ -91,7 +92,8 @@ inline void widen_row(const T* x, int64_t width, double scale, double* to) {
   }
 }
 // Rows [first, first + n) of v, scaled, into columns of the double rows.
-inline void widen_rows(const View& v, int64_t first, int64_t n, int64_t width, double scale, double* to, int64_t stride) {
+inline void widen_rows(const View& v, int64_t first, int64_t n, int64_t width, double scale, double* to,
+                       int64_t stride) {
   for (int64_t r = 0; r < n; ++r, to += stride)
     if (v.dtype == kFloat32)
       widen_row(static_cast<const float*>(v.data) + (first + r) * v.stride, width, scale, to);
@@ -109,6 +111,7 @@ struct GramHead {
   double total(bool always) {
     for (int64_t r = 0; r < kGramChunk + kGramRows; ++r)
       for (int64_t j = s.width; j < s.stride; ++j) s.rows[r * s.stride + j] = 0.0;
+    // Two w x w matrices are all that is kept of n rows; their elementwise product sums to sum D^2, row by row.
     gram(q_s, q_t, scale_s, -scale_t, s.gram_p);
     gram(k_s, k_t, 1.0, 1.0, s.gram_r);
     double total = 0.0;
@@ -148,6 +151,7 @@ struct GramHead {
 
   // g = X^T X of the concatenated rows: blocks on and above the diagonal, then mirrored.
   void gram(const View& own, const View& teacher, double a, double b, double* g) {
+    // A chunk of rows in double, about 0.2 MB, serves all blocks of g: the depth of these products is the rows.
     for (int64_t first = 0; first < n; first += kGramChunk) {
       const int64_t count = least(kGramChunk, n - first);
       load(own, teacher, a, b, first, count);

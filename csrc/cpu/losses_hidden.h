@@ -7,8 +7,8 @@
 // Tokens are taken in chunks, as in backward.h: in parallel over blocks of rows the difference, its sum of squares and
 // dh_s; then in parallel over rows of dW its products over the chunk. Only one chunk of D exists, in scratch.
 //
-// Chosen: gradients at once, in forward. The loss is a scalar, so they are known up to one factor, and D, a third of the
-// work, is not computed twice. All layers share W: it is packed once and its gradient accumulated once.
+// Chosen: gradients at once, in forward. The loss is a scalar, so they are known up to one factor, and D, a third of
+// the work, is not computed twice. All layers share W: it is packed once and its gradient accumulated once.
 
 struct HiddenShared {
   RealTokens real;
@@ -102,7 +102,8 @@ struct Hidden {
     if (call.failed) return 1;
     double sum = 0.0;
     for (int64_t k = 0; k < blocks; ++k) sum += shared.squares[k];
-    *call.loss = static_cast<float>(per_layer > 0 ? sum / static_cast<double>(per_layer) / static_cast<double>(call.d_t) : 0.0);
+    *call.loss =
+        static_cast<float>(per_layer > 0 ? sum / static_cast<double>(per_layer) / static_cast<double>(call.d_t) : 0.0);
     finish();
     return 0;
   }
@@ -114,7 +115,8 @@ struct Hidden {
       for (int64_t i = 0; i < shared.real.count[b]; ++i)
         shared.tokens[per_layer++] = static_cast<int32_t>(b * call.mask.length + shared.real.of(b)[i]);
     total = per_layer * call.layers;
-    if (per_layer > 0) coefficient = static_cast<float>(2.0 / (static_cast<double>(per_layer) * static_cast<double>(call.d_t)));
+    if (per_layer > 0)
+      coefficient = static_cast<float>(2.0 / (static_cast<double>(per_layer) * static_cast<double>(call.d_t)));
   }
 
   void pack() {
@@ -156,11 +158,14 @@ struct Hidden {
 
   // One block: rows [row, row + rows) of all, [at, ..) of the chunk.
   double block(HiddenScratch& s, int64_t row, int64_t at, int64_t rows, int64_t index) {
+    // Real tokens of all layers are one list of rows, so that blocks are full whatever the padding; a row's place in
+    // the caller's tensors is looked up once.
     HiddenRows at_rows;
     for (int64_t r = 0; r < rows; ++r) {
       locate(row + r, at_rows, r);
       copy_operand(at_rows.h_s[r], 1, call.d_s, s.h + r * s.stride_h, s.stride_h);
     }
+    // A tile of D leaves as operand of D W (d), as left operand of D^T h_s (shared.left), and as column sums.
     Element* d = kLeftIsOperand ? shared.left + at * s.stride_d : s.d;
     float* sums = gradients ? shared.sums + index * padded_width(call.d_t) : nullptr;
     if (gradients) __builtin_memset(sums, 0, static_cast<size_t>(padded_width(call.d_t)) * sizeof(float));

@@ -4,7 +4,8 @@
 // Padded positions are not masked but left out: real rows are taken one after the other, in place where they are a
 // prefix of the sample (the usual case), copied together otherwise.
 
-constexpr int64_t kKeyBlock = 512;  // keys whose scores with a block of queries exist at a time; a multiple of all tiles
+constexpr int64_t kKeyBlock =
+    512;  // keys whose scores with a block of queries exist at a time; a multiple of all tiles
 
 struct RealTokens {
   int32_t* index;  // [B, S]: the first count[b] entries of row b are its real positions, ascending
@@ -77,7 +78,8 @@ inline const Element* row_block(const Element* packed, int64_t k, int64_t width)
 }
 
 // Rows as the right operand of `outer`.
-inline void store_rows_right(const View& rows, int64_t n, int64_t width, int64_t capacity, float* tile, Element* right) {
+inline void store_rows_right(const View& rows, int64_t n, int64_t width, int64_t capacity, float* tile,
+                             Element* right) {
   for_tiles_by_rows(n, width, [&](int64_t r, int count, int64_t c) {
     load_tile(rows, r, c, count, width, tile);
     store_right(tile, count, r, c, width, capacity, right);
@@ -117,8 +119,8 @@ inline void clear_padding(const View& v, const RealTokens& real, int64_t b, int6
   }
 }
 
-// s = scale_s * s - scale_t * t; the sum of its squares. Both products are rounded alike (no fused multiply-add), so that
-// equal scores leave exactly 0.
+// s = scale_s * s - scale_t * t; the sum of its squares. Both products are rounded alike (no fused multiply-add), so
+// that equal scores leave exactly 0.
 inline float difference(float* s, const float* t, int rows, float scale_s, float scale_t) {
   const F a = set1(scale_s), b = set1(scale_t);
   F sums[2] = {zero(), zero()};

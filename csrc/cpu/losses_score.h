@@ -8,8 +8,8 @@
 // Chosen: gradients at once. The loss is a scalar, so its gradients are known up to one factor, and D, which costs half
 // of the work, is computed once instead of twice. Rejected: saving q and k alone and computing D again in backward.
 
-// From this many real tokens per column of the Gram matrices on, that form is faster. Measured with gradients on one core
-// of a Sapphire Rapids at d 45 and 64: both take the same time near 2.8 with float32 products, near 11 with AMX.
+// From this many real tokens per column of the Gram matrices on, that form is faster. Measured with gradients on one
+// core of a Sapphire Rapids at d 45 and 64: both take the same time near 2.8 with float32 products, near 11 with AMX.
 constexpr double kGramPays = sizeof(Element) == 4 ? 2.8 : 11.0;
 
 struct ScoreScratch {
@@ -86,6 +86,8 @@ struct ScoreHead {
     pack_as_columns(k_s, n, call.d_s, s.keys_s);
     pack_as_columns(k_t, n, call.d_t, s.keys_t);
     if (gradients) pack_as_rows(k_s, n, call.d_s, s.key_rows);
+    // Keys are packed once per head; blocks of queries outermost, so dq of a block is done after its keys, and dk
+    // gathers in scratch, [n, d_s] float32.
     double total = 0.0;
     for (int64_t row = 0; row < n; row += kBlockRows) {
       const int64_t rows = least(kBlockRows, n - row);
@@ -109,6 +111,7 @@ struct ScoreHead {
     for_tiles(rows, keys, [&](int64_t r, int count, int64_t c) {
       product(s.q_s, s.stride_s, r, count, s.keys_s, call.d_s, key + c, key + c + kTileColumns, kZeros, s.tile_s);
       product(s.q_t, s.stride_t, r, count, s.keys_t, call.d_t, key + c, key + c + kTileColumns, kZeros, s.tile_t);
+      // columns past the last key are products with zeros on both sides: their difference is 0
       total += static_cast<double>(difference(s.tile_s, s.tile_t, count, call.scale_s, call.scale_t));
       if (!gradients) return;
       store_operand(s.tile_s, count, keys - c, s.d + r * s.stride_d + operand_column(c), s.stride_d);

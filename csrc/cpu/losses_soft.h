@@ -74,7 +74,8 @@ inline int soft_cross_entropy(SoftCrossEntropyCall& call) {
   if (!carve(kShared, shared, call)) return 1;
   const int64_t together = most(1, 16384 / call.classes);  // rows per task
   auto task = [&](int64_t t) {
-    for (int64_t r = t * together; r < least(call.rows, (t + 1) * together); ++r) shared.sums[r] = SoftRow{call, r}.run();
+    for (int64_t r = t * together; r < least(call.rows, (t + 1) * together); ++r)
+      shared.sums[r] = SoftRow{call, r}.run();
   };
   parallel_tasks((call.rows + together - 1) / together, task);
   double total = 0.0;

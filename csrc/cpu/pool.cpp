@@ -6,8 +6,8 @@
 namespace ffnas {
 namespace {
 
-// How long a thread without work looks for more before it sleeps. Longer than what lies between two steps of one encoder
-// pass, shorter than a turn on the core that somebody else may be waiting for.
+// How long a thread without work looks for more before it sleeps. Longer than what lies between two steps of one
+// encoder pass, shorter than a turn on the core that somebody else may be waiting for.
 constexpr int64_t kSpin = 60 * 1000;  // ns
 
 int64_t now_ns() {
@@ -94,7 +94,9 @@ void Pool::run(int64_t tasks, TaskFn fn, void* ctx) {
   open_.store(true);
   jobs_.fetch_add(1);
   if (asleep_.load() != 0) {
-    { const std::lock_guard<std::mutex> hold(sleep_); }  // whoever is about to sleep has looked before this, or looks after
+    {
+      const std::lock_guard<std::mutex> hold(sleep_);
+    }  // whoever is about to sleep has looked before this, or looks after
     wake_.notify_all();
   }
   work();

@@ -1,6 +1,7 @@
-// Threads of a session's own. PyTorch's wait for one another at the end of every parallel region, all of them, spinning:
-// beside another busy process a region takes as long as the slowest thread's next turn on a core. Here only threads that
-// took a task are waited for. One that has lost its core, or sleeps, is not missed: the others do its share.
+// Threads of a session's own. PyTorch's wait for one another at the end of every parallel region, all of them,
+// spinning: beside another busy process a region takes as long as the slowest thread's next turn on a core. Here only
+// threads that took a task are waited for. One that has lost its core, or sleeps, is not missed: the others do its
+// share.
 #pragma once
 
 #include <atomic>

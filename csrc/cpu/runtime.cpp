@@ -55,13 +55,13 @@ void work(int64_t, int64_t, void* ctx) {
 // Whether a thread that shares out its work is better off alone.
 //
 // PyTorch's threads wait for one another at the end of every parallel region, spinning. Beside another busy process the
-// thread that is waited for may have lost its core, to that process or to one that spins: two threads then get less done
-// than one. Seen here as processor time spent in tasks, by all threads together, per time that passes: the cores that are
-// put to use. Where that is less than one, the caller does the tasks alone for a while, compares, and looks again later.
-// Which thread does a task changes no bit of a result.
+// thread that is waited for may have lost its core, to that process or to one that spins: two threads then get less
+// done than one. Seen here as processor time spent in tasks, by all threads together, per time that passes: the cores
+// that are put to use. Where that is less than one, the caller does the tasks alone for a while, compares, and looks
+// again later. Which thread does a task changes no bit of a result.
 struct Crowd {
   static constexpr int64_t kEnough = 20 * 1000000;                    // ns of work by which either way is judged
-  static constexpr int64_t kShortest = 100 * 1000;                    // ns: of regions below, processor time is not asked for
+  static constexpr int64_t kShortest = 100 * 1000;  // ns: of regions below, processor time is not asked for
   static constexpr int64_t kPause = 250 * 1000000, kLongest = 8000 * int64_t{1000000};
   bool alone = false;
   int64_t wall = 0, busy = 0;         // of what is judged now

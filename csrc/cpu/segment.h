@@ -10,7 +10,12 @@ inline void sweep_value(float* d, const float* a, int count) {
 }
 template <class Op>
 inline void sweep_gradient(float* d, const float* a, const float* b, int count) {
-  for (int i = 0; i < count; i += kLanes) store(d + i, Op::gradient(load(a + i), load(b + i)));
+  for (int i = 0; i < count; i += kLanes) {
+    const F av = load(a + i);
+    F f, g;
+    Op::both(av, f, g);
+    store(d + i, Op::gradient(av, load(b + i), g));
+  }
 }
 template <class Op>
 inline void sweep_dual(float* d, float* c, const float* a, const float* b, int count) {
@@ -18,7 +23,7 @@ inline void sweep_dual(float* d, float* c, const float* a, const float* b, int c
     const F av = load(a + i), bv = load(b + i);
     F f, g;
     Op::both(av, f, g);
-    store(d + i, Op::gradient(av, bv));
+    store(d + i, Op::gradient(av, bv, g));
     store(c + i, f);
   }
 }
@@ -72,6 +77,7 @@ __attribute__((flatten)) inline void run_segment(const SegmentCode& s, float* co
       }
       case kOpSelect: sweep_select(d, a, count, first_column, hidden, in.b); break;
         FFNAS_UNARY_OPERATORS(FFNAS_CASES)
+      default: __builtin_trap();  // decode.h refuses opcodes that are not in the table
     }
   }
 }

@@ -25,6 +25,7 @@ inline void skinny_product(const Element* a, int64_t stride, int n, const W* w, 
         v[q] = w + (column + least(j + q, columns - 1)) * w_stride;
         for (int p = 0; p < 4; ++p) acc[q][p] = zero();
       }
+      // sixteen accumulators of kLanes partial sums; eight loads feed sixteen multiply-adds
       for (int64_t k = 0; k < depth; k += kLanes) {
         F xs[4], ws[4];
         for (int q = 0; q < 4; ++q) {
@@ -45,7 +46,9 @@ inline void skinny_product(const Element* a, int64_t stride, int n, const W* w, 
 inline void skinny_product(const Element* a, int64_t stride, int64_t r, int n, const View& w, int64_t depth,
                            int64_t column, int64_t width, const float* bias, float* tile) {
   if (w.dtype == kFloat32)
-    skinny_product(a + r * stride, stride, n, static_cast<const float*>(w.data), w.stride, depth, column, width, bias, tile);
+    skinny_product(a + r * stride, stride, n, static_cast<const float*>(w.data), w.stride, depth, column, width, bias,
+                   tile);
   else
-    skinny_product(a + r * stride, stride, n, static_cast<const bf16*>(w.data), w.stride, depth, column, width, bias, tile);
+    skinny_product(a + r * stride, stride, n, static_cast<const bf16*>(w.data), w.stride, depth, column, width, bias,
+                   tile);
 }

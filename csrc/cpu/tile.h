@@ -58,10 +58,10 @@ inline void store_tile(const View& v, int64_t row, int64_t column, int rows, int
     store_rows(static_cast<bf16*>(v.data) + at, v.stride, rows, width - column, tile);
 }
 
-// Saved activations, [tokens, width] elements, lie tile by tile within groups of kBlockUnit rows, of which every block of
-// rows is made: [group][panel of kTileColumns][row][column of the panel]. Writing and reading goes through memory in full
-// lines but for a last panel that is narrower, no row straddles lines, and a group takes the memory of its rows in a matrix
-// of rows: what a block has read can be written over with rows of the same type (backward's gradient of x is).
+// Saved activations, [tokens, width] elements, lie tile by tile within groups of kBlockUnit rows, of which every block
+// of rows is made: [group][panel of kTileColumns][row][column of the panel]. Writing and reading goes through memory in
+// full lines but for a last panel that is narrower, no row straddles lines, and a group takes the memory of its rows in
+// a matrix of rows: what a block has read can be written over with rows of the same type (backward's gradient of x is).
 inline int64_t saved_width(const View& v) { return v.stride; }
 inline int64_t saved_columns(const View& v, int64_t column) { return least(kTileColumns, saved_width(v) - column); }
 inline int64_t saved_at(const View& v, int64_t row, int64_t column, int64_t tokens) {

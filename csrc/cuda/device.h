@@ -9,6 +9,7 @@
 //   shuffle_xor(v, mask)                    a value of another lane
 //   load_matrices[_transposed]              four 8 x 8 matrices of 16-bit elements (ldmatrix .x4), a row per lane
 //   multiply_16816                          d += a * b on tensor cores (mma.sync m16n8k16, float32 accumulators)
+//   stop()                                  ends the kernel with an error; for what cannot happen
 //   launch(...)                             starts a kernel; returns a cudaError_t, 0 being success
 //   probe()                                 0 where kernels can be started at all, else a cudaError_t
 //
@@ -56,6 +57,7 @@ FFNAS_DEVICE int block() { return static_cast<int>(blockIdx.x); }
 FFNAS_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 FFNAS_DEVICE void sync_threads() { __syncthreads(); }
 FFNAS_DEVICE void sync_warp() { __syncwarp(); }
+FFNAS_DEVICE void stop() { __trap(); }
 FFNAS_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 FFNAS_DEVICE uint8_t* shared_memory() {
   extern __shared__ __align__(128) uint8_t ffnas_shared_memory[];

@@ -28,6 +28,7 @@ grouped_fwd_kernel(FFNAS_ARGUMENT Group group) {
   T* operand2 = operand1 + kRows * operand_stride(hidden);
   const int64_t dtype = DTypeOf<T>::kValue;
 
+  // Operands of both products stay in shared memory, [kRows][depth]; weights stream past them in chunks of columns.
   for (int l = 0; l < member.layers; ++l) {
     const Layer& layer = at.layers[l];
     const View x = at.input(l);
@@ -46,6 +47,7 @@ grouped_fwd_kernel(FFNAS_ARGUMENT Group group) {
         if (multiplies)
           R::Product::run(second ? operand2 : operand1, weight, second ? second_depth : hidden, width, n, room.stages,
                           room.result);
+        // a warp per row, four columns a lane: 128 columns are one chunk
         const int column = n + 4 * lane();
         float b[4] = {};
         if (multiplies && column < width) load4(bias, 0, column, width, b);

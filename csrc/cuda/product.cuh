@@ -174,7 +174,8 @@ struct BlockProduct {
     float acc[kDown][kAcross][4] = {};
     Copy copy;
     int stage = 1;
-    // one turn early: the first only fetches stage 0
+    // Two stages of the weight in shared memory: while one is multiplied, the next is on its way in registers, and is
+    // stored when the multiplications have been issued. One turn early: the first only fetches stage 0.
     for (int k = -kDepth; k < depth; k += kDepth) {
       const bool more = k + kDepth < depth;
       if (more) load(copy, weight, depth, columns, n, k + kDepth);
@@ -186,6 +187,7 @@ struct BlockProduct {
       if (more) copy.store(stages + stage * kStageElements);
       sync_threads();
     }
+    // Fragments to rows: what follows works on four neighbouring columns a thread.
     float* to = result + (down + lane() / 4) * kResultStride + across + lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kDown; ++i)

@@ -151,9 +151,14 @@ struct Machine {
   case CODE:                         \
     for (int j = 0; j < 4; ++j) last[j] = NAME::value(p[j]); \
     break;
-#define FFNAS_BOTH_CASE(NAME, CODE) \
-  case CODE:                        \
-    for (int j = 0; j < 4; ++j) NAME::both(p[j], second[j], last[j]); \
+// A pair's first result is f'(p); a gradient's and a dual's is f'(p) * q.
+#define FFNAS_BOTH_CASE(NAME, CODE)                               \
+  case CODE:                                                      \
+    for (int j = 0; j < 4; ++j) {                                 \
+      float d;                                                    \
+      NAME::both(p[j], second[j], d);                             \
+      last[j] = pair ? d : NAME::gradient(p[j], q[j], d);         \
+    }                                                             \
     break;
 
 FFNAS_DEVICE void Machine::run(const SegmentCode& s, const Slots& slots, int column, int hidden) {
@@ -176,6 +181,7 @@ FFNAS_DEVICE void Machine::run(const SegmentCode& s, const Slots& slots, int col
           for (int j = 0; j < 4; ++j) last[j] = maximum(p[j], q[j]);
           break;
           FFNAS_UNARY_OPERATORS(FFNAS_VALUE_CASE)
+        default: stop();
       }
     } else if (opcode == kOpSelect) {
       const int which = b_of(w);
@@ -189,13 +195,9 @@ FFNAS_DEVICE void Machine::run(const SegmentCode& s, const Slots& slots, int col
       const bool pair = opcode > kPairOffset;
       const int op = opcode - (pair ? kPairOffset : opcode > kDualOffset ? kDualOffset : kGradientOffset);
       float second[4];
-      switch (op) { FFNAS_UNARY_OPERATORS(FFNAS_BOTH_CASE) }
-      if (!pair && op == kOpRelu) {
-        for (int j = 0; j < 4; ++j) last[j] = p[j] <= 0.0f ? 0.0f : q[j];
-      } else if (!pair && op == kOpRelu2) {
-        for (int j = 0; j < 4; ++j) last[j] = Relu2::gradient(p[j], q[j]);
-      } else if (!pair) {
-        for (int j = 0; j < 4; ++j) last[j] *= q[j];
+      switch (op) {
+        FFNAS_UNARY_OPERATORS(FFNAS_BOTH_CASE)
+        default: stop();
       }
       if (has_two_results(opcode)) slots.at(c_of(w)) = {{second[0], second[1], second[2], second[3]}};
     }

@@ -10,26 +10,20 @@ sequence:
     fit_dense (training only)   2 S H H_t
 
 Only matrix products are counted, as in the published numbers: no biases, activations, LayerNorms or softmax (under 3 %
-of the operations of a BERT-base layer), no pooler and no task head. Expressions differ in their elementwise operators,
-which `elementwise_flops` counts apart, one for each element written. Rejected: counters that trace a model
-(`torch.utils.flop_counter`); they see our fused ops as black boxes, and cost a forward pass where a search needs
-microseconds. A test compares the formula with one on the plain model.
+of the operations of a BERT-base layer), no pooler and no task head. A test compares the formula with
+`torch.utils.flop_counter` on the plain model, which cannot look into fused ops and costs a forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from fractions import Fraction
-from functools import lru_cache
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from engine.architecture.shape import ModelShape, check_block, inner_width
 from engine.errors import UserError
-from kernels.bounded import EXPRESSIONS
-from kernels.language.expression import Expression, kron_weights
+from kernels.language.expression import kron_weights
 from kernels.language.kron_shape import Block, weight_products
-from kernels.language.operators import OPERATORS, WEIGHTS
-from kernels.language.widths import infer_width
+from kernels.language.operators import WEIGHTS
 
 if TYPE_CHECKING:
     from engine.architecture.architecture import Architecture, LayerSpec
@@ -74,15 +68,6 @@ def fixed_flops(shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: boo
     return embedding + shape.num_layers * attention_flops(shape, length) + projection
 
 
-def count_shape_flops(
-    shapes: Iterable[tuple[int, Fraction]], shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False
-) -> int:
-    """Operations of a student whose layers have these (stack, ratio), on one sequence, and full weights."""
-    return fixed_flops(shape, length, fit_dense=fit_dense) + sum(
-        ffn_flops(shape.hidden_size, inner_width(ratio, shape.ffn_size), stack, length) for stack, ratio in shapes
-    )
-
-
 def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGTH, *, fit_dense: bool = False) -> int:
     """Operations of the student `arch` of these sizes on one sequence of `length` tokens.
 
@@ -103,13 +88,3 @@ def count_flops(arch: Architecture, shape: ModelShape, length: int = PAPER_LENGT
         + sum(attention_flops(shape, length, heads) for heads in pruned)
         - len(pruned) * attention_flops(shape, length)
     )
-
-
-@lru_cache(maxsize=EXPRESSIONS)
-def elementwise_flops(expr: Expression, hidden: int, inner: int, policy: str = "truncate") -> int:
-    """Elements that the operators of an expression write, per token, whatever an operator costs on a device.
-
-    Raises:
-        ExpressionError: the expression is not valid at these widths.
-    """
-    return sum(infer_width(node, hidden, inner, policy) for node in expr.walk() if node.op in OPERATORS)

@@ -1,18 +1,15 @@
 """Peak activation memory of an inference pass by formula, without building a model.
 
-The model: operators run one after the other, unfused, each writing a new tensor; a tensor is freed after its last use;
-the expression of an FFN is evaluated depth first, left operand first; attention keeps no S x S scores. That is what a
-graph runtime without fused kernels does; fused kernels stay below it (their tiles never leave the cache). Weights are
-not counted. In units of one token's elements, with H hidden width, E embedding factor and d the inner width:
+Operators run one after the other, unfused, each writing a new tensor that is freed after its last use; expressions
+depth first, left operand first; attention keeps no S x S scores. Fused kernels stay below that. In units of one token's
+elements, with H hidden width, E embedding factor, d inner width; weights are not counted:
 
     embedding, trigram   5E at the concatenation, 3E + H at the projection   (factorized: E + H, or 2H; full: 2H)
     attention block      H + 4a: input, queries, keys, values, context; a = H with all heads, h H / heads with h
     FFN                  H for its input, held for the residual, and the most that is alive of its expression
     LayerNorm            3H: input, value, their sum
 
-and the peak is the largest of these times tokens times bytes per element. A stack of n FFNs needs what one needs.
-
-Rejected: measuring with a profiler; the search needs microseconds, and a device's allocator rounds and caches.
+The peak is the largest of these times tokens times bytes per element; a stack of n FFNs needs what one needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Parameter counts by formula, never by a typed-in table and without building a model.
+"""Parameter counts by formula, without building a model.
 
 With H hidden width, F = FFN width, d = int(r F) inner width, E embedding factor, V vocabulary, P positions, T token
-types, H_t teacher width and n the stack of a layer:
+types, H_t teacher width and n the stack of a layer; pooler and task heads are not counted, as in the published numbers:
 
     embedding, trigram (E given)  V E + T H + P H + (3 E H + H) + 2H
     embedding, factorized         the same with E in place of 3 E
@@ -11,11 +11,6 @@ types, H_t teacher width and n the stack of a layer:
     FFN, per layer                n (w1 + w2 + d + H + 2H), w = H d for a full weight; a Kronecker product has
                                   (d/p) (H/q) + p q, with the block (p, q) of `kernels.language.kron_shape`
     fit_dense                     H_t (H + 1)
-
-Pooler and task heads are not counted, as in the published numbers. Rejected: counting a model built on the meta
-device; it costs milliseconds where the search needs microseconds, and hides the formula the budget is solved with.
-
-Source: EfficientBERT (Dong et al., Findings of EMNLP 2021); the trigram embedding is MobileBERT's.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from engine.data.dataset import EncodedDataset
     from engine.data.encode import encode_task
     from engine.data.load import load_task
-    from engine.data.task import Rows, TaskSpec
+    from engine.data.rows import Rows
+    from engine.data.task import TaskSpec
     from engine.data.task_data import EncodedTask, TaskData
     from engine.data.text import encode_text
     from engine.data.tokenizing import check_max_length, model_positions
@@ -25,7 +26,7 @@ _EXPORTS = {
     "DataConfig": "engine.data.config",
     "EncodedDataset": "engine.data.dataset",
     "EncodedTask": "engine.data.task_data",
-    "Rows": "engine.data.task",
+    "Rows": "engine.data.rows",
     "TaskData": "engine.data.task_data",
     "TaskSpec": "engine.data.task",
     "check_max_length": "engine.data.tokenizing",

@@ -10,10 +10,10 @@ Chosen: one table. Rejected: one reader class per task; eight of the nine GLUE f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from engine.data.columns import GLUE_METRICS
-from engine.data.task import Kind, TaskSpec
+from engine.data.task import TaskSpec
 from engine.errors import UserError
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -40,7 +40,7 @@ class PublishedTask:
     """
 
     name: str
-    kind: Kind = "classification"
+    kind: str = "classification"
     reader: Literal["glue", "squad", "swag", "race"] = "glue"
     folder: str = ""
     files: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class PublishedTask:
             return TaskSpec(
                 self.name, self.kind, ("question", "context"), "answers", metric="f1", no_answer=short.endswith("v2")
             )
-        if self.kind == "multiple_choice":
+        if self.reader in ("swag", "race"):
             columns = ("text", *(f"choice{i}" for i in range(len(self.classes))))
             return TaskSpec(self.name, self.kind, columns, "label", self.classes)
         columns = ("sentence",) if len(self.texts) == 1 else ("sentence1", "sentence2")
@@ -77,7 +77,7 @@ class PublishedTask:
         return tuple(name for name in self.files if name.startswith("test"))
 
 
-def _glue(name: str, folder: str, **options: object) -> PublishedTask:
+def _glue(name: str, folder: str, **options: Any) -> PublishedTask:
     files = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
     return PublishedTask(
         **{

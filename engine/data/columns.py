@@ -147,21 +147,6 @@ def glue_task(source: str | None) -> str | None:
     return None
 
 
-def choose_metric(kind: str, num_labels: int, is_pair: bool, task: str | None) -> tuple[str, str]:
-    """The ranking metric and why: the GLUE task's own where it fits the kind, otherwise by kind.
-
-    Classification: accuracy, or F1 for pairs of two classes (as GLUE's paraphrase tasks). Regression: Pearson's r.
-    """
-    if kind == "regression":
-        return "pearson", "the usual one for numbers"
-    metric = GLUE_METRICS.get(task or "", "")
-    if metric == "accuracy" or (metric in ("f1", "mcc") and num_labels == 2):
-        return metric, f"GLUE's for {task}, which the path names"
-    if is_pair and num_labels == 2:
-        return "f1", "the usual one for pairs of texts and two classes, F1 of the second"
-    return "accuracy", "the usual one for classes"
-
-
 def _find(name: str, columns: Sequence[str]) -> str | None:
     """The column equal to `name` but for case and surrounding white space."""
     for column in columns:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.data.readers import parse_delimiter
+from engine.data.task import heads
 from engine.errors import UserError
 
 MIN_LENGTH = 8
@@ -76,11 +77,14 @@ class DataConfig:
     drop_unlabelled: bool = False
     """Leave out rows without a label: empty, or marked as withheld (`-`, `-1`)."""
 
-    kind: Literal["auto", "classification", "regression"] = "auto"
-    """What the label is. `auto`: regression when labels are numbers with decimals, otherwise classification."""
+    kind: str = "auto"
+    """What the label is: classification or regression. `auto`: regression when labels are numbers with decimals,
+    otherwise classification."""
 
-    metric: Literal["auto", "accuracy", "f1", "mcc", "pearson", "spearman", "exact_match", "neg_log_loss"] = "auto"
-    """The number that ranks models. `auto`: the task's own where the path names a GLUE task, otherwise by kind."""
+    metric: str = "auto"
+    """The number that ranks models: accuracy, f1, mcc or neg_log_loss (classification), pearson or spearman
+    (regression), f1 or exact_match (question answering). `auto`: the task's own where the path names a GLUE task,
+    otherwise by kind."""
 
     encoding: str = "utf-8"
     """Character encoding of CSV, TSV, JSONL and text files, for example `latin-1`."""
@@ -144,6 +148,12 @@ class DataConfig:
         Raises:
             UserError: naming the field, its value and the remedy.
         """
+        kinds = ("auto", *(head.kind for head in heads() if head.from_table))
+        if self.kind not in kinds:
+            raise UserError(f"data.kind {self.kind!r} is not known: choose one of {', '.join(kinds)}")
+        metrics = ("auto", *dict.fromkeys(name for head in heads() for name in head.metrics))
+        if self.metric not in metrics:
+            raise UserError(f"data.metric {self.metric!r} is not known: choose one of {', '.join(metrics)}")
         if self.task is not None:
             self._validate_published()
         elif self.dir is not None or self.tasks:
@@ -187,7 +197,7 @@ class DataConfig:
             raise UserError(f"data.kind is {self.kind!r}, but data.task {self.task!r} is a {task.kind}: drop it")
         for name in self.tasks or ():
             other = published(name)
-            if "train" not in other.files or other.kind not in ("classification", "regression"):
+            if "train" not in other.files or not other.spec.head.pooled:
                 raise UserError(f"data.tasks: {name!r} cannot be trained beside others: choose tasks of glue/")
             if name == self.task or (self.tasks or []).count(name) > 1:
                 raise UserError(f"data.tasks: {name!r} is there twice (data.task is one of the tasks): name it once")

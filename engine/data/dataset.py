@@ -13,15 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from engine.data.batching import Batch, collate, plan_batches
-from engine.data.task import Rows, join_rows
+from engine.data.rows import NO_LABEL, Rows, join_rows
 from engine.errors import UserError
 
 FORMAT = 1
@@ -30,12 +30,13 @@ _HASH_BLOCK = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """What turns token positions of windows back into answers.
+    """What turns token positions of windows back into text.
 
     Attributes:
         question: [N] int64, the row of `questions` that each window belongs to.
-        start, end: [T] int32, the characters of its context that each token covers; start -1 outside the context.
-        questions: questions, contexts, names and, where known, accepted answers.
+        start, end: [T] int32, the characters of its text that each token covers (of question answering: its context);
+            start -1 outside.
+        questions: the rows as they were read: texts, names and, where known, golds.
     """
 
     question: np.ndarray
@@ -56,14 +57,16 @@ class EncodedDataset:
         tokens: [T] int32, all rows end to end, special tokens included, no padding.
         offsets: [N + 1] int64, row i is `tokens[offsets[i]:offsets[i + 1]]`.
         second: [N] int32, position inside the row where token type 1 begins; the row's length where it never does.
-        labels: [N] int64 class ids, float32 targets, [N, 2] int64 first and last token of an answer, or None.
+        labels: [N] int64 class ids, float32 targets, [N, 2] int64 first and last token of an answer, or None; with
+            `labels_per_token` [T] int64, `NO_LABEL` where a token has none.
         pad_id: token id of padding.
         uses_token_types: whether the tokenizer's model takes `token_type_ids` (BERT does, RoBERTa and DistilBERT not).
         truncated: rows that were cut to `max_length`.
         choices: sequences per row; of several, `tokens`, `offsets` and `second` hold N * choices sequences, and the
             length of a row is that of its longest.
-        spans: of question answering, what turns token positions back into text.
+        spans: of kinds that read windows, what turns token positions back into text.
         sources: rows of each source of text, in their order; () where they count as one.
+        labels_per_token: whether there is a label for each of `tokens`; batches then hold them as [B, S].
     """
 
     tokens: np.ndarray
@@ -76,6 +79,7 @@ class EncodedDataset:
     choices: int = 1
     spans: Spans | None = None
     sources: tuple[int, ...] = ()
+    labels_per_token: bool = False
     _hash: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +90,7 @@ class EncodedDataset:
             or sequences < 0
             or sequences % self.choices
             or len(self.second) != sequences
-            or (self.labels is not None and len(self.labels) != len(self))
+            or (self.labels is not None and len(self.labels) != len(self.tokens if self.labels_per_token else self))
             or self.offsets[0] != 0
             or self.offsets[-1] != len(self.tokens)
         )
@@ -156,9 +160,18 @@ class EncodedDataset:
         """Batches `batches` yields with the same options; with `batch_size` the same number every epoch."""
         if batch_size is not None and max_tokens is None and batch_size > 0:
             return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
-        options = {"shuffle": shuffle, "bucket": bucket, "drop_last": drop_last, "pad_to_multiple": pad_to_multiple}
         return len(
-            plan_batches(self.lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, **options)
+            plan_batches(
+                self.lengths,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                seed=seed,
+                epoch=epoch,
+                shuffle=shuffle,
+                bucket=bucket,
+                drop_last=drop_last,
+                pad_to_multiple=pad_to_multiple,
+            )
         )
 
     def collate(self, rows: Sequence[int] | np.ndarray, *, pad_to_multiple: int = 1) -> Batch:
@@ -175,7 +188,13 @@ class EncodedDataset:
         )
         if self.choices > 1:
             batch = batch.map(lambda tensor: tensor.unflatten(0, (-1, self.choices)))
-        if self.labels is not None:
+        if self.labels is not None and self.labels_per_token:
+            places = self.offsets[sequences][:, None] + np.arange(batch.input_ids.shape[-1])
+            mask = batch.mask.numpy()
+            labels = np.full(mask.shape, NO_LABEL, dtype=np.int64)
+            labels[mask] = self.labels[places[mask]]
+            batch.labels = torch.from_numpy(labels)
+        elif self.labels is not None:
             batch.labels = torch.from_numpy(np.ascontiguousarray(self.labels[chosen]))
         return batch
 
@@ -186,12 +205,13 @@ class EncodedDataset:
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        labelled = source if self.labels_per_token else chosen
         return replace(
             self,
             tokens=np.asarray(self.tokens[source]),
             offsets=offsets,
             second=np.asarray(self.second[rows]),
-            labels=None if self.labels is None else np.asarray(self.labels[chosen]),
+            labels=None if self.labels is None else np.asarray(self.labels[labelled]),
             spans=None if self.spans is None else self.spans.select(chosen, source),
             truncated=0,
             sources=(),
@@ -223,11 +243,14 @@ class EncodedDataset:
             plain = [FORMAT, self.pad_id, self.uses_token_types] + ([self.choices] if self.choices > 1 else [])
             digest = hashlib.sha256(json.dumps(plain).encode())
             if self.spans is not None:
-                digest.update(json.dumps([[g.texts, g.starts] for g in self.spans.questions.golds or ()]).encode())
+                digest.update(json.dumps([astuple(gold) for gold in self.spans.questions.golds or ()]).encode())
             for array in (self.tokens, self.offsets, self.second, self.labels):
-                digest.update(b"none" if array is None else f"{array.dtype.str}{array.shape}".encode())
-                for block in [] if array is None else range(0, len(array), _HASH_BLOCK):
-                    digest.update(np.ascontiguousarray(array[block : block + _HASH_BLOCK]))
+                if array is None:
+                    digest.update(b"none")
+                    continue
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                for block in range(0, len(array), _HASH_BLOCK):
+                    digest.update(np.ascontiguousarray(array[block : block + _HASH_BLOCK]).data)
             self._hash.append(digest.hexdigest())
         return self._hash[0]
 
@@ -235,12 +258,12 @@ class EncodedDataset:
         """Write the folder `path`, whole or not at all; an existing one is replaced.
 
         Raises:
-            ValueError: question answering, whose texts are not kept in arrays.
+            ValueError: it has `spans`, whose texts are not kept in arrays.
         """
         from engine.files import atomic_directory
 
         if self.spans is not None:
-            raise ValueError("a data set of question answering is encoded again, not saved")
+            raise ValueError("a data set with texts is encoded again, not saved")
         with atomic_directory(Path(path)) as folder:
             for name, array in self._arrays().items():
                 np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
@@ -251,6 +274,7 @@ class EncodedDataset:
                 "truncated": self.truncated,
                 "labels": self.labels is not None,
                 "choices": self.choices,
+                **({"labels_per_token": True} if self.labels_per_token else {}),
             }
             (Path(folder) / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
@@ -262,7 +286,7 @@ class EncodedDataset:
             UserError: `path` is not such a folder.
         """
         path = Path(path)
-        mode = "r" if mmap else None
+        mode: Literal["r"] | None = "r" if mmap else None
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
@@ -275,6 +299,7 @@ class EncodedDataset:
                 uses_token_types=bool(meta["uses_token_types"]),
                 truncated=int(meta["truncated"]),
                 choices=int(meta.get("choices", 1)),
+                labels_per_token=bool(meta.get("labels_per_token", False)),
             )
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a saved data set ({error}): encode the data again") from error

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.task import Rows, TaskSpec
+from engine.data.rows import Rows
+from engine.data.task import TaskSpec
 from engine.data.task_data import TaskData
 
 MOST_MEASURED = 20_000
 """Texts whose lengths are counted: all of most tasks, spread evenly over larger ones."""
 
-_MOST_CLASSES = 12
+_MOST_COLUMNS = 12
 _SPLITS = ("train", "score", "select", "dev")
 
 
@@ -69,47 +70,32 @@ def token_counts(columns: Sequence[Sequence[str]], tokenizer: Any) -> np.ndarray
 
 def word_counts(columns: Sequence[Sequence[str]]) -> np.ndarray:
     """[N] int64 words of each text or pair."""
-    return np.sum([[len(text.split()) for text in column] for column in columns], axis=0, dtype=np.int64)
+    counts = np.array([[len(text.split()) for text in column] for column in columns], dtype=np.int64)
+    return np.asarray(counts.sum(axis=0))
 
 
 def _files(task: TaskData) -> Iterator[str]:
     spec = task.spec
     for number, file in enumerate(task.understood.files):
         line = f"{file.role:<5} {file.source}: {file.rows:,} rows ({file.form})"
-        if number == 0 and not spec.is_span:
+        if number == 0:
             line += f"; text: {', '.join(spec.text_columns)}; label: {spec.label_column}"
         if file.unused:
-            line += f"; not used: {', '.join(file.unused[:_MOST_CLASSES])}"
-            line += f" and {len(file.unused) - _MOST_CLASSES} more" if len(file.unused) > _MOST_CLASSES else ""
+            line += f"; not used: {', '.join(file.unused[:_MOST_COLUMNS])}"
+            line += f" and {len(file.unused) - _MOST_COLUMNS} more" if len(file.unused) > _MOST_COLUMNS else ""
         yield line
     if not any(file.role == "dev" for file in task.understood.files):
         yield "dev   held out of train (--data.dev for a file)"
 
 
 def _labels(task: TaskData) -> str:
-    """Classes with their counts over all splits, the range of a target, or how many questions have an answer."""
-    parts = [getattr(task, name) for name in _SPLITS]
-    total = sum(map(len, parts))
-    if task.spec.is_span:
-        answered = sum(bool(gold.texts) for rows in parts for gold in rows.golds or ())
-        return f"{answered:,} of {total:,} questions have an answer"
-    labels = np.concatenate([rows.labels for rows in parts])
-    if task.spec.is_regression:
-        return f"numbers from {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
-    counts = np.bincount(labels, minlength=task.spec.num_labels).tolist()
-    pairs = list(zip(task.spec.label_names, counts, strict=True))
-    shown = pairs if len(pairs) <= _MOST_CLASSES else sorted(pairs, key=lambda pair: -pair[1])[: _MOST_CLASSES - 1]
-    text = ", ".join(f"{name}: {count:,} ({100 * count / total:.0f} %)" for name, count in shown)
-    return text + (f" and {len(pairs) - len(shown)} more classes" if len(shown) < len(pairs) else "")
+    """Classes with their counts over all splits, the range of a target, and the like."""
+    return task.spec.head.describe_labels(task.spec, [getattr(task, name) for name in _SPLITS])
 
 
 def _lengths(task: TaskData, max_length: int, tokenizer: Any) -> str:
     columns = _sampled([getattr(task, name) for name in _SPLITS], task.spec)
-    if task.spec.is_choice:
-        pairs = [(columns[0], choice) for choice in columns[1:]]
-        lengths = np.max([_counted(pair, tokenizer) for pair in pairs], axis=0)
-    else:
-        lengths = _counted(columns, tokenizer)
+    lengths = np.max([_counted(texts, tokenizer) for texts in task.spec.head.sequences(columns)], axis=0)
     total = sum(len(getattr(task, name)) for name in _SPLITS)
     median, most = np.percentile(lengths, [50, 95], method="higher").astype(int).tolist()
     unit = "words" if tokenizer is None else "tokens"
@@ -119,7 +105,7 @@ def _lengths(task: TaskData, max_length: int, tokenizer: Any) -> str:
     if tokenizer is None:
         return f"{text}; texts are cut at {max_length} tokens (--data.max_length; --teacher NAME counts its tokens)"
     cut = int((lengths > max_length).sum())
-    if task.spec.is_span:
+    if task.spec.head.windows:
         return f"{text}; {cut:,} of {len(lengths):,} are read in windows of {max_length} (--data.max_length)"
     return f"{text}; {cut:,} of {len(lengths):,} are cut at {max_length} (--data.max_length)"
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.task import Rows, TaskSpec
+from engine.data.rows import Rows
+from engine.data.task import TaskSpec
 from engine.errors import UserError
 
 SENTIMENT = TaskSpec(

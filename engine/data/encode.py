@@ -7,6 +7,7 @@ where texts repeat, but a second implementation of every tokenizer's template.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from engine.data.dataset import EncodedDataset
 from engine.data.encode_published import encode_pairs
-from engine.data.task import Rows, TaskSpec
+from engine.data.rows import Rows
+from engine.data.task import TaskSpec
 from engine.data.tokenizing import BLOCK, check_max_length, pack, parallel_tokenizers, uses_token_types
 
 _Ids = list[list[int]]
@@ -32,8 +34,7 @@ def encode_task(
 ) -> EncodedDataset:
     """Tokenize `rows` with special tokens, cut to `max_length` tokens (pairs: the longer text first).
 
-    Of multiple choice every choice makes a pair with the shared text; a context that is too long for its question is
-    cut into windows (`engine.data.encode_spans`).
+    How texts become sequences is for the kind of task to say (`TaskHead.encode`).
 
     Args:
         rows: texts in the order of `spec.text_columns`, and labels.
@@ -50,21 +51,32 @@ def encode_task(
     if len(rows.texts) != len(spec.text_columns):
         raise ValueError(f"{len(rows.texts)} text columns given, the task has {len(spec.text_columns)}")
     check_max_length(max_length, tokenizer, max_positions)
-    if spec.is_span:
-        from engine.data.encode_spans import encode_spans
+    return spec.head.encode(rows, spec, tokenizer, max_length, stride=stride, published=published)
 
-        return encode_spans(rows, tokenizer, max_length, stride)
-    columns, choices = rows.texts, 1
-    if spec.is_choice:
-        choices = len(rows.texts) - 1
-        shared = [text for text in rows.texts[0] for _ in range(choices)]
-        columns = (shared, list(chain.from_iterable(zip(*rows.texts[1:], strict=True))))
+
+def encode_texts(
+    columns: Sequence[list[str]],
+    labels: np.ndarray | None,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    choices: int = 1,
+    published: bool = False,
+) -> EncodedDataset:
+    """Tokenize sequences of one text or two.
+
+    Args:
+        columns: one list of texts, or two of the same length.
+        labels: one per row.
+        tokenizer, max_length, published: as of `encode_task`.
+        choices: sequences per row, one after the other.
+    """
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     second: list[int] = []
     truncated = 0
     encode = _encode_fast if tokenizer.is_fast else _encode_any
-    if published and tokenizer.is_fast and len(columns) == 2 and not spec.is_choice:
+    if published and tokenizer.is_fast and len(columns) == 2:
         encode = _encode_published
     with parallel_tokenizers():
         for start in range(0, len(columns[0]), BLOCK):
@@ -73,7 +85,7 @@ def encode_task(
             ids.append(np.fromiter(chain.from_iterable(block), dtype=np.int32))
             second.extend(map(len, block) if types is None else map(_second_start, types))
             truncated += cut
-    return pack(ids, lengths, second, rows.labels, tokenizer, truncated=truncated, choices=choices)
+    return pack(ids, lengths, second, labels, tokenizer, truncated=truncated, choices=choices)
 
 
 def _encode_fast(tokenizer: Any, columns: list[list[str]], max_length: int) -> tuple[_Ids, _Ids | None, int]:

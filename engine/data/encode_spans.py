@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import EncodedDataset, Spans
-from engine.data.task import Gold, Rows
+from engine.data.rows import Gold, Rows
 from engine.data.tokenizing import BLOCK, pack, parallel_tokenizers
 from engine.errors import UserError
 

@@ -198,6 +198,42 @@ def targets(keys: Sequence[str], column: str, where: str) -> np.ndarray:
     return np.array([float(key) for key in keys], dtype=np.float32)
 
 
+def model_class_ids(
+    keys: list[str], kept: np.ndarray, raw: Sequence[Any], where: str, names: tuple[str, ...]
+) -> tuple[np.ndarray, str]:
+    """Ids of labels that are names of a model's classes, but for case, or their numbers.
+
+    Args:
+        keys: labels as text, of the rows at `kept` of the column `raw`.
+        where: the file, for messages.
+        names: of the model's classes.
+
+    Returns:
+        [N] int64, and a line on how numbers were taken ("" for names).
+
+    Raises:
+        UserError: a label is neither, with the number of its row.
+    """
+    table = {name: i for i, name in enumerate(names)}
+    folded = {name.casefold(): i for i, name in enumerate(names)}
+    if len(folded) == len(names):
+        table = {**{name.casefold(): i for name, i in table.items()}, **table}
+        keys = [key if key in table else key.casefold() for key in keys]
+    found = [table.get(key, table.get(canonical(key))) for key in keys]
+    if None not in found:
+        return np.array(found, dtype=np.int64), ""
+    numbers = {str(i): i for i in range(len(names))}
+    found = [numbers.get(canonical(key)) for key in keys]
+    if None not in found and not any(is_number(name) for name in names):
+        return np.array(found, dtype=np.int64), f"labels 0 to {len(names) - 1} are taken for {', '.join(names)}"
+    wrong = next(i for i, key in enumerate(keys) if key not in table and canonical(key) not in table)
+    row = int(kept[wrong])
+    raise UserError(
+        f"{where}, data row {row + 1}: label {raw[row]!r} is none of the model's"
+        f" ({', '.join(map(repr, names[:12]))}): correct it, or name another column with --label-column"
+    )
+
+
 def is_number(key: str) -> bool:
     """Whether the key reads as a finite number."""
     try:

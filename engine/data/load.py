@@ -19,13 +19,14 @@ import numpy as np
 
 from engine.data import embedded
 from engine.data.catalog import published
-from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task, require_column
+from engine.data.columns import find_label_column, find_text_columns, glue_task, require_column
 from engine.data.config import DataConfig
-from engine.data.labels import class_ids, class_names, infer_kind, label_keys, label_texts, targets, unlabelled
+from engine.data.labels import infer_kind, label_keys, label_texts, unlabelled
 from engine.data.published_files import find_split, read_split
+from engine.data.rows import Rows
 from engine.data.sources import Table, is_prepared, read_documents, read_table
 from engine.data.splits import drop_duplicates, held_out_size, hold_out, hold_out_groups, text_key, without
-from engine.data.task import Rows, TaskSpec
+from engine.data.task import TaskSpec, head_of, heads
 from engine.data.task_data import FileRead, TaskData, Understood
 from engine.errors import UserError
 
@@ -54,10 +55,12 @@ def load_task(config: DataConfig, seed: int = 0) -> TaskData:
     elif config.train is None:
         spec, rows, dev, understood = _embedded_task(config)
     else:
-        spec, rows, dev, understood = _read_task(config, notes)
-    rows, dropped, conflicts = drop_duplicates(rows, is_regression=spec.is_regression)
+        own = next((head for head in heads() if head.reads(config.train)), None)
+        spec, rows, dev, understood = _read_task(config, notes) if own is None else own.read(config, notes)
+    head = spec.head
+    rows, dropped, conflicts = drop_duplicates(rows, head.merged)
     if dropped:
-        kept = "mean" if spec.is_regression else "most frequent"
+        kept = head.merged_as
         notes.append(f"{dropped} duplicate training texts dropped ({conflicts} with several labels: {kept} label kept)")
     if dev is not None:
         rows, shared = without(rows, [dev, *further.values()])
@@ -133,8 +136,8 @@ _GIVEN_METRIC = "data.metric says so"
 
 def _embedded_task(config: DataConfig) -> tuple[TaskSpec, Rows, None, Understood]:
     spec, why = embedded.SENTIMENT, "the demo's own"
-    if config.kind == "regression":
-        raise UserError("data.kind is 'regression' but the embedded task is a classification: give --data.train")
+    if config.kind not in ("auto", spec.kind):
+        raise UserError(f"data.kind is {config.kind!r} but the embedded task is a {spec.kind}: give --data.train")
     if config.metric != "auto":
         spec, why = TaskSpec.from_dict({**spec.to_dict(), "metric": config.metric}), _GIVEN_METRIC
     rows = embedded.sentiment_rows()
@@ -151,14 +154,15 @@ def _read_task(config: DataConfig, notes: list[str]) -> tuple[TaskSpec, Rows, Ro
     given = config.label_names or table.class_names.get(label)
     keys, kept = _labelled(config, table, label, config.label_names or (), notes)
     kind = infer_kind(keys, label, config.kind)
-    names = class_names(keys, label, source, given) if kind == "classification" else ()
+    head = head_of(kind)
+    names = head.class_names(keys, label, source, given)
     metric, why = config.metric, _GIVEN_METRIC
     if metric == "auto":
-        metric, why = choose_metric(kind, len(names), len(texts) == 2, glue_task(_place(source)))
+        metric, why = head.choose_metric(len(names), len(texts) == 2, glue_task(_place(source)))
     spec = TaskSpec(_task_name(source), kind, texts, label, names, metric)
     train = _rows(table, spec, keys, kept)
-    if spec.is_regression and train.labels is not None and np.ptp(train.labels) == 0:
-        raise UserError(f"{source}: every value of {label!r} is {train.labels[0]}: there is nothing to learn")
+    if train.labels is not None:
+        head.check_labels(train.labels, label, source)
     files = [_file_read("train", table, spec)]
     dev = None
     if config.dev is not None:
@@ -201,7 +205,7 @@ def _labelled(
 def _why_kind(config: DataConfig, kind: str) -> str:
     if config.kind != "auto":
         return "data.kind says so"
-    return "labels are numbers with decimals, or many" if kind == "regression" else "labels are words or whole numbers"
+    return head_of(kind).inferred_from
 
 
 def _file_read(role: str, table: Table, spec: TaskSpec) -> FileRead:
@@ -219,10 +223,7 @@ def _read_dev(config: DataConfig, spec: TaskSpec, train: Rows, notes: list[str])
             f"{source}: no label column {spec.label_column!r} (columns: {', '.join(table.columns)}): give a dev "
             "file with labels, or leave data.dev out to hold rows out of data.train"
         )
-    allowed: tuple[str, ...] = spec.label_names
-    if spec.is_regression and train.labels is not None and train.labels.min() < 0:
-        allowed = ("-1",)
-    keys, kept = _labelled(config, table, spec.label_column, allowed, notes)
+    keys, kept = _labelled(config, table, spec.label_column, spec.head.allowed(spec, train.labels), notes)
     return _rows(table, spec, keys, kept), _file_read("dev", table, spec)
 
 
@@ -230,9 +231,7 @@ def _rows(table: Table, spec: TaskSpec, keys: list[str], kept: np.ndarray) -> Ro
     texts = tuple(table.texts(column) for column in spec.text_columns)
     if len(kept) < len(table):
         texts = tuple([column[row] for row in kept.tolist()] for column in texts)
-    if spec.is_regression:
-        return Rows(texts, targets(keys, spec.label_column, table.source))
-    return Rows(texts, class_ids(keys, spec.label_names, table.source))
+    return Rows(texts, spec.head.labels(keys, spec, table.source))
 
 
 def _split(
@@ -248,13 +247,14 @@ def _split(
     least = min(LEAST_HELD_OUT, most) if config.min_held_out is None else config.min_held_out
     sizes = [held_out_size(len(rows), f, least, most) for f in fractions]
     last = config.held_out == "last"
-    if spec.is_span or spec.is_choice:
-        train, parts = hold_out_groups(rows, sizes, seed, rows.texts[1 if spec.is_span else 0], last=last)
+    groups = spec.head.groups(rows)
+    if groups is not None:
+        train, parts = hold_out_groups(rows, sizes, seed, groups, last=last)
     else:
-        train, parts = hold_out(rows, sizes, seed, stratify=not spec.is_regression, last=last)
+        train, parts = hold_out(rows, sizes, seed, stratify=spec.head.stratified, last=last)
     for name, part in zip(("score", "select", "dev"), parts, strict=False):
         if len(part) == 0:
-            remedy = "give more contexts" if spec.is_span or spec.is_choice else "every class needs two different texts"
+            remedy = "give more contexts" if groups is not None else "every class needs two different texts"
             raise UserError(f"{config.train or config.task}: no row can be held out as {name}: {remedy}")
     return train, parts[0], parts[1], parts[2] if dev is None else dev
 

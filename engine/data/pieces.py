@@ -37,6 +37,9 @@ class Pieces:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.by_word = _splits_at_white_space(tokenizer)
+        self._ids: np.ndarray
+        self._starts: np.ndarray
+        self._lengths: np.ndarray
         self._forget()
 
     def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,12 @@
 """Text to memory-mapped shards of packed tokens, once, in parallel, and resumable.
 
 Every source is read in order and cut into blocks of whole documents; blocks are tokenized and packed by worker
-processes (`engine.data.text.Packer`) and written in order. A shard ends with the block that fills it. What a shard
-holds is a function of the settings and of the document it begins with, so shards are byte for byte the same for any
-number of workers, and after any kill: finished shards are kept, and reading goes on behind their last document.
+processes (`engine.data.text.Packer`) and written in order. Shards are byte for byte the same for any number of workers,
+and after any kill: finished shards are kept, and reading goes on behind their last document.
 
     FOLDER/  shard-00000/ ...   progress.json (until it is finished)   manifest.json (then)
 
 The manifest holds settings, tokenizer, counts and the hash of every file, and neither times nor places.
-
-Rejected: `datasets.map(num_proc=...)`. Its cache holds every token as an Arrow list, must be read through once more to
-pack sequences, and its resumption depends on hashes of code.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ import numpy as np
 
 from engine.data.catalog import PublishedTask
 from engine.data.filechecks import check_encoding
-from engine.data.labels import class_ids, label_keys, targets
+from engine.data.labels import class_ids, label_keys
 from engine.data.readers import csv_rows, mended
+from engine.data.rows import Gold, Rows
 from engine.data.sources import read_table
-from engine.data.task import Gold, Rows
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
     """
     table = read_table(source)
     if task.reader == "squad":
-        texts = ([t.strip() for t in table.texts("question")], table.texts("context"))
+        asked = ([t.strip() for t in table.texts("question")], table.texts("context"))
         golds = None
         if labelled:
             items = [
@@ -226,34 +227,33 @@ def read_hub(task: PublishedTask, source: str, *, labelled: bool) -> Rows:
                 for a in table.values("answers")
             ]
             golds = [_gold(item, name) for item, name in zip(items, table.texts("id"), strict=True)]
-        return Rows(texts, None, table.texts("id"), golds)
+        return Rows(asked, None, table.texts("id"), golds)
     if task.reader == "swag":
         second = table.texts("sent2")
         endings = (table.texts(f"ending{i}") for i in range(len(task.classes)))
-        columns = [[f"{s} {e}".strip() for s, e in zip(second, ending, strict=True)] for ending in endings]
+        choices = [[f"{s} {e}".strip() for s, e in zip(second, ending, strict=True)] for ending in endings]
         labels = np.array(table.values("label"), dtype=np.int64) if labelled else None
         if labels is not None and table.class_names.get("label"):
             labels = class_ids(label_keys(table.values("label"), source), task.classes, source)
-        return Rows((table.texts("sent1"), *columns), labels, [str(i) for i in range(len(table))])
+        return Rows((table.texts("sent1"), *choices), labels, [str(i) for i in range(len(table))])
     if task.reader == "race":
         columns = (table.values(name) for name in ("article", "question", "options", "answer"))
         found = [(*row, str(i)) for i, row in enumerate(zip(*columns, strict=True))]
         return _race_rows(task, found, labelled, source)
-    texts = tuple(
+    texts: tuple[list[str], ...] = tuple(
         table.texts(name) for name in (task.texts if "#" not in task.texts[0] else ("sentence1", "sentence2"))
     )
     keys = [str(v) for v in table.values("label")] if labelled else []
     labels = None
     if labelled:
-        labels = targets(keys, "label", source) if task.kind == "regression" else class_ids(keys, task.classes, source)
+        labels = task.spec.head.labels(keys, task.spec, source)
     return Rows(texts, labels, table.texts("idx") if "idx" in table.columns else None)
 
 
 def _labels(task: PublishedTask, values: list[str], where: str) -> np.ndarray:
     keys = label_keys(values, where, task.values or task.classes, remedy="give the file as published")
-    if task.kind == "regression":
-        return targets(keys, task.label, where)
-    return class_ids(keys, task.values or task.classes, where)
+    spec = replace(task.spec, label_names=task.values or task.classes, label_column=task.label)
+    return spec.head.labels(keys, spec, where)
 
 
 def _json(path: Path, encoding: str) -> Any:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.data.filechecks import check_encoding
 from engine.errors import UserError
@@ -336,7 +336,7 @@ def _widths(sample: str, delimiter: str, quoting: str, cut: bool) -> list[int]:
     return [len(fields) for fields in rows if len(fields) > 1 or "".join(fields).strip()]
 
 
-def _quoting(quoting: str) -> int:
+def _quoting(quoting: str) -> Literal[0, 3]:
     return csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
 
 

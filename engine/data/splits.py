@@ -12,13 +12,14 @@ with one member, which user files have.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from engine.data.task import Rows
+from engine.data.rows import Rows
 
 
 def text_key(texts: Iterable[str]) -> tuple[str, ...]:
@@ -31,10 +32,12 @@ def row_keys(rows: Rows) -> list[tuple[str, ...]]:
     return [text_key(texts) for texts in zip(*rows.texts, strict=True)]
 
 
-def drop_duplicates(rows: Rows, *, is_regression: bool) -> tuple[Rows, int, int]:
+def drop_duplicates(rows: Rows, merged: Callable[[Sequence[Any]], Any]) -> tuple[Rows, int, int]:
     """One row per exact text (outer white space aside), the first one, with the group's label.
 
-    The label is the group's most frequent class (the first of equals), or its mean target for regression.
+    Args:
+        rows: of one task.
+        merged: the label of several rows with one text, from theirs (`TaskHead.merged`).
 
     Returns:
         The rows, how many were dropped, and how many groups disagreed on the label.
@@ -45,13 +48,14 @@ def drop_duplicates(rows: Rows, *, is_regression: bool) -> tuple[Rows, int, int]
     kept = rows.take([members[0] for members in groups.values()])
     if rows.labels is None:
         return kept, len(rows) - len(kept), 0
+    assert kept.labels is not None
     labels = kept.labels.copy()
     conflicts = 0
     for position, members in enumerate(groups.values()):
         values = rows.labels[members].tolist() if len(members) > 1 else []
         if len(set(values)) > 1:
             conflicts += 1
-            labels[position] = np.mean(values) if is_regression else Counter(values).most_common(1)[0][0]
+            labels[position] = merged(values)
     return replace(kept, labels=labels), len(rows) - len(kept), conflicts
 
 

@@ -1,40 +1,35 @@
-"""A task and its rows, before anything is tokenized.
+"""A task (`TaskSpec`) and what a kind of task is (`TaskHead`): everything that differs between one kind and another.
 
-Four kinds: classification and regression of one text or a pair; question answering by a span of a context
-(text columns: question, context; gold: `Gold`); multiple choice (text columns: what all choices share, then one per
-choice; label: the right one).
+The kinds that are there live in `engine.tasks`, a file each, and are registered when `engine` is imported. Nothing else
+in `engine` or `search` asks what kind a task is: it asks the task's head, `spec.head`.
 
-Chosen: columns of Python strings beside one numpy label array. Rejected: handing `datasets.Dataset` objects around;
-every consumer would then depend on that library and on its cache files staying where they are.
+How to add a kind: subclass `TaskHead` (or `engine.tasks.texts.TextsHead`, for texts with one answer each) in a file of
+`engine.tasks`, and name it in `engine/tasks/__init__.py`. This file loads no framework, so that mistakes in files are
+told at once; heads import torch and transformers inside their methods.
+
+Rejected: a table by kind wherever one is needed; a new kind touches fifteen files.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from engine.data.results import Found, Measured, Predictions, Simple
+from engine.data.rows import NO_LABEL, Rows
 from engine.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from engine.data.dataset import EncodedDataset
 
 NEG_LOG_LOSS = "neg_log_loss"
 """Name, as scikit-learn's, of the mean log-likelihood of the gold classes: continuous where accuracy has steps."""
-
-METRICS = {
-    "classification": ("accuracy", "f1", "mcc", NEG_LOG_LOSS),
-    "regression": ("pearson", "spearman"),
-    "question_answering": ("f1", "exact_match"),
-    "multiple_choice": ("accuracy", NEG_LOG_LOSS),
-}
-"""Per kind of task the metrics that can rank models."""
-
-Kind = Literal["classification", "regression", "question_answering", "multiple_choice"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class TaskSpec:
 
     Attributes:
         name: short name for reports.
-        kind: what is predicted, see the module.
+        kind: what is predicted: the name of a registered `TaskHead`.
         text_columns: one column, or two for a pair; of multiple choice the shared text and one column per choice.
         label_column: the column with the gold label.
         label_names: class names in id order, or those of the choices; () where there are no classes. Of two, the
@@ -53,7 +48,7 @@ class TaskSpec:
     """
 
     name: str
-    kind: Kind
+    kind: str
     text_columns: tuple[str, ...]
     label_column: str
     label_names: tuple[str, ...] = ()
@@ -61,49 +56,26 @@ class TaskSpec:
     no_answer: bool = False
 
     def __post_init__(self) -> None:
-        columns = len(self.text_columns)
-        if self.kind in ("classification", "regression") and columns not in (1, 2):
-            raise UserError(f"task {self.name!r} has {columns} text columns: give one or two")
-        if self.kind == "question_answering" and columns != 2:
-            raise UserError(f"task {self.name!r} has {columns} text columns: give the question's and the context's")
-        if self.kind == "multiple_choice" and (columns < 3 or columns != len(self.label_names) + 1):
-            raise UserError(
-                f"task {self.name!r} has {columns} text columns and {len(self.label_names)} names of choices: give the"
-                " shared text's column and one for each of two or more choices"
-            )
-        if self.kind == "classification" and len(self.label_names) < 2:
-            raise UserError(f"task {self.name!r} has {len(self.label_names)} class(es): classification needs two")
-        if self.kind in ("regression", "question_answering") and self.label_names:
-            raise UserError(f"task {self.name!r} is a {self.kind} and has label names: leave them out")
+        self.head.check(self)
         if self.metric not in self.metrics:
             raise UserError(
                 f"metric {self.metric!r} does not fit a {self.kind} task: choose one of {', '.join(self.metrics)}"
             )
 
     @property
+    def head(self) -> TaskHead:
+        """What is special about its kind."""
+        return head_of(self.kind)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that apply, `metric` not necessarily first."""
-        return METRICS[self.kind]
+        return self.head.metrics
 
     @property
     def num_labels(self) -> int:
         """Classes or choices, or 1 where there are none."""
         return len(self.label_names) or 1
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether labels are real numbers."""
-        return self.kind == "regression"
-
-    @property
-    def is_span(self) -> bool:
-        """Whether the answer is a span of the second text."""
-        return self.kind == "question_answering"
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether an input is several texts of which one is right."""
-        return self.kind == "multiple_choice"
 
     @property
     def is_pair(self) -> bool:
@@ -125,85 +97,303 @@ class TaskSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
         """Inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
-@dataclass(frozen=True)
-class Gold:
-    """Accepted answers to one question; none at all where the context does not answer it.
+class TaskHead(ABC):
+    """One kind of task, from its labels to its predictions. Heads hold no state: one instance serves all tasks.
 
-    Attributes:
-        texts: as they stand in the context.
-        starts: character at which each begins.
-    """
-
-    texts: tuple[str, ...] = ()
-    starts: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Texts and labels of one split.
+    Names used below: B sequences or rows of a batch, S tokens, C outputs; *answers* are what `answer` makes of a
+    model's outputs, *gold* is what `gold` gives.
 
     Attributes:
-        texts: one list of N strings per text column.
-        labels: [N] int64 class ids or float32 targets; None for unlabelled rows and for question answering.
-        ids: names of the rows in their published file, for prediction files; None where there are none.
-        golds: N entries for question answering with answers, otherwise None.
+        kind: its name, as in `TaskSpec.kind`, words joined by `_`.
+        metrics: names of the metrics that can rank models.
+        from_table: whether a table with a label column can be such a task, so that `data.kind` may name it.
+        named_outputs: whether output c stands for `label_names[c]`, so that a loaded head is put into their order.
+        pooled: whether a sequence has one answer [C], read from its pooled vector: candidates then share their work
+            when scored, and tasks may be trained beside each other.
+        inherits: whether strategy inherit serves it; needs `divergence`, and labels that are one number per row.
+        windows: whether texts longer than `data.max_length` are read in windows instead of cut.
+        default_length: tokens of a sequence where `ffnas predict` is not told.
+        most_rows: most sequences per forward pass of an evaluation; None: as many as the caller says.
+        stratified: whether held-out rows have each class in its share.
+        merged_as: what `merged` gives, in words.
+        inferred_from: what a table's labels look like where the kind was found by them.
+        kept: name of the array of `Measured.rows` in predictions files.
+        label_dtype: of the gold labels in predictions files; None where those files hold none.
+        suffixes: of the files `ffnas predict` writes.
     """
 
-    texts: tuple[list[str], ...]
-    labels: np.ndarray | None = None
-    ids: list[str] | None = None
-    golds: list[Gold] | None = None
+    kind: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    from_table: ClassVar[bool] = False
+    named_outputs: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+    inherits: ClassVar[bool] = False
+    windows: ClassVar[bool] = False
+    default_length: ClassVar[int] = 128
+    most_rows: ClassVar[int | None] = None
+    stratified: ClassVar[bool] = False
+    merged_as: ClassVar[str] = "most frequent"
+    inferred_from: ClassVar[str] = "labels are words or whole numbers"
+    kept: ClassVar[str] = "logits"
+    label_dtype: ClassVar[type[np.generic] | None] = np.int64
+    suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")
 
-    def __post_init__(self) -> None:
-        counts = {len(column) for column in self.texts}
-        counts.update(len(part) for part in (self.labels, self.ids, self.golds) if part is not None)
-        if len(counts) != 1:
-            raise ValueError(f"columns of unequal length: {sorted(counts)}")
+    @abstractmethod
+    def check(self, spec: TaskSpec) -> None:
+        """Raises `UserError` where columns or label names of the task do not fit the kind."""
 
-    def __len__(self) -> int:
-        return len(self.texts[0])
+    def choose_metric(self, num_labels: int, is_pair: bool, glue: str | None) -> tuple[str, str]:
+        """The metric that ranks models where the user names none, and why; `glue`: the GLUE task the path names."""
+        return self.metrics[0], f"the usual one for {self.kind.replace('_', ' ')}"
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> Rows:
-        """The rows at `indices`, in that order."""
-        indices = np.asarray(indices, dtype=np.int64)
-        texts = tuple([column[i] for i in indices.tolist()] for column in self.texts)
-        return Rows(
-            texts,
-            None if self.labels is None else self.labels[indices],
-            None if self.ids is None else [self.ids[i] for i in indices.tolist()],
-            None if self.golds is None else [self.golds[i] for i in indices.tolist()],
-        )
+    def reads(self, source: str) -> bool:
+        """Whether `data.train` names files that only this kind can read, in a way of its own (`read`)."""
+        return False
 
-    def sample(self, count: int | None, seed: int) -> Rows:
-        """At most `count` rows drawn without replacement, in their original order."""
-        if count is None or count >= len(self):
-            return self
-        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+    def read(self, config: Any, notes: list[str]) -> tuple[TaskSpec, Rows, Rows | None, Any]:
+        """The task, its training rows, those of the dev file if any, and an `engine.data.task_data.Understood`.
 
-    def write_csv(self, path: str | Path, spec: TaskSpec) -> None:
-        """Write the rows as a CSV file that `load_task` reads back: text columns, then the label by name."""
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*spec.text_columns, spec.label_column])
-            for i, texts in enumerate(zip(*self.texts, strict=True)):
-                label = "" if self.labels is None else self.labels[i].item()
-                named = spec.label_names[label] if spec.label_names and label != "" else label
-                writer.writerow([*texts, named])
+        Args:
+            config: an `engine.data.config.DataConfig` whose `train` this kind `reads`.
+            notes: what was done to the data is added here, a line each.
+        """
+        raise NotImplementedError(f"{self.kind}: has no files of its own")
+
+    def class_names(self, keys: Sequence[str], column: str, where: str, given: Sequence[str] | None) -> tuple[str, ...]:
+        """Class names in id order, found in the labels of a table's training rows; () for kinds without classes.
+
+        Args:
+            keys: one label per row, as text (`engine.data.labels.label_keys`).
+            column, where: name of the column and the file, for messages.
+            given: names the user gave.
+        """
+        return ()
+
+    def labels(self, keys: Sequence[str], spec: TaskSpec, where: str) -> np.ndarray:
+        """[N] labels of a table's rows as numbers; raises `UserError` with the row's number where one does not fit."""
+        raise UserError(f"{where}: a {self.kind} task is not read from a table: leave data.kind out")
+
+    def check_labels(self, labels: np.ndarray, column: str, where: str) -> None:  # noqa: B027  most have no rule
+        """Raises `UserError` where a table's training labels [N] leave nothing to learn."""
+
+    def allowed(self, spec: TaskSpec, train: np.ndarray | None) -> tuple[str, ...]:
+        """Labels of a dev file that are labels even if they look like a mark for a missing one, as -1 does."""
+        return spec.label_names
+
+    def merged(self, values: Sequence[Any]) -> Any:
+        """The label of several rows with one text."""
+        raise NotImplementedError(f"{self.kind}: rows have no label of one number")
+
+    def groups(self, rows: Rows) -> Sequence[str] | None:
+        """[N] the group of each row, where rows of one group have to stay in one split; None where they need not."""
+        return None
+
+    def describe_labels(self, spec: TaskSpec, parts: Sequence[Rows]) -> str:
+        """The labels of all splits in a few words."""
+        return f"{sum(map(len, parts)):,} rows"
+
+    def card_lines(self, spec: TaskSpec, labels: np.ndarray) -> list[str]:
+        """Lines of the model card about the training labels [N]."""
+        return []
+
+    def sequences(self, texts: Sequence[Sequence[str]]) -> list[Sequence[Sequence[str]]]:
+        """Text columns of the sequences that a row becomes: mostly one, with all of them."""
+        return [texts]
+
+    @abstractmethod
+    def encode(
+        self,
+        rows: Rows,
+        spec: TaskSpec,
+        tokenizer: Any,
+        max_length: int,
+        *,
+        stride: int | None = None,
+        published: bool = False,
+    ) -> EncodedDataset:
+        """Rows as token arrays; arguments as of `engine.data.encode.encode_task`, which has checked `max_length`."""
+
+    @abstractmethod
+    def student_class(self) -> type[Any]:
+        """Our model with this head, an `engine.student.modeling.FFNASPreTrainedModel`."""
+
+    def auto_class(self) -> Any:
+        """transformers' Auto class for it, which loads teachers."""
+        import transformers
+
+        return getattr(transformers, self.student_class().hand_over.auto)
+
+    def config_fields(self, spec: TaskSpec) -> dict[str, Any]:
+        """Fields of a model's configuration that say what its head answers."""
+        return {}
+
+    def spec_of(self, config: Mapping[str, Any]) -> TaskSpec | None:
+        """The task that a saved model answers, where its `config.json` alone tells it; None: it does not."""
+        return None
+
+    def answer_shape(self, spec: TaskSpec, rows: int, columns: int) -> tuple[int, ...]:
+        """Shape of a model's output for `rows` sequences of `columns` tokens; the teacher's is kept on disk so."""
+        return (rows, spec.num_labels)
+
+    @abstractmethod
+    def gold_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of outputs against gold labels, as batches hold them: a mean over what has a label, float32 scalar."""
+
+    @abstractmethod
+    def teacher_loss(self, student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        """How far outputs are from the teacher's, 0 where they agree: T² KL, or a mean square. float32 scalar.
+
+        Args:
+            student, teacher: outputs of one shape (`answer_shape`).
+            mask: [B, S] bool, True at real tokens.
+            temperature: T > 0.
+        """
+
+    @abstractmethod
+    def prediction_loss(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        mask: Tensor,
+        labels: Tensor | None,
+        *,
+        temperature: float,
+        paper_exact: bool,
+    ) -> Tensor:
+        """The prediction term of `engine.objective`; arguments as of `teacher_loss`.
+
+        Args:
+            teacher: None where the teacher gave no outputs.
+            labels: of the batch, if it has any.
+            paper_exact: with the published code's arithmetic.
+
+        Raises:
+            UserError: what it needs is missing, or the outputs cannot be compared.
+        """
+
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """How far answers [N, C] are from the teacher's, per row: KL(teacher || student), or a squared difference."""
+        raise NotImplementedError(f"{self.kind}: rows have no answer of their own")
+
+    def no_labels(self, count: int, like: np.ndarray) -> np.ndarray:
+        """Labels of `count` rows that have none, to stand beside those in `like`."""
+        return np.full(count, NO_LABEL, dtype=like.dtype)
+
+    @abstractmethod
+    def answer(self, spec: TaskSpec, data: EncodedDataset, found: Found) -> Any:
+        """Answers to the rows of `data`, which needs no labels.
+
+        Raises:
+            FloatingPointError: an output is NaN or infinite: the model has diverged.
+        """
+
+    def gold(self, rows: Rows) -> Any:
+        """What answers to `rows` are compared with; None where there is nothing."""
+        return rows.labels
+
+    def gold_of(self, data: EncodedDataset) -> Any:
+        """The same of encoded rows."""
+        return data.labels
+
+    @abstractmethod
+    def score(
+        self, spec: TaskSpec, answers: Any, gold: Any, *, kept: np.ndarray | None = None, threshold: float = 0.0
+    ) -> Measured:
+        """How good answers are.
+
+        Args:
+            answers: see `answer`.
+            gold: of the same rows, or of those at `kept`.
+            kept: [M] positions of the rows that have a label; None: all do.
+            threshold: see `threshold`.
+        """
+
+    def threshold(self, spec: TaskSpec, answers: Callable[[], Any], gold: Any) -> float:
+        """A decision that is made on the select split and not on dev (when to say "no answer"), 0 where there is none;
+        `answers` gives those to the select split."""
+        return 0.0
+
+    def constant_score(self, spec: TaskSpec, data: EncodedDataset) -> float | None:
+        """The task's metric of the best answer that looks at no text, which a head that is loaded has to beat before it
+        is used without fine-tuning; None: such heads are always fine-tuned."""
+        return None
+
+    def row_metrics(self, spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+        """Metrics of outputs [N, C] against labels [N], for kinds whose rows have one label each."""
+        raise ValueError(f"a {self.kind} task has no metrics of rows")
+
+    def kept_columns(self, spec: TaskSpec) -> int:
+        """K."""
+        return spec.num_labels
+
+    def metric(self, spec: TaskSpec, rows: np.ndarray, labels: np.ndarray | None) -> float:
+        """The task's metric, from what is kept of each row and the labels in the predictions file."""
+        if labels is None:
+            raise ValueError(f"labels: needed for a {self.kind} task")
+        return self.row_metrics(spec, rows, labels)[spec.metric]
+
+    @abstractmethod
+    def resampled(self, spec: TaskSpec, rows: np.ndarray, labels: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
+        """[R] the task's metric on resamples; `counts` [R, N] says how often each holds each row."""
+
+    def shown(self, spec: TaskSpec, rows: np.ndarray, dev: Rows, *, samples: bool, seed: int) -> dict[str, Any]:
+        """The answers for people, as `engine.evaluation.shown` describes it; {} for none."""
+        return {}
+
+    def simple_models(self) -> Simple | None:
+        """Models that need no network, for comparison; None: there are none."""
+        return None
+
+    @abstractmethod
+    def predictions(
+        self, spec: TaskSpec, key: str, names: Sequence[Any], answers: Any, *, every: bool, threshold: float
+    ) -> Predictions:
+        """What is written of answers.
+
+        Args:
+            key: what the names of rows are called.
+            names: of the rows.
+            answers, threshold: see `score`.
+            every: also what was not chosen: the probabilities of all classes.
+        """
+
+    def table_gold(
+        self, spec: TaskSpec, keys: Sequence[str], kept: np.ndarray, raw: Sequence[Any], column: str, where: str
+    ) -> tuple[np.ndarray, str]:
+        """Labels of a table that was answered, as the model numbers them, and a line on how they were taken ("").
+
+        Args:
+            keys: labels as text, of the rows at `kept`.
+            kept: [M] their positions.
+            raw: the whole column, as it was read.
+            column, where: names for messages.
+        """
+        return self.labels(keys, spec, where), ""
 
 
-def join_rows(parts: Sequence[Rows]) -> Rows:
-    """The rows of several splits of one task, one after the other."""
-    labels = [part.labels for part in parts if part.labels is not None]
-    ids = [part.ids for part in parts if part.ids is not None]
-    golds = [part.golds for part in parts if part.golds is not None]
-    return Rows(
-        tuple(
-            [text for column in columns for text in column] for columns in zip(*(p.texts for p in parts), strict=True)
-        ),
-        np.concatenate(labels) if len(labels) == len(parts) else None,
-        [name for names in ids for name in names] if len(ids) == len(parts) else None,
-        [gold for answers in golds for gold in answers] if len(golds) == len(parts) else None,
-    )
+_HEADS: dict[str, TaskHead] = {}
+
+
+def register(head: TaskHead) -> None:
+    """Makes a kind of task known; one of the same name is replaced."""
+    _HEADS[head.kind] = head
+
+
+def head_of(kind: str) -> TaskHead:
+    """The head of that kind.
+
+    Raises:
+        UserError: there is none.
+    """
+    if kind not in _HEADS:
+        raise UserError(f"task kind {kind!r} is not known: choose one of {', '.join(_HEADS)}")
+    return _HEADS[kind]
+
+
+def heads() -> tuple[TaskHead, ...]:
+    """All kinds of tasks, in the order they were registered."""
+    return tuple(_HEADS.values())

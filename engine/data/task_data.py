@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from engine.data.task import Rows, TaskSpec
+from engine.data.rows import Rows
+from engine.data.task import TaskSpec
 
 if TYPE_CHECKING:
     from engine.data.dataset import EncodedDataset
@@ -90,11 +91,19 @@ class TaskData:
         from engine.data.text import encode_text
 
         def encoded(rows: Rows) -> EncodedDataset:
-            options = {"max_positions": max_positions, "stride": self.stride, "published": published}
-            return encode_task(rows, self.spec, tokenizer, max_length, **options)
+            return encode_task(
+                rows,
+                self.spec,
+                tokenizer,
+                max_length,
+                max_positions=max_positions,
+                stride=self.stride,
+                published=published,
+            )
 
         splits = {name: encoded(getattr(self, name)) for name in ("train", "score", "select", "dev")}
         further = {name: encoded(rows) for name, rows in self.further.items()}
+        text: EncodedDataset | ShardedText
         if self.prepared:
             text = load_prepared(self.prepared, tokenizer, max_positions=max_positions)
         else:

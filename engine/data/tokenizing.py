@@ -39,6 +39,7 @@ def pack(
     truncated: int,
     choices: int = 1,
     spans: Spans | None = None,
+    labels_per_token: bool = False,
 ) -> EncodedDataset:
     """Build the data set from token blocks and row lengths."""
     if tokenizer.pad_token_id is None:
@@ -54,6 +55,7 @@ def pack(
         truncated=truncated,
         choices=choices,
         spans=spans,
+        labels_per_token=labels_per_token,
     )
 
 

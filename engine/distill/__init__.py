@@ -6,14 +6,12 @@
 - `mixed_states`: K subnets of one supernet in one pass.
 """
 
-from engine.distill.distiller import TASK_TERMS, TEXT_TERMS, Distiller
+from engine.distill.distiller import Distiller
 from engine.distill.mixed import mixed_states
 from engine.distill.population import Member, Outcome, PopulationStep, train_population
 from engine.distill.targets import TeacherTargets, states_bytes
 
 __all__ = [
-    "TASK_TERMS",
-    "TEXT_TERMS",
     "Distiller",
     "Member",
     "Outcome",

@@ -10,22 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
 from engine.data import Batch, TaskSpec
 from engine.distill.graphs import StepGraphs
 from engine.distill.mixed import mixed_states
+from engine.loss_terms import LOGGED, TASK_TERMS, TEXT_TERMS
 from engine.objective import KDLoss, KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
 from engine.student.attention import TeacherHeads
+from engine.student.modeling import FFNASPreTrainedModel
 
 if TYPE_CHECKING:
     from engine.teacher import Teacher
-
-TEXT_TERMS = ("hidden", "attention")
-TASK_TERMS = ("hidden", "attention", "prediction")
 
 
 class Distiller:
@@ -78,7 +76,7 @@ class Distiller:
 
     def text_loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         *,
         architecture: Architecture | None = None,
@@ -89,18 +87,18 @@ class Distiller:
 
     def task_loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         *,
         architecture: Architecture | None = None,
         targets: EncoderStates | None = None,
     ) -> KDLoss:
-        """All three terms on a batch of the task; regression predicts the gold labels."""
+        """All terms on a batch of the task."""
         return self._loss(student, batch, TASK_TERMS, architecture, targets)
 
     def mixed_loss(
         self,
-        supernet: nn.Module,
+        supernet: FFNASPreTrainedModel,
         batch: Batch,
         architectures: Sequence[Architecture],
         *,
@@ -125,28 +123,36 @@ class Distiller:
             states = mixed_states(supernet, batch, architectures, score_targets=self.score_targets(targets, terms))
         losses = [self._objective(supernet, s, batch, targets, terms) for s in states]
         share = 1 / len(losses) if average else 1.0
-        names = ("total", "hidden", "attention", "prediction")
-        return KDLoss(**{name: share * sum(getattr(loss, name) for loss in losses) for name in names})
+        return KDLoss(**{name: share * sum(getattr(loss, name) for loss in losses) for name in LOGGED})
 
     def _loss(
         self,
-        student: nn.Module,
+        student: FFNASPreTrainedModel,
         batch: Batch,
         terms: tuple[str, ...],
         architecture: Architecture | None,
         targets: EncoderStates | None,
     ) -> KDLoss:
         if targets is None:
-            targets = self.targets(batch, need_logits="prediction" in terms)
+            targets = self.targets(batch, need_logits=self.needs_logits(terms))
         with autocast(self.device, self.precision):
             states = student.states(
                 batch.input_ids,
                 batch.attention_mask,
                 batch.token_type_ids,
                 architecture=architecture,
+                layers=self.student_layers(student),
                 score_targets=self.score_targets(targets, terms),
             )
         return self._objective(student, states, batch, targets, terms)
+
+    def needs_logits(self, terms: tuple[str, ...]) -> bool:
+        """Whether the teacher's head has to run for these terms."""
+        return "prediction" in terms
+
+    def student_layers(self, student: FFNASPreTrainedModel) -> tuple[int, ...] | None:
+        """The student's layers that are compared; None: all."""
+        return None
 
     def score_targets(self, targets: EncoderStates, terms: tuple[str, ...]) -> list[TeacherHeads] | None:
         """What a student's attention needs to compute the score loss; None where that is not asked for, or not ours."""
@@ -155,7 +161,12 @@ class Distiller:
         return list(zip(targets.queries, targets.keys, strict=True))
 
     def _objective(
-        self, student: nn.Module, states: EncoderStates, batch: Batch, targets: EncoderStates, terms: tuple[str, ...]
+        self,
+        student: FFNASPreTrainedModel,
+        states: EncoderStates,
+        batch: Batch,
+        targets: EncoderStates,
+        terms: tuple[str, ...],
     ) -> KDLoss:
         # the projection of hidden states is a product of the student like any other; the published code's stays float32
         with autocast(self.device, "fp32" if self.weights.paper_exact else self.precision):
@@ -166,6 +177,6 @@ class Distiller:
                 fit_dense=student.base_model.fit_dense,
                 weights=self.weights,
                 labels=batch.labels,
-                regression=self.spec.kind == "regression",
+                head=self.spec.head,
                 terms=terms,
             )

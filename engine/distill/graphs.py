@@ -35,13 +35,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.data import Batch
 from engine.distill.device_graph import CudaGraph, DevicePrograms, Graph, Programs
 from engine.exhaustion import is_out_of_memory
 from engine.states import EncoderStates
 from engine.student.ffn import FFNPlan
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.optim import build_optimizer, clipped_step
 from engine.training.settings import PhaseSettings
 from kernels import dispatch
@@ -85,12 +86,12 @@ class Slot:
     """Fixed places of a student."""
 
     family: Hashable
-    model: nn.Module
+    model: FFNASPreTrainedModel
     programs: Programs
     settings: PhaseSettings
     lr: Tensor
     graphs: dict[Hashable, _Captured] = field(default_factory=dict)
-    tenant: nn.Module | None = None
+    tenant: FFNASPreTrainedModel | None = None
     steps: int = 0
     eager: bool = False
 
@@ -101,7 +102,7 @@ class Slot:
             self.model, lr=self.lr, weight_decay=self.settings.weight_decay, capturable=capturable
         )
 
-    def seat(self, tenant: nn.Module, plans: Sequence[FFNPlan]) -> None:
+    def seat(self, tenant: FFNASPreTrainedModel, plans: Sequence[FFNPlan]) -> None:
         """Gives the slot to a student, as it is now; the optimizer starts anew."""
         self.programs.load(plans)
         self.model.base_model.planner.full = self.programs.plans
@@ -109,8 +110,8 @@ class Slot:
             for place, given in zip(self.model.parameters(), tenant.parameters(), strict=True):
                 place.copy_(given)
                 given.data = place.data
-            for place, given in zip(self.model.buffers(), tenant.buffers(), strict=True):
-                place.copy_(given)
+            for buffer, wanted in zip(self.model.buffers(), tenant.buffers(), strict=True):
+                buffer.copy_(wanted)
         for state in self.optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()
@@ -158,7 +159,7 @@ class StepGraphs:
         self._filled: tuple[Batch, EncoderStates, Hashable] | None = None
         self._said: set[str] = set()
 
-    def seat(self, model: nn.Module, settings: PhaseSettings, part: str) -> Slot | None:
+    def seat(self, model: FFNASPreTrainedModel, settings: PhaseSettings, part: str) -> Slot | None:
         """A slot for a student that starts training, or None: it has no plan (not one of our models)."""
         planner = getattr(getattr(model, "base_model", None), "planner", None)
         if planner is None:
@@ -284,7 +285,7 @@ class StepGraphs:
         return shape
 
     def _family(
-        self, model: nn.Module, plans: Sequence[FFNPlan], settings: PhaseSettings, part: str
+        self, model: FFNASPreTrainedModel, plans: Sequence[FFNPlan], settings: PhaseSettings, part: str
     ) -> Hashable:  # fmt: skip
         config = model.config
         parameters = tuple((n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in model.named_parameters())

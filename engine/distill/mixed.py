@@ -30,7 +30,7 @@ from torch import Tensor
 from engine.architecture.architecture import Architecture
 from engine.data import Batch
 from engine.states import EncoderStates, Recorder
-from engine.student.attention import TeacherHeads, extended_mask
+from engine.student.attention import FFNASAttention, TeacherHeads, extended_mask
 from engine.student.encoder import require_whole_layers
 from engine.student.ffn import FFNPlan, FFNStack, ffn_weights, may_read
 from engine.student.modeling import FFNASPreTrainedModel
@@ -63,21 +63,21 @@ def mixed_states(
     mask = extended_mask(base.config, embedded, batch.mask)
     inputs: dict[tuple[FFNPlan, ...], Tensor] = {(): embedded}  # by prefix: a layer's input
     kept = [Recorder(embedded) for _ in plans]
-    teachers = score_targets or [None] * len(base.encoder)
+    teachers: Sequence[TeacherHeads | None] = score_targets or [None] * len(base.encoder)
     for index, (layer, teacher) in enumerate(zip(base.encoder, teachers, strict=True)):
-        attended = _attend(layer.attention, inputs, mask, teacher)
+        attended = _attend(layer.block, inputs, mask, teacher)
         wanted = list(dict.fromkeys(plan[: index + 1] for plan in plans))
         outputs = _run_stacks(layer.all_ffn, [attended[p[:-1]][0] for p in wanted], [p[-1] for p in wanted])
         inputs = dict(zip(wanted, outputs, strict=True))
         for recorder, plan in zip(kept, plans, strict=True):
             _, query, key, loss = attended[plan[:index]]
-            recorder.add(inputs[plan[: index + 1]], query, key, layer.attention.scaling, loss)
+            recorder.add(inputs[plan[: index + 1]], query, key, layer.block.scaling, loss)
     states = [recorder.states() for recorder in kept]
-    return [replace(s, logits=_logits(model, s.hidden[-1], batch)) for s in states]
+    return [replace(s, logits=model.answer(s.hidden[-1], batch.attention_mask)) for s in states]
 
 
 def _attend(
-    attention: torch.nn.Module,
+    attention: FFNASAttention,
     inputs: dict[tuple[FFNPlan, ...], Tensor],
     mask: Tensor | None,
     teacher: TeacherHeads | None,
@@ -110,11 +110,3 @@ def _member(ffns: FFNStack, plan: FFNPlan) -> GroupMember:
         p_drop=ffns.p_drop if ffns.training else 0.0,
         eps=ffns.eps,
     )
-
-
-def _logits(model: FFNASPreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor | None:
-    head = getattr(model, "classify", None)
-    if head is None:
-        return None
-    logits = head(hidden, batch.mask)
-    return logits.view(batch.input_ids.shape[:2]) if batch.input_ids.dim() == 3 else logits

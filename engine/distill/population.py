@@ -27,6 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,8 +40,9 @@ from engine.distill.distiller import Distiller
 from engine.distill.graphs import Slot, StepGraphs
 from engine.exhaustion import free_memory, is_out_of_memory
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.loop import LOG_EVERY
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
+from engine.training.optim import TrainingSteps
 from engine.training.readout import Readout
 from engine.training.settings import PhaseSettings
 
@@ -56,12 +58,18 @@ class Member:
         rng: state of PyTorch's generator its training starts from (`generator_state`); None takes the current one.
     """
 
-    model: nn.Module
+    model: FFNASPreTrainedModel
     rng: Tensor | None = None
     reason: str | None = None
     postponed: bool = False
     _loss: Tensor | None = None
     _skipped: Tensor | None = None
+
+    def unread(self) -> Tensor:
+        """float64 [2]: the sum of its losses, and the number of steps left out, since they were last read."""
+        assert self._loss is not None
+        assert self._skipped is not None
+        return torch.stack([self._loss, self._skipped.double()])
 
     @property
     def alive(self) -> bool:
@@ -161,7 +169,7 @@ class PopulationStep:
         if self._pool is None:
             for member, state in living:
                 if member.alive:  # an older one may have needed its memory
-                    self._with_room(lambda m=member, s=state: self._update(m, s, batch, targets), member)
+                    self._with_room(partial(self._update, member, state, batch, targets), member)
             return
         futures = []
         for member, state in living:
@@ -170,12 +178,15 @@ class PopulationStep:
         # Each of those has its turn again, alone, the oldest first; `_with_room` makes the younger ones wait.
         for member, state in without:
             if member.alive:
-                self._with_room(lambda m=member, s=state: self._submit(m, s, batch, targets).result(), member)
+                self._with_room(partial(self._wait_for, member, state, batch, targets), member)
 
     def _submit(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> Future[None]:
         context = contextvars.copy_context()  # the forced backend, if any
         assert self._pool is not None
         return self._pool.submit(context.run, self._update, member, state, batch, targets)
+
+    def _wait_for(self, member: Member, state: _Optimized, batch: Batch, targets: EncoderStates) -> None:
+        self._submit(member, state, batch, targets).result()
 
     @staticmethod
     def _had_room(future: Future[None]) -> bool:
@@ -193,7 +204,7 @@ class PopulationStep:
         self._judge(name)
         living = [m for m in self.members if m.alive and m._loss is not None]
         if living:
-            values = torch.stack([torch.stack([m._loss, m._skipped.double()]) for m in living])
+            values = torch.stack([m.unread() for m in living])
             self._reading = (living, Readout(values), done, (done - 1) % LOG_EVERY + 1)
             for member in living:
                 member._loss = member._skipped = None
@@ -216,11 +227,12 @@ class PopulationStep:
         own_generator = self._pool is None  # threads share the generator, and then nobody uses it
         if own_generator:
             outside = generator_state(self.device)
+            assert member.rng is not None  # since this object was made
             _set_generator_state(self.device, member.rng)
         try:
             member.model.train()
-            if self.graphs is not None and state.seat(self.graphs, self.part):
-                total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.rate())
+            if self.graphs is not None and state.seat(self.graphs, self.part) and state.slot is not None:
+                total, skipped = self.graphs.step(state.slot, self.part, batch, targets, state.steps.rate(state.done))
             else:
                 total, skipped = self._eager_update(member.model, state, batch, targets)
             if own_generator:
@@ -233,22 +245,20 @@ class PopulationStep:
         member._skipped = skipped if member._skipped is None else member._skipped + skipped
 
     def _eager_update(
-        self, model: nn.Module, state: _Optimized, batch: Batch, targets: EncoderStates
+        self, model: FFNASPreTrainedModel, state: _Optimized, batch: Batch, targets: EncoderStates
     ) -> tuple[Tensor, Tensor]:
         """(loss, float64; 1 where the step was left out)."""
         loss = self.distiller.text_loss if self.part == "text" else self.distiller.task_loss
-        fresh = not state.optimizer.state
+        fresh = not state.steps.optimizer.state
         try:
             terms = loss(model, batch, targets=targets)
             terms.total.backward()
-            skipped = clipped_step(state.optimizer, state.parameters, self.settings.clip)
+            skipped = state.steps.take()
         except (RuntimeError, MemoryError):
-            state.optimizer.zero_grad(set_to_none=True)
+            state.steps.forget_gradients()
             if fresh:  # its moments are made at the first step: some of them may be
-                state.optimizer.state.clear()
+                state.steps.optimizer.state.clear()
             raise
-        state.scheduler.step()
-        state.optimizer.zero_grad(set_to_none=True)
         return terms.total.detach().double(), skipped
 
     def _with_room(self, run: Callable[[], EncoderStates | None], keep: Member | None = None) -> EncoderStates:
@@ -277,8 +287,8 @@ class PopulationStep:
         """Frees a member's optimizer state and gradients; its model is the caller's."""
         state = self._states[self.members.index(member)]
         state.leave(self.graphs)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.optimizer.state.clear()
+        state.steps.forget_gradients()
+        state.steps.optimizer.state.clear()
 
 
 @dataclass
@@ -292,20 +302,12 @@ class _Optimized:
     settings: PhaseSettings
     total_steps: int
     published: bool = False
-    parameters: list[nn.Parameter] = field(init=False)
+    steps: TrainingSteps = field(init=False)
     done: int = 0
     slot: Slot | None = None
 
     def __post_init__(self) -> None:
-        model, settings = self.member.model, self.settings
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
-        warmup = warmup_steps(settings.warmup_ratio, self.total_steps, published=self.published)
-        self.scheduler = linear_schedule(self.optimizer, warmup, self.total_steps, published=self.published)
-
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.settings.lr * self.scheduler.lr_lambdas[0](self.done)
+        self.steps = TrainingSteps(self.member.model, self.settings, self.total_steps, published=self.published)
 
     def seat(self, graphs: StepGraphs, part: str) -> bool:
         """Whether the member has a slot, taken before its first step."""

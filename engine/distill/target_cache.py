@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ class DiskTargets:
         self.key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self.folder = folder / self.key
         self.shapes = plan.shapes()
+        self.shape_of = partial(distiller.spec.head.answer_shape, distiller.spec)
         self._store: Store | None = None
         self._begun = False
 
@@ -157,7 +159,7 @@ class DiskTargets:
         if where not in self.shapes:
             return
         try:
-            self._store = Store.open(self.folder, self.key, self.shapes)
+            self._store = Store.open(self.folder, self.key, self.shapes, self.shape_of)
         except Damaged as problem:
             self.note(f"teacher targets {self.folder}: {problem}: made again")
             shutil.rmtree(self.folder)
@@ -167,7 +169,7 @@ class DiskTargets:
         if self._store is not None:
             return
         states = self._compute(batch)
-        layout = Layout.of(states, self.shapes, self.dtype)
+        layout = Layout.of(states, self.shapes, self.shape_of, self.dtype)
         self._check_room(layout.size)
         self.note(f"teacher targets: {layout.size / 2**30:.2f} GiB ({self.dtype}) in {self.folder}")
         try:

@@ -17,7 +17,7 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from torch import Tensor
 from engine.files import write_json_atomic
 from engine.states import EncoderStates
 
-FORMAT = 1
+FORMAT = 2
 _ALIGN = 64
-_LOGITS = ("logits", "choices", "spans")
+Field = tuple[str, str, str, tuple[int, ...]]
+ShapeOf = Callable[[int, int], tuple[int, ...]]
 _WRITTEN = 1 << 32
 _STATES, _SUMS, _META = "states.bin", "sums.bin", "meta.json"
 
@@ -42,54 +43,59 @@ class Layout:
 
     Attributes:
         fields: (kind, stored dtype, given dtype, sizes) of each tensor; kind is "states" [B, S, w], "heads"
-            [B, heads, S, d] (stored as [B, S, heads, d], the memory layout models give), "logits" [B, C], "choices"
-            [B / C, C] (of multiple choice, whose states have B rows) or "spans" [B, S, 2].
+            [B, heads, S, d] (stored as [B, S, heads, d], the memory layout models give) or "answers", of the task's own
+            shape.
+        shape_of: the answers' shape for (rows, columns), as `TaskHead.answer_shape` gives it.
         offsets: (step, part) -> first byte and (rows, columns).
         size: bytes of all records.
     """
 
-    fields: list[tuple[str, str, str, tuple[int, ...]]]
+    fields: list[Field]
+    shape_of: ShapeOf
     offsets: dict[tuple[int, int], tuple[int, tuple[int, int]]]
     size: int
 
     @classmethod
-    def of(cls, states: EncoderStates, shapes: dict[tuple[int, int], tuple[int, int]], dtype: str) -> Layout:
+    def of(
+        cls, states: EncoderStates, shapes: dict[tuple[int, int], tuple[int, int]], shape_of: ShapeOf, dtype: str
+    ) -> Layout:
         """The layout for answers like `states`."""
         fields = []
         for kind, tensor in _tensors(states):
             given = str(tensor.dtype).removeprefix("torch.")
             stored = "bfloat16" if dtype == "bf16" else given
-            tail = tuple(tensor.shape[1::2]) if kind == "heads" else (tensor.shape[-1],)
+            tail = {"states": tuple(tensor.shape[2:]), "heads": tuple(tensor.shape[1::2]), "answers": ()}[kind]
             fields.append((kind, stored, given, tail))
-        return cls.at(fields, shapes)
+        return cls.at(fields, shapes, shape_of)
 
     @classmethod
-    def at(cls, fields: Sequence[Any], shapes: dict[tuple[int, int], tuple[int, int]]) -> Layout:
+    def at(cls, fields: Sequence[Any], shapes: dict[tuple[int, int], tuple[int, int]], shape_of: ShapeOf) -> Layout:
         """The layout of `fields` for batches of these shapes."""
         fields = [(kind, stored, given, tuple(tail)) for kind, stored, given, tail in fields]
         sizes: dict[tuple[int, int], int] = {}
         offsets, position = {}, 0
         for where, shape in shapes.items():
             if shape not in sizes:
-                sizes[shape] = sum(_aligned(_bytes(f, shape)) for f in fields)
+                sizes[shape] = sum(_aligned(_bytes(f, shape, shape_of)) for f in fields)
             offsets[where] = (position, shape)
             position += sizes[shape]
-        return cls(fields, offsets, position)
+        return cls(fields, shape_of, offsets, position)
 
     def views(self, buffer: Tensor, where: tuple[int, int]) -> list[Tensor]:
         """The record's tensors as views of `buffer` (uint8, the whole file)."""
         position, shape = self.offsets[where]
         views = []
         for field in self.fields:
-            count = _bytes(field, shape)
-            views.append(buffer[position : position + count].view(getattr(torch, field[1])).view(_shape(field, shape)))
+            wanted = _shape(field, shape, self.shape_of)
+            count = math.prod(wanted) * getattr(torch, field[1]).itemsize
+            views.append(buffer[position : position + count].view(getattr(torch, field[1])).view(wanted))
             position += _aligned(count)
         return views
 
     def span(self, where: tuple[int, int]) -> tuple[int, int]:
         """First byte of a record and the one behind its last."""
         position, shape = self.offsets[where]
-        return position, position + sum(_aligned(_bytes(f, shape)) for f in self.fields)
+        return position, position + sum(_aligned(_bytes(f, shape, self.shape_of)) for f in self.fields)
 
 
 class Damaged(Exception):
@@ -125,7 +131,9 @@ class Store:
             raise
 
     @classmethod
-    def open(cls, folder: Path, key: str, shapes: dict[tuple[int, int], tuple[int, int]]) -> Store | None:
+    def open(
+        cls, folder: Path, key: str, shapes: dict[tuple[int, int], tuple[int, int]], shape_of: ShapeOf
+    ) -> Store | None:
         """The files of an earlier use; None where there are none.
 
         Raises:
@@ -141,7 +149,7 @@ class Store:
             meta = json.loads((folder / _META).read_text(encoding="utf-8"))
             if meta["format"] != FORMAT or meta["key"] != key:
                 raise Damaged(f"{_META} belongs to another cache")
-            layout = Layout.at(meta["fields"], shapes)
+            layout = Layout.at(meta["fields"], shapes, shape_of)
             for name, size in ((_STATES, layout.size), (_SUMS, 8 * len(shapes))):
                 if (folder / name).stat().st_size != size:
                     raise Damaged(f"{name} is not {size} bytes long")
@@ -181,16 +189,16 @@ class Store:
             if int(self._sums[self._index[where]]) != _WRITTEN | self._sum(where):
                 return None
             self._trusted.add(where)
-        found: dict[str, list[Tensor]] = {"states": [], "queries": [], "keys": [], "logits": []}
+        found: dict[str, list[Tensor]] = {"states": [], "queries": [], "keys": [], "answers": []}
         heads = sum(kind == "heads" for kind, *_ in self.layout.fields) // 2
         for view, (kind, _, given, _) in zip(self.layout.views(self._buffer, where), self.layout.fields, strict=True):
             tensor = view.to(device=device, dtype=getattr(torch, given))
             if kind == "heads":
                 kind = "queries" if len(found["queries"]) < heads else "keys"
                 tensor = tensor.transpose(1, 2)
-            found["logits" if kind in _LOGITS else kind].append(tensor)
+            found[kind].append(tensor)
         embeddings, *hidden = found["states"]
-        logits = found["logits"][0] if found["logits"] else None
+        logits = found["answers"][0] if found["answers"] else None
         return EncoderStates(embeddings, tuple(hidden), tuple(found["queries"]), tuple(found["keys"]), logits)
 
     def drop_pages(self) -> None:
@@ -208,28 +216,22 @@ class Store:
 
     def _sum(self, where: tuple[int, int]) -> int:
         first, behind = self.layout.span(where)
-        return zlib.crc32(self._buffer[first:behind].numpy())
+        return zlib.crc32(self._buffer[first:behind].numpy().data)
 
 
 def _tensors(states: EncoderStates) -> list[tuple[str, Tensor]]:
     """The tensors of `states` with their kind, in the order they are stored."""
     found = [("states", t) for t in (states.embeddings, *states.hidden)]
     found += [("heads", t) for t in (*states.queries, *states.keys)]
-    if states.logits is None:
-        return found
-    rows = len(states.logits)
-    kind = "spans" if states.logits.dim() == 3 else "logits" if rows == len(states.embeddings) else "choices"
-    return [*found, (kind, states.logits)]
+    return found if states.logits is None else [*found, ("answers", states.logits)]
 
 
-def _shape(field: tuple[str, str, str, tuple[int, ...]], shape: tuple[int, int]) -> tuple[int, ...]:
-    if field[0] == "choices":
-        return (shape[0] // field[3][0], *field[3])
-    return (shape[0], *field[3]) if field[0] == "logits" else (*shape, *field[3])
+def _shape(field: Field, shape: tuple[int, int], shape_of: ShapeOf) -> tuple[int, ...]:
+    return shape_of(*shape) if field[0] == "answers" else (*shape, *field[3])
 
 
-def _bytes(field: tuple[str, str, str, tuple[int, ...]], shape: tuple[int, int]) -> int:
-    return math.prod(_shape(field, shape)) * getattr(torch, field[1]).itemsize
+def _bytes(field: Field, shape: tuple[int, int], shape_of: ShapeOf) -> int:
+    return math.prod(_shape(field, shape, shape_of)) * getattr(torch, field[1]).itemsize
 
 
 def _aligned(size: int) -> int:

@@ -17,7 +17,7 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from engine.data import EncodedDataset
-    from engine.data.task import Gold
+    from engine.data.rows import Gold
 
 N_BEST = 20
 MAX_ANSWER = 30
@@ -219,7 +219,7 @@ def _official(texts: Sequence[str], accepted: Sequence[list[str]]) -> tuple[floa
     for begin in range(0, len(texts), _BLOCK):
         part = slice(begin, begin + _BLOCK)
         predicted = [{"prediction_text": text, "id": str(i)} for i, text in enumerate(texts[part])]
-        target = [
+        target: list[Any] = [
             {"answers": {"text": golds, "answer_start": [0] * len(golds)}, "id": str(i)}
             for i, golds in enumerate(accepted[part])
         ]

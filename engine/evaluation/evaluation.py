@@ -1,12 +1,13 @@
 """Evaluation of a model, or of one subnet of a supernet, over a whole split, whatever the kind of task.
 
-Heads are told apart by what they put out: logits of classes, values or choices, or start and end scores.
+Here models run; what outputs mean and how good they are is the kind of task's to say (`engine.data.task.TaskHead`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,9 @@ from torch import nn
 from engine.architecture.architecture import Architecture
 from engine.autocast import autocast
 from engine.data import Batch, EncodedDataset, EncodedTask, TaskSpec, plan_batches
-from engine.evaluation.answers import Answer, AnswerCollector, answer_metrics, answer_scores, best_threshold
-from engine.evaluation.metrics import compute_metrics, primary
+from engine.data.results import Found
+from engine.evaluation.metrics import primary
 from engine.states import answers
-
-SPAN_BATCH = 64
-"""Most windows of question answering per forward pass: they are long."""
 
 
 def predict(
@@ -56,6 +54,7 @@ def predict_batches(
     logits, labels = [], []
     for batch, answer in run_batches(model, batches, precision=precision, architecture=architecture):
         logits.append(answer)
+        assert batch.labels is not None
         labels.append(batch.labels.cpu())
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
@@ -68,30 +67,41 @@ def predict_rows(
     precision: str = "fp32",
 ) -> np.ndarray:
     """Logits `[N, num_labels]` (float32) in the order of the rows of `data`, which needs no labels."""
-    plan = plan_batches(data.lengths, batch_size=batch_size, shuffle=False)
-    batches = (data.collate(rows) for rows in plan)
-    logits = torch.cat([answer for _, answer in run_batches(model, batches, precision=precision)]).numpy()
+    found = list(run_rows(model, data, batch_size=batch_size, precision=precision))
+    logits = torch.cat([outputs for _, outputs in found]).numpy()
     ordered = np.empty_like(logits)
-    ordered[np.concatenate(plan)] = logits
+    ordered[np.concatenate([rows for rows, _ in found])] = logits
     return ordered
 
 
-def predict_answers(
+def run_rows(
     model: nn.Module,
     data: EncodedDataset,
     *,
-    batch_size: int = 64,
+    batch_size: int = 256,
     precision: str = "fp32",
     architecture: Architecture | None = None,
-) -> list[Answer]:
-    """One answer per question of `data`, whose windows need no labels."""
-    collector = AnswerCollector(data)
+) -> Found:
+    """Rows of `data`, which needs no labels, with the model's outputs, batch by batch, shortest first."""
     plan = plan_batches(data.lengths, batch_size=batch_size, shuffle=False)
     batches = (data.collate(rows) for rows in plan)
     found = run_batches(model, batches, precision=precision, architecture=architecture)
-    for rows, (_, logits) in zip(plan, found, strict=True):
-        collector.add(rows, logits)
-    return collector.answers()
+    return ((rows, outputs) for rows, (_, outputs) in zip(plan, found, strict=True))
+
+
+def answers_of(
+    model: nn.Module,
+    data: EncodedDataset,
+    spec: TaskSpec,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    architecture: Architecture | None = None,
+) -> Any:
+    """Answers to the rows of `data`, which needs no labels, as `TaskHead.answer` makes them."""
+    size = max(1, min(batch_size, spec.head.most_rows or batch_size) // data.choices)
+    found = run_rows(model, data, batch_size=size, precision=precision, architecture=architecture)
+    return spec.head.answer(spec, data, found)
 
 
 @torch.no_grad()
@@ -136,16 +146,10 @@ def evaluate(
         batch_size: sequences per forward pass.
         precision: `"fp32"` or `"bf16"` (autocast).
         architecture: evaluate this subnet of a supernet instead of the whole model.
-        threshold: question answering: see `engine.evaluation.answers.Answer.at`.
+        threshold: see `TaskHead.threshold`.
     """
-    if spec.is_span:
-        size = min(batch_size, SPAN_BATCH)
-        found = predict_answers(model, data, batch_size=size, precision=precision, architecture=architecture)
-        golds = data.spans.questions.golds
-        return answer_metrics(found, golds, no_answer=spec.no_answer, threshold=threshold)
-    batch_size = max(1, batch_size // data.choices)
-    logits, labels = predict(model, data, batch_size=batch_size, precision=precision, architecture=architecture)
-    return compute_metrics(spec, logits, labels)
+    answers = answers_of(model, data, spec, batch_size=batch_size, precision=precision, architecture=architecture)
+    return spec.head.score(spec, answers, spec.head.gold_of(data), threshold=threshold).metrics
 
 
 def evaluate_dev(
@@ -157,45 +161,24 @@ def evaluate_dev(
 ) -> dict[str, float]:
     """Metrics of the reported splits: all of `dev`, and the ranking one of each further split, as METRIC_SPLIT.
 
-    Where a question may have no answer, the threshold for saying so is chosen on `select`, never on `dev`.
+    A threshold (for "no answer", of questions that may have none) is chosen on `select`, never on `dev`.
 
     Args:
         model: with the task's head.
         data: the task.
         precision: `"fp32"` or `"bf16"` (autocast).
-        keep: called with what was measured on `dev`, float32, a row per row of `dev` in its order: logits [N, C], or of
-            question answering exact match and F1 [N, 2].
+        keep: called with what is kept of each row of `dev` (`engine.data.results.Measured.rows`).
     """
-    spec = data.spec
-    threshold = 0.0
-    if spec.no_answer:
-        threshold = best_threshold(
-            predict_answers(model, data.select, precision=precision), data.select.spans.questions.golds
-        )
-    metrics, rows = _measured(model, data.dev, spec, precision, threshold, with_rows=keep is not None)
+    spec, head = data.spec, data.spec.head
+    threshold = head.threshold(
+        spec, lambda: answers_of(model, data.select, spec, precision=precision), head.gold_of(data.select)
+    )
+    answers = answers_of(model, data.dev, spec, precision=precision)
+    measured = head.score(spec, answers, head.gold_of(data.dev), threshold=threshold)
     if keep is not None:
-        keep(rows)
+        keep(measured.rows())
+    metrics = dict(measured.metrics)
     for name, split in data.further.items():
         metric, value = primary(spec, evaluate(model, split, spec, precision=precision))
         metrics[f"{metric}_{name.removeprefix('dev_')}"] = value
     return metrics
-
-
-def _measured(
-    model: nn.Module, data: EncodedDataset, spec: TaskSpec, precision: str, threshold: float, *, with_rows: bool
-) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of a whole split, and where wanted what `evaluate_dev` keeps."""
-    if spec.is_span:
-        found = predict_answers(model, data, batch_size=SPAN_BATCH, precision=precision)
-        golds = data.spans.questions.golds
-        metrics = answer_metrics(found, golds, no_answer=spec.no_answer, threshold=threshold)
-        scores = answer_scores(found, golds, no_answer=spec.no_answer, threshold=threshold) if with_rows else _NO_ROWS
-        return metrics, scores
-    batch_size = max(1, 256 // data.choices)
-    logits, labels = predict(model, data, batch_size=batch_size, precision=precision)
-    rows = np.empty_like(logits)
-    rows[np.concatenate(plan_batches(data.lengths, batch_size=batch_size, shuffle=False))] = logits
-    return compute_metrics(spec, logits, labels), rows
-
-
-_NO_ROWS = np.empty((0, 2), dtype=np.float32)

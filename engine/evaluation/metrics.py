@@ -28,21 +28,18 @@ _CONSTANT = 1e-12
 
 
 def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, float]:
-    """All metrics that apply to the task.
+    """All metrics that apply to a task whose rows have one label each.
 
     Args:
         spec: the task.
-        predictions: classification: logits [N, C] or class ids [N]; regression: values [N] or [N, 1]. Array or tensor.
+        predictions: logits [N, C], class ids [N], or values [N] or [N, 1]. Array or tensor.
         labels: [N] gold class ids or targets.
 
     Returns:
-        Classification: `accuracy`, `f1` (two classes: of class 1; more: the unweighted mean over classes) and `mcc`
-        (Matthews' correlation). Multiple choice: `accuracy`. Both: `neg_log_loss` (mean log of the softmax's
-        probability of the gold class) where that ranks models. Regression: `pearson`, `spearman`. (Question answering
-        is measured from texts: `engine.evaluation.answers`.)
+        What `TaskHead.row_metrics` of its kind gives.
 
     Raises:
-        ValueError: shapes do not fit, there are no rows, or `neg_log_loss` is asked of class ids.
+        ValueError: shapes do not fit, there are no rows, or the task's rows have no labels of their own.
         FloatingPointError: a prediction is NaN or infinite: the model has diverged.
     """
     predicted, gold = _array(predictions), _array(labels)
@@ -50,12 +47,7 @@ def compute_metrics(spec: TaskSpec, predictions: Any, labels: Any) -> dict[str, 
         raise ValueError(f"predictions {predicted.shape} and labels {gold.shape}: need [N, ...] and [N] with N >= 1")
     if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
         raise FloatingPointError("predictions contain NaN or infinity: the model has diverged")
-    if spec.is_regression:
-        return _regression(predicted, gold)
-    metrics = _classification(spec, predicted, gold)
-    if spec.metric == NEG_LOG_LOSS:
-        metrics[NEG_LOG_LOSS] = _neg_log_loss(spec, predicted, gold)
-    return metrics
+    return spec.head.row_metrics(spec, predicted, gold)
 
 
 def primary(spec: TaskSpec, metrics: Mapping[str, float]) -> tuple[str, float]:
@@ -63,16 +55,24 @@ def primary(spec: TaskSpec, metrics: Mapping[str, float]) -> tuple[str, float]:
     return spec.metric, metrics[spec.metric]
 
 
-def _classification(spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-    if predicted.ndim == 2 and predicted.shape[1] == spec.num_labels:
-        predicted = predicted.argmax(axis=1)
-    elif predicted.ndim != 1 or predicted.dtype.kind not in "iu":
-        raise ValueError(
-            f"predictions {predicted.dtype}{predicted.shape}: need logits [N, {spec.num_labels}] or ids [N]"
-        )
-    if spec.is_choice:
-        return {"accuracy": float((predicted == gold).mean())}
-    if spec.num_labels == 2:
+def class_ids(predicted: np.ndarray, classes: int) -> np.ndarray:
+    """[N] chosen classes of logits [N, C] or ids [N].
+
+    Raises:
+        ValueError: neither of them.
+    """
+    if predicted.ndim == 2 and predicted.shape[1] == classes:
+        return predicted.argmax(axis=1)
+    if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
+        raise ValueError(f"predictions {predicted.dtype}{predicted.shape}: need logits [N, {classes}] or ids [N]")
+    return predicted
+
+
+def class_metrics(predicted: np.ndarray, gold: np.ndarray, classes: int) -> dict[str, float]:
+    """`accuracy`, `f1` (two classes: of class 1; more: the unweighted mean over classes) and `mcc` (Matthews'
+    correlation) of logits [N, C] or ids [N]."""
+    predicted = class_ids(predicted, classes)
+    if classes == 2:
         f1 = f1_score(gold, predicted, labels=[POSITIVE], average="macro", zero_division=0.0)
     else:
         f1 = f1_score(gold, predicted, average="macro", zero_division=0.0)
@@ -83,14 +83,20 @@ def _classification(spec: TaskSpec, predicted: np.ndarray, gold: np.ndarray) -> 
     }
 
 
-def _neg_log_loss(spec: TaskSpec, logits: np.ndarray, gold: np.ndarray) -> float:
+def neg_log_loss(logits: np.ndarray, gold: np.ndarray) -> float:
+    """Mean log of the softmax's probability of the gold class, of logits [N, C].
+
+    Raises:
+        ValueError: class ids are given.
+    """
     if logits.ndim != 2:
-        raise ValueError(f"{NEG_LOG_LOSS} of class ids {logits.shape}: needs logits [N, {spec.num_labels}]")
+        raise ValueError(f"{NEG_LOG_LOSS} of class ids {logits.shape}: needs logits [N, C]")
     likelihoods = log_softmax(logits.astype(np.float64), axis=1)
     return float(np.take_along_axis(likelihoods, gold.astype(np.int64)[:, None], axis=1).mean())
 
 
-def _regression(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+def value_metrics(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """`pearson` and `spearman` of values [N] or [N, 1]."""
     if predicted.ndim == 2 and predicted.shape[1] == 1:
         predicted = predicted[:, 0]
     if predicted.ndim != 1:

@@ -1,37 +1,18 @@
 """Racing: candidates that cannot reach the front any more stop before all data has been seen.
 
-The data is cut at random into slices. After each slice every candidate is compared with the leader, the best so far, on
-the examples both have answered, and candidates that will hardly end level with it are dropped. Whoever is left answers
-all examples, so **survivors' scores are those of a full evaluation, exactly**; dropped ones keep the mean over what
-they answered. Scores are means of a per-example score of 0 or 1 (accuracy).
+The data is cut at random into slices. After each slice, candidates that will hardly end level with the best are
+dropped; whoever is left answers all rows, so **survivors' scores are those of a full evaluation, exactly**. Scores are
+means of a score of 0 or 1 per row.
 
-The bound. What is uncertain is not some population but the scores over *these* N examples, m of which have been drawn
-without replacement. Let y be the answers so far less the mean candidate's (what all share moves none ahead), d their
-mean per candidate and C their covariance, with Jeffreys' half an example more for each candidate, I / 2m. Candidates'
-true rates lie close together, so those behind are likely to have been unlucky: with their variance t^2, estimated from
-what d varies more than C / m explains, the rates given the answers are normal with mean K d and covariance t^2 (I - K),
-K = t^2 (t^2 I + C / m)^-1, and the final scores with
+The bound. m of N rows are drawn without replacement. Let d be the mean per candidate of the answers less the mean
+candidate's, C their covariance (Jeffreys' half a row more for each candidate: I / 2m), t^2 the variance of true rates
+that d varies more than C / m explains, K = t^2 (t^2 I + C / m)^-1, s the score so far. Final scores are normal with
 
     mean s + (N - m) K d    and    covariance (N - m)^2 t^2 (I - K) + (N - m) C
 
-s being the score so far. `DRAWS` draws of the final scores tell how often each candidate ends on the front.
-Candidates are dropped in rising order of that, as long as the draws in which *any* dropped one is on the front stay
-within the allowance: (1 - confidence), in equal steps over the looks at the data; what one look leaves is the next's.
-So the best of the full data (with ties, all of the best) is lost with probability 1 - confidence at most, over the
-random order of the data and as far as the approximation goes (`tests/engine/test_racing.py` counts).
-
-Where candidates share most of their work that saves less than it asks fewer answers, for smaller batches cost more:
-slices of one batch each, as many as there are batches, did best among 4, 5, 6, 8 and 10 for the demo's
-supernet.
-
-Measured on 200 candidates of the demo's supernet, 596 examples in 8 slices and 20 random orders of them: 66 % of all
-answers are asked for at confidence 0.99; at 0.95, 0.9 and 0.8 the best is kept in 95, 90 and 90 % of the races.
-Rejected: each candidate's probability of ending level with today's leader, added up over all dropped: 78 % of the
-answers, for the leader is not the only one to be beaten, and candidates err together. Rejected: rates without the
-common variance (t infinite): 45 %, but the best was lost in every fourth race at confidence 0.9. Rejected: empirical
-Bernstein bounds and McNemar's exact test at a level divided by all comparisons, which drop none before the data ends.
-
-Source: Maron and Moore, "Hoeffding Races", NeurIPS 1994, for the idea.
+`DRAWS` draws of them tell how often each candidate ends on the front. The unlikeliest are dropped as long as the draws
+in which *any* dropped one is on the front stay within 1 - confidence, in equal steps over the looks. Measured, and
+other bounds: docs/decisions/0015. Source of the idea: Maron and Moore, "Hoeffding Races", NeurIPS 1994.
 """
 
 from __future__ import annotations
@@ -101,7 +82,7 @@ def race(
         front |= undecided(right, prices[alive])[:, None]
         dropped = hopeless(front, (1 - confidence) * (index + 1) / looks - spent)
         spent += float(front[dropped].any(axis=0).mean())
-        for place in np.flatnonzero(dropped):
+        for place in np.flatnonzero(dropped).tolist():
             finished[int(alive[place])] = Finish(float(right[place].mean()), right.shape[1], False)
         alive, right = alive[~dropped], right[~dropped]
     for place, position in enumerate(alive.tolist()):

@@ -1,18 +1,12 @@
 """Scores of many subnets of one supernet, with the work they share done once.
 
 For every batch the candidates form a trie (`engine.evaluation.trie`) that is walked depth first: an attention block
-runs once per distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. The last layer runs for the
-first token alone where a forward pass does (`engine.student.first_token`). Every kernel call is one that a forward pass
-of one candidate makes too, with the same rows, so **logits equal those of one-by-one evaluation over the same batches
-bit for bit**; a stack whose continuation would not have the same bits (`engine.evaluation.continuation`) is run from
-its beginning.
+runs once per distinct prefix, a stack of n + 1 FFNs continues from n, embeddings run once. **Logits equal those of
+one-by-one evaluation over the same batches bit for bit**; a stack whose continuation would not have the same bits
+(`engine.evaluation.continuation`) is run from its beginning.
 
-Activations that others will need are kept within a budget (`engine.evaluation.kept_activations`); what was given up is
-computed again. Those of earlier calls stay as long as there is room and the weights do not change, so that candidates
-proposed one at a time share work with all before them.
-
-Rejected: siblings stacked into one larger batch. A batch is large enough to fill the machine, the work stays the same,
-and kernels' results may depend on how many rows a call has.
+Activations that others will need are kept within a budget (`engine.evaluation.kept_activations`), also from call to
+call while the weights do not change; what was given up is computed again (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -105,7 +99,8 @@ class SharedEvaluator:
     def labels(self, batches: Sequence[int] | None = None) -> np.ndarray:
         """[N] gold labels, in the order of `logits`."""
         chosen = self._chosen(batches)
-        return torch.cat([self.batches[i].labels for i in chosen]).cpu().numpy()
+        labels = [self.batches[i].labels for i in chosen]
+        return torch.cat([given for given in labels if given is not None]).cpu().numpy()
 
     @torch.no_grad()
     def logits(self, candidates: Sequence[Architecture], batches: Sequence[int] | None = None) -> np.ndarray:

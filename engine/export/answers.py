@@ -15,7 +15,7 @@ def answers_section(answers: Mapping[str, Any], split: str) -> str:
     """Markdown of a model's answers.
 
     Args:
-        answers: as `search.evidence.shown` makes them; all parts are optional.
+        answers: as `engine.evaluation.shown` makes them; all parts are optional.
         split: that they are of.
     """
     parts = [_classes(answers, split), _values(answers, split), _samples(answers, split), _errors(answers, split)]

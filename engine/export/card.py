@@ -17,7 +17,7 @@ from engine.architecture.shape import inner_width
 from engine.export.answers import answers_section
 from engine.export.evidence import evidence_section, speed_section
 from engine.export.markdown import code, plain, table
-from engine.export.usage import TASKS, usage_section
+from engine.export.usage import usage_section
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASPreTrainedModel
 
@@ -42,7 +42,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing:
             the snippets; `commands` {what for: command}; any other entry is listed under "How it was found".
         drawing: file name of the architecture's picture beside it.
     """
-    task = TASKS[type(model).__name__]
+    task = model.hand_over.tag
     facts = {key: card[key] for key in ("task", "teacher") if card.get(key)}
     facts |= {key: value for key, value in card.items() if key not in _KNOWN}
     evidence = card.get("evidence")
@@ -54,7 +54,7 @@ def model_card(model: FFNASPreTrainedModel, card: Mapping[str, Any], *, drawing:
         evidence_section(evidence) if evidence else "",
         _scores(card),
         speed_section(evidence) if evidence else "",
-        usage_section(type(model).__name__, card.get("examples", ())),
+        usage_section(model.hand_over, card.get("examples", ())),
         _listed("What it was trained on", card.get("trained_on", ())),
         answers_section(evidence["answers"], split) if evidence and evidence.get("answers") else "",
         _listed("Limits", card.get("limits", ())),

@@ -29,16 +29,11 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.files import write_atomic
-from engine.handover import load_plain
+from engine.handover import hand_over, load_plain
+from engine.handover.known import HandOver
+from engine.student.heads import FFNASForSequenceClassification
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUTS = {
-    "FFNASForSequenceClassification": ("logits",),
-    "FFNASForQuestionAnswering": ("start_logits", "end_logits"),
-    "FFNASForMultipleChoice": ("logits",),
-    "FFNASForMaskedLM": ("logits",),
-    "FFNASModel": ("last_hidden_state", "pooler_output"),
-}
 OPSET = 20
 """The first with Gelu in the tanh form as one operator."""
 
@@ -51,11 +46,17 @@ class _Tensors(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.names = OUTPUTS.get(type(model).__name__, ("logits",))
+        self.names = known(model).outputs
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         return tuple(out[name] for name in self.names if out[name] is not None)
+
+
+def known(model: nn.Module) -> HandOver:
+    """Of a plain model, whose class is called as ours; others are sequence classifiers of transformers."""
+    name = type(model).__name__
+    return hand_over(name if name.startswith("FFNAS") else FFNASForSequenceClassification.__name__)
 
 
 def missing_onnx() -> list[str]:
@@ -84,7 +85,7 @@ def example_inputs(config: Any, rows: int = 2, length: int = 16, *, choices: int
 
 def program_of(model: nn.Module) -> torch.export.ExportedProgram:
     """`torch.export` of a plain model, batch and length (and number of choices) free."""
-    choices = 3 if type(model).__name__ == "FFNASForMultipleChoice" else None
+    choices = 3 if known(model).choices else None
     inputs = example_inputs(model.config, choices=choices)
     free = {name: dict.fromkeys(range(t.dim()), torch.export.Dim.DYNAMIC) for name, t in inputs.items()}
     with torch.no_grad(), _quiet():
@@ -126,7 +127,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
             str(temporary),
             kwargs=program.example_inputs[1],
             input_names=list(INPUTS),
-            output_names=list(OUTPUTS.get(type(model).__name__, ("logits",))[:count]),
+            output_names=list(known(model).outputs[:count]),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

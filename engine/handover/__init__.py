@@ -11,6 +11,7 @@ are about to trust reads each layer's formula instead.
 
 from __future__ import annotations
 
-from engine.handover.directory import AUTO_CLASSES, FILES, auto_map, custom_pipelines, is_named, load_plain, write_files
+from engine.handover.directory import FILES, auto_map, custom_pipelines, is_named, load_plain, write_files
+from engine.handover.known import hand_over
 
-__all__ = ["AUTO_CLASSES", "FILES", "auto_map", "custom_pipelines", "is_named", "load_plain", "write_files"]
+__all__ = ["FILES", "auto_map", "custom_pipelines", "hand_over", "is_named", "load_plain", "write_files"]

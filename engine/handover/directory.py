@@ -18,37 +18,27 @@ from typing import Any
 from torch import nn
 
 from engine.handover.generate import expressions_source
+from engine.handover.known import HandOver, hand_over, hand_overs
 
 COPIED = ("configuration_ffnas.py", "pooling_ffnas.py", "modeling_ffnas.py")
 GENERATED = "expressions_ffnas.py"
 FILES = (*COPIED, GENERATED)
-QUESTION_ANSWERING = "question_answering_ffnas.py"
-"""The pipeline that goes with a question answering model."""
-
-AUTO_CLASSES = {
-    "FFNASModel": "AutoModel",
-    "FFNASForSequenceClassification": "AutoModelForSequenceClassification",
-    "FFNASForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "FFNASForMultipleChoice": "AutoModelForMultipleChoice",
-    "FFNASForMaskedLM": "AutoModelForMaskedLM",
-}
-"""Per model class the Auto class that loads it."""
-
 _numbers = itertools.count()
 
 
 def auto_map() -> dict[str, str]:
     """`auto_map` of config.json: where transformers finds the classes under `trust_remote_code=True`."""
-    models = {auto: f"modeling_ffnas.{name}" for name, auto in AUTO_CLASSES.items()}
-    return {"AutoConfig": "configuration_ffnas.FFNASConfig", **models}
+    places = {known.auto: f"{_module(known)}.{name}" for name, known in hand_overs().items()}
+    return {"AutoConfig": "configuration_ffnas.FFNASConfig", **places}
 
 
 def custom_pipelines(model_class: str) -> dict[str, Any]:
     """`custom_pipelines` of config.json: pipelines in the directory that some versions of transformers lack."""
-    if model_class != "FFNASForQuestionAnswering":
+    known = hand_over(model_class)
+    if known.own_pipeline is None:
         return {}
-    implementation = f"{QUESTION_ANSWERING.removesuffix('.py')}.QuestionAnsweringPipeline"
-    return {"question-answering": {"impl": implementation, "pt": [AUTO_CLASSES[model_class]]}}
+    name, file = known.own_pipeline
+    return {known.tag: {"impl": f"{file.stem}.{name}", "pt": [known.auto]}}
 
 
 def is_named(found: Any) -> bool:
@@ -72,9 +62,16 @@ def write_files(config: Any, model_class: str, folder: str | os.PathLike[str]) -
     source = expressions_source(
         config.full_architecture, config.hidden_size, config.intermediate_size, config.width_policy
     )
-    for name in (*COPIED, *([QUESTION_ANSWERING] if custom_pipelines(model_class) else [])):
-        shutil.copyfile(Path(__file__).with_name(name), Path(folder) / name)
+    known = hand_over(model_class)
+    own = [known.plain, None if known.own_pipeline is None else known.own_pipeline[1]]
+    for file in (*(Path(__file__).with_name(name) for name in COPIED), *(file for file in own if file is not None)):
+        shutil.copyfile(file, Path(folder) / file.name)
     (Path(folder) / GENERATED).write_text(source, encoding="utf-8")
+
+
+def _module(known: HandOver) -> str:
+    """The module of a directory that holds the plain class."""
+    return "modeling_ffnas" if known.plain is None else known.plain.stem
 
 
 def load_plain(folder: str | os.PathLike[str]) -> nn.Module:
@@ -87,6 +84,7 @@ def load_plain(folder: str | os.PathLike[str]) -> nn.Module:
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
     configuration = importlib.import_module(f"{package.__name__}.configuration_ffnas")
-    modeling = importlib.import_module(f"{package.__name__}.modeling_ffnas")
     config = configuration.FFNASConfig.from_pretrained(folder)
+    module = _module(hand_over(config.architectures[0]))
+    modeling = importlib.import_module(f"{package.__name__}.{module}")
     return getattr(modeling, config.architectures[0]).from_pretrained(folder, config=config).eval()

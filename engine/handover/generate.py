@@ -119,7 +119,8 @@ def _operator_function(row: Operator) -> str:
     """The operator as a function of one or two tensors."""
     names = ("a", "b")[: row.arity]
     traced = torch.fx.Tracer().trace(_with_arity(row.forward, row.arity))
-    lines, known = [], {}
+    lines: list[str] = []
+    known: dict[torch.fx.Node, str] = {}
     for node in traced.nodes:
         if node.op == "placeholder":
             known[node] = names[len(known)]

@@ -1,16 +1,9 @@
 """Measuring a latency table: whole models of random architectures, timed in turn, and the costs that explain them.
 
-All architectures run in one model whose stacks of FFNs are exchanged, with contiguous weights at every ratio as an
-exported model has them, so that hundreds of architectures need the memory of a few. They are timed round after round in
-changing order, until another round changes little; an architecture's latency is its least time, since whatever else
-runs on a machine only adds to it. One CPU thread is timed by its own processor time, which leaves out the time slices
-of other programs; everything else by the wall clock. Costs are the non-negative least squares of the relative errors.
-One more row, a model without FFNs, tells what is fixed from what each layer adds.
-
-Rejected: timing an architecture to the end before the next; the machine's clock drifts by more than architectures
-differ. Rejected: medians; with three other programs on two cores, 50 architectures of three small layers came out with
-a rank correlation of 0.90 between prediction and measurement (wall clock: 0.50), against 0.97 with the least times.
-Rejected: ordinary least squares; a negative cost makes the search add operators to become faster.
+All architectures run in one model whose stacks of FFNs are exchanged, so that hundreds need the memory of a few. They
+are timed round after round in changing order, until another round changes little; the least time counts. One CPU thread
+is timed by its processor time, everything else by the wall clock. Costs are the non-negative least squares of the
+relative errors; a model without FFNs tells what is fixed. Why so: docs/decisions/0016.
 """
 
 from __future__ import annotations
@@ -76,7 +69,8 @@ class Clock:
         self.shape, self.heads, self.policy, self.at = shape, heads, policy, at
         self.stacks, self.ratios = tuple(stacks), tuple(ratios)
         self.device = torch.device(at.device)
-        model = build_student(shape, None, heads, policy=policy, seed=0).base_model
+        made: FFNASPreTrainedModel = build_student(shape, None, heads, policy=policy, seed=0)
+        model = made.base_model
         gelu = model.planner.full[0]
         self.banks = [
             {

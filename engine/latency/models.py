@@ -107,7 +107,7 @@ class Subject:
             if not (self.folder / FILES[0]).exists():
                 export_model(self.student, None, self.folder, None, {})
             model = load_plain(self.folder)
-        self.plain: nn.Module = model.to(device).eval()
+        self.plain: Any = model.to(device).eval()  # of any family
         self.params = sum(p.numel() for p in model.parameters())
 
     def _read(self, path: Path) -> nn.Module:
@@ -141,16 +141,18 @@ class Subject:
         return self._torch_pass(side, case, ids.to(self.device))
 
     def _torch_pass(self, side: str, case: Case, ids: torch.Tensor) -> Callable[[], object]:
-        model = self.student if side == "ffnas" else self.plain
+        model: Any = self.student if side == "ffnas" else self.plain
         assert model is not None
         model = model.to(self.device, DTYPES[case.dtype]).eval()
         if side == "compile":
             torch._dynamo.reset()
-            model = torch.compile(model, dynamic=False)
+            call: Callable[..., object] = torch.compile(model, dynamic=False)
+        else:
+            call = model
 
         def run() -> object:
             with torch.inference_mode():
-                out = model(input_ids=ids)
+                out = call(input_ids=ids)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             return out
@@ -231,8 +233,11 @@ def _measure_case(
             else:
                 runs[subject.name, side] = run
     times = interleaved(runs, rounds, clock)
-    done = [Timing(*key, case, statistics.median(values), min(values), max(values)) for key, values in times.items()]
-    return done + [Timing(*key, case, None, note=note) for key, note in left_out.items()]
+    done = [
+        Timing(model, side, case, statistics.median(values), min(values), max(values))
+        for (model, side), values in times.items()
+    ]
+    return done + [Timing(model, side, case, None, note=note) for (model, side), note in left_out.items()]
 
 
 def interleaved(

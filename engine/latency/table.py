@@ -1,29 +1,15 @@
-"""Inference latency of an architecture, predicted from a table measured on this device.
+"""Inference latency of an architecture, predicted from a table measured on this device (`engine.latency.build`).
 
     latency = fixed + sum over layers [ shape(n, r) + n expression ]
     expression = form + sum over segments in use [ width x (pass(segment) + sum over operators of count x cost) ]
 
-`fixed` is embedding, attention blocks and pooler; `shape` the call of the FFN op and n times the two matrix products at
-ratio r with what goes around them; the rest is what the expression adds. The *program class* of an expression, which
-the sum reads, is its form (serial or parallel) and how often each operator occurs in each segment (before, between and
-behind the products; see `kernels.language.program`), counted on the lowered program.
+`fixed` is embedding, attention blocks and pooler; `shape` n calls of the FFN's two products at ratio r; the rest is
+what the expression adds, by how often each operator occurs before, between and behind the products.
 
-A table holds for one student (sizes, heads, policy) under one set of conditions (batch, sequence length, threads,
-precision, device). `engine.latency.build` measures it. It carries its own check: predicted against measured latency of
-random architectures it was not made from.
-
-A limit is kept in nine cases of ten by asking for less: predictions have to stay below it by the share that measurement
-lay above prediction in the check, near the limit (`LatencyTable.allowed`). So a table serves with its error stated. It
-is unfit only where a tenth of its predictions are off by more than `TRUSTED`, 15 %: the demo's students take 2.1 to 3.7
-ms, and 15 % lie between FFNs of full and of half width in every layer of the largest. With such errors what is found
-says nothing about widths, and a limit tightened by so much asks another question.
-
-Rejected: judging a table by its rank correlation. It falls as the space's latencies move together, not only as the
-predictions get worse: a table of small students was off by 2.2 % on average and refused for a correlation of 0.938.
-
-Rejected: one entry per expression; a never-seen expression would have to be measured in the middle of a search, whose
-proposals would then depend on the clock. Rejected too: adding up layers timed in isolation. Their weights stay in the
-cache, which those of a whole model do not.
+A table holds for one student (sizes, heads, policy) under one set of conditions (batch, length, threads, precision,
+device). It states its error on architectures it was not made from; limits are tightened by that error near them
+(`LatencyTable.allowed`). Where a tenth of its predictions are off by more than `TRUSTED` it is refused
+(docs/decisions/0016).
 """
 
 from __future__ import annotations

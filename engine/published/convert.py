@@ -7,13 +7,9 @@ ratio), its names with or without `module.` in front:
     encoder.L.attention.{query,key,value,dense,layernorm}.*  encoder.L.all_ffn.N.{dense1,dense2,layernorm}.*
     fit_dense.*   cls_pooler.dense.*   classifier.* or, of several tasks, classifiers.T.*
 
-The arithmetic is ours where texts have a real token: LayerNorm with epsilon 1e-5 (which the config says), GELU in the
-tanh form, trigrams with padding as a neighbour like any other, and a mask that adds -10000 to the scores of padding,
-whose softmax underflows to the 0 that we compute.
-
-Sizes are read from the tensors, FFNs are sliced to the architecture (leading rows of `dense1`, leading columns of
-`dense2`, the first FFNs of a stack). A name that is not understood or not there is an error that lists it: a
-checkpoint that loads by halves gives a model that is merely bad. Rejected: `load_state_dict(strict=False)`.
+Sizes are read from the tensors, FFNs sliced to the architecture (leading rows of `dense1`, columns of `dense2`, the
+first FFNs of a stack). A name that is not understood or not there is an error that lists it. The arithmetic is ours
+where texts have a real token (docs/paper.md).
 """
 
 from __future__ import annotations
@@ -96,12 +92,7 @@ def from_published(
     if stored:
         sizes["layers"] = _stored_layers(given, architecture, sizes["intermediate_size"])
     if kind == "classification" and "classifier.weight" in given:
-        outputs = given["classifier.weight"].shape[0]
-        names = config.get("id2label")
-        if names is not None and len(names) != outputs:
-            raise UserError(f"labels: {len(names)} names for a classifier of {outputs} outputs: give one for each")
-        if names is None:
-            config["num_labels"] = outputs
+        config |= _outputs(given["classifier.weight"], config.get("id2label"))
     with torch.device("meta"):
         model = _build(kind, FFNASConfig(**sizes | config), pooler="cls_pooler.dense.weight" in given)
     wanted = {published_name(name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
@@ -132,6 +123,14 @@ def from_published(
         f"dropped as asked: {', '.join(dropped)}" if dropped else "",
     ]
     return Converted(model.eval(), tuple(note for note in notes if note))
+
+
+def _outputs(classifier: Tensor, names: Mapping[int, str] | None) -> dict[str, int]:
+    """Number of outputs where no names say it. Raises `UserError` where there are not as many names."""
+    outputs = classifier.shape[0]
+    if names is not None and len(names) != outputs:
+        raise UserError(f"labels: {len(names)} names for a classifier of {outputs} outputs: give one for each")
+    return {"num_labels": outputs} if names is None else {}
 
 
 def _split(tensors: Mapping[str, Tensor], leave: Any) -> tuple[dict[str, Tensor], list[str]]:

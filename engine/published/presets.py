@@ -1,20 +1,14 @@
 """Models by name: the published EfficientBERT variants and the encoders they are compared with.
 
-A preset is an architecture with its sizes, and the final distillation its authors used; sizes and counts are formulas
-(`engine.architecture.params`, `engine.architecture.flops`). Nothing here loads torch. Conventions of the counts:
+A preset is an architecture with its sizes, and the final distillation its authors used. Nothing here loads torch.
 
     parameters   embeddings and encoder, without `fit_dense` (H_t (H + 1), gone after distillation), pooler (H^2 + H)
                  and task head; the paper's numbers include `fit_dense` for a teacher of width 768
     FLOPs        2 per multiply-accumulate of the matrix products of embeddings and encoder, one sequence
 
-TinyBERT's and BERT's layers are FFNAS layers too: full embedding, one FFN per layer, GELU in the erf form. MobileBERT's
-are not (bottlenecks around every layer), so that its preset can be counted and timed but not distilled here.
-
-Rejected: one YAML file per preset. The architectures differ in sizes alone, and a table shows that.
-
-Sources: EfficientBERT (Dong et al., Findings of EMNLP 2021) and its published architectures; TinyBERT (Jiao et al.,
-Findings of EMNLP 2020); MobileBERT (Sun et al., ACL 2020), table 1 and section 4.4 for MobileBERT-TINY; BERT (Devlin
-et al., NAACL 2019).
+MobileBERT has bottlenecks around every layer: its preset can be counted and timed, not distilled. Sources:
+EfficientBERT (Dong et al., 2021); TinyBERT (Jiao et al., 2020); MobileBERT (Sun et al., ACL 2020), table 1 and section
+4.4 for MobileBERT-TINY; BERT (Devlin et al., NAACL 2019).
 """
 
 from __future__ import annotations

@@ -1,20 +1,13 @@
 """BERT self-attention block: LayerNorm(x + dropout(dense(attention(x)))).
 
-The attention itself is dispatched through transformers' `AttentionInterface` by `config._attn_implementation` (sdpa by
-default, eager, or any function a user registered), which gets queries, keys and values [B, heads, S, d] after the head
-split. Head sizes may be odd (540 / 12 = 45). In place of sdpa, bfloat16 on a CPU runs `kernels.fused_attention`:
-forward and backward at 16 x 12 heads, S = 128, d = 45 take it a sixth of sdpa's time on one core of a Sapphire Rapids;
-in float32 both take the same, and sdpa stays.
-
-Distilling, a layer is handed its teacher's queries and keys, and `fused_attention` gives context and score loss from
-the same tiles (`fuses_score_loss`): q and k are read once, scaled queries are not written, and no S x S tensor exists.
+Queries, keys and values [B, heads, S, d] go to the function that `config._attn_implementation` names in transformers'
+`AttentionInterface` (sdpa by default). Head sizes may be odd (540 / 12 = 45). In place of sdpa, bfloat16 on a CPU runs
+`kernels.fused_attention`. While distilling, a layer is handed its teacher's queries and keys, and `fused_attention`
+gives context and score loss from the same tiles (`fuses_score_loss`).
 
 A layer may store fewer heads than the model has (`heads` of its entry in `config.layers`), and a pass may run the
-leading heads of those alone: leading rows of queries, keys and values, leading columns of the output projection, as
-views.
-
-Queries and keys are returned to the caller rather than caught by hooks, so that recording them also works under
-activation checkpointing, `torch.func.functional_call` and `torch.compile`.
+leading ones of those alone, as views of the weights. Queries and keys are returned to the caller, not caught by hooks
+(docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -106,7 +99,7 @@ _FEWEST_TOKENS = {torch.float32: 64, torch.bfloat16: 16}
 """By dtype; below, the fused linear layers save nothing, even with weights that are kept packed."""
 
 
-def runs_fused(x: Tensor, *layers: nn.Module) -> bool:
+def runs_fused(x: Tensor, *layers: nn.Linear) -> bool:
     """Whether `kernels.attention.linear` replaces these layers: readable ones, on a CPU, eagerly, no gradients."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
@@ -170,12 +163,12 @@ class FFNASAttention(nn.Module):
         if teacher is not None and fuses_score_loss(self.config, query[: len(x) // parts], attention_mask, teacher):
             each = zip(*(t.chunk(parts) for t in (query, key, value, _keys(attention_mask, x))), strict=True)
             done = [
-                fused_attention(*qkv, mask, scale=self.scaling, p_drop=p_drop, teacher=teacher, scale_t=1.0)
-                for *qkv, mask in each
+                fused_attention(q, k, v, mask, scale=self.scaling, p_drop=p_drop, teacher=teacher, scale_t=1.0)
+                for q, k, v, mask in each
             ]
             contexts = [context.transpose(1, 2) for context, _ in done]
             context = contexts[0] if parts == 1 else torch.cat(contexts)
-            losses = torch.stack([loss for _, loss in done])
+            losses = torch.stack([loss for _, loss in done if loss is not None])
             return self.project(x, context, heads), query, key, None, losses
         if is_fused(self.config, query, attention_mask):
             mask = _keys(attention_mask, x)
@@ -206,7 +199,7 @@ class FFNASAttention(nn.Module):
         projected = dense(context) if heads is None else nn.functional.linear(context, weight, dense.bias)
         return norm(x + self.dropout(projected))
 
-    def rows(self, layer: nn.Module, heads: int | None) -> tuple[Tensor, Tensor]:
+    def rows(self, layer: nn.Linear, heads: int | None) -> tuple[Tensor, Tensor]:
         """Weight and bias of `query`, `key` or `value` for the leading heads, as views; None for all.
 
         Raises:
@@ -231,7 +224,7 @@ class FFNASAttention(nn.Module):
             return [m(x) for m in layers]
         return [nn.functional.linear(x, *self.rows(m, heads)) for m in layers]
 
-    def _plain(self, layer: nn.Module, heads: int) -> nn.Linear:
+    def _plain(self, layer: nn.Linear, heads: int) -> nn.Linear:
         if not readable.are_readable(layer, everywhere=False):
             raise UserError(
                 f"heads: {heads} of {self.num_heads} heads can be run in plain linear layers without hooks alone, not"

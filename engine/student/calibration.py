@@ -7,12 +7,8 @@ The inherited student (`search.inherit`) keeps the leading neurons and heads of 
     refit       the second product (the output projection of attention) for the leading part alone:
                 W', b' = argmin  sum over tokens |W' a_leading + b' - (W a + b)|^2 + ridge |W' - W_leading|^2
 
-Importance of neuron j is rms(a_j) |W2[:, j]|, how much it moves the layer's output; of head h the root mean square of
-W_o[:, h] c_h. After distillation the fit makes no difference that we could measure, before it halves the error of a
-layer, which makes scores of undistilled students meaningful.
-
-Sources: magnitude times activation is the criterion of Wanda (Sun et al., ICLR 2024) over whole neurons; the
-least-squares fit of a pruned layer is Kwon et al. (NeurIPS 2022) and K-prune (Park et al., ICLR 2024).
+Importance of neuron j is rms(a_j) |W2[:, j]|; of head h the root mean square of W_o[:, h] c_h. Sources: Wanda (Sun et
+al., ICLR 2024) over whole neurons; Kwon et al. (NeurIPS 2022) and K-prune (Park et al., ICLR 2024) for the fit.
 """
 
 from __future__ import annotations
@@ -26,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import Batch
-from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.ffn import FFN
+from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from kernels.language.expression import Expression
-from kernels.reference.ffn import evaluate_part
+from kernels.reference.ffn import evaluate_subtree
 
 KEPT = 4096
 """Tokens whose FFN inputs are kept, for expressions other than the teacher's."""
@@ -62,7 +59,7 @@ def calibrate(model: FFNASPreTrainedModel, batches: Iterable[Batch]) -> list[Lay
     layers = base.config.full_architecture.layers
     sums: list[list[Tensor]] = []
     for layer in base.encoder:
-        inner, hidden = layer.all_ffn[0].dense1.out_features, layer.attention.dense.in_features
+        inner, hidden = layer.all_ffn[0].dense1.out_features, layer.block.dense.in_features
         sums.append([torch.zeros(n + 1, n + 1, dtype=torch.float64) for n in (inner, hidden)])
     inputs: list[list[Tensor]] = [[] for _ in sums]
     tokens = 0
@@ -88,12 +85,15 @@ def calibrate(model: FFNASPreTrainedModel, batches: Iterable[Batch]) -> list[Lay
     ]
 
 
-def inner_values(ffn: nn.Module, expression: Expression, rows: Tensor) -> Tensor:
+def inner_values(ffn: FFN, expression: Expression, rows: Tensor) -> Tensor:
     """What `wb2` multiplies: [T, d] of an FFN for inputs [T, H]; the expression's root is its second product."""
     if expression.weight != "wb2":
         raise ValueError(f"inner_values: the root of {expression} is not the second product")
-    weights = {"wb1": (ffn.dense1.weight, ffn.dense1.bias), "wb2": (ffn.dense2.weight, ffn.dense2.bias)}
-    return evaluate_part(expression.args[0], rows, weights)
+    weights: dict[str, Any] = {
+        "wb1": (ffn.dense1.weight, ffn.dense1.bias),
+        "wb2": (ffn.dense2.weight, ffn.dense2.bias),
+    }
+    return evaluate_subtree(expression.args[0], rows, weights)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(base: nn.Module) -> Iterator[dict[int, list[Tensor]]]:
+def _watched(base: FFNASModel) -> Iterator[dict[int, list[Tensor]]]:
     """Per layer the heads' outputs and the input of the FFN, [B, S, H] each, of the forward pass inside."""
     seen: dict[int, list[Tensor]] = {}
     handles = []
@@ -117,8 +117,8 @@ def _watched(base: nn.Module) -> Iterator[dict[int, list[Tensor]]]:
             own.append(output[0].detach())
 
         handles += [
-            layer.attention.dense.register_forward_hook(context),
-            layer.attention.register_forward_hook(entered),
+            layer.block.dense.register_forward_hook(context),
+            layer.block.register_forward_hook(entered),
         ]
     try:
         yield seen
@@ -135,7 +135,8 @@ def reorder(model: FFNASPreTrainedModel, statistics: list[LayerStatistics]) -> l
     """
     ordered = []
     for layer, found in zip(model.base_model.encoder, statistics, strict=True):
-        ffn, attention = layer.all_ffn[0], layer.attention
+        ffn: Any = layer.all_ffn[0]  # of full weights, which a type cannot tell
+        attention = layer.block
         importance = found.inner.diagonal()[:-1].sqrt() * ffn.dense2.weight.double().cpu().norm(dim=0)
         neurons = importance.argsort(descending=True, stable=True)
         size = attention.head_size
@@ -193,7 +194,7 @@ def refit(gram: Tensor, weight: Tensor, bias: Tensor, width: int, ridge: float =
 
 @torch.no_grad()
 def fit_inner(
-    ffn: nn.Module, expression: Expression, source: nn.Module, original: Expression, inputs: Tensor
+    ffn: FFN, expression: Expression, source: FFN, original: Expression, inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Second product of `ffn` with another expression, closest to what `source` computes for these inputs.
 

@@ -4,13 +4,9 @@
     factorized   dense(t(i)) with t the V x E token table
     full         t(i) with t the V x H token table
 
-The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3; `MobileBertEmbeddings`). A padding
-token is a neighbour like any other, as there; its row of the table starts at zero and is not trained (`padding_idx`),
-so that the last real token sees the same zeros with padding behind it as without, and predictions do not depend on how
-texts were batched. (Training a masked LM moves the row through the tied decoder.)
-
-Rejected: a 1-d convolution of width 3, the same map with weights in another layout than every published checkpoint;
-and masking neighbours by the attention mask, which changes the arithmetic of published checkpoints.
+The order next, current, previous is MobileBERT's (Sun et al., ACL 2020, section 3). A padding token is a neighbour like
+any other, as there; its row starts at zero and is not trained, so that predictions do not depend on how texts were
+batched (docs/decisions/0019).
 """
 
 from __future__ import annotations

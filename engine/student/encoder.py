@@ -43,6 +43,12 @@ class FFNASLayer(nn.Module):
         self.attention = None if heads == 0 else FFNASAttention(config, layer_idx, heads)
         self.all_ffn = FFNStack(config, plan)
 
+    @property
+    def block(self) -> FFNASAttention:
+        """The attention block of a layer that has one."""
+        assert self.attention is not None
+        return self.attention
+
     def forward(
         self, x: Tensor, attention_mask: Any, plan: FFNPlan, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -51,12 +57,15 @@ class FFNASLayer(nn.Module):
         rest: list[Any] = [None] * 4
         if plan.heads != 0:
             leading = {} if plan.heads is None else {"heads": plan.heads}
-            x, *rest = self.attention(x, attention_mask, **leading, **kwargs)
+            x, *rest = self.block(x, attention_mask, **leading, **kwargs)
         return (self.all_ffn(x, plan) if plan.stack else x), *rest
 
     def first(self, x: Tensor, attention_mask: Tensor | None, plan: FFNPlan) -> Tensor:
         """The first token's output [B, H] alone (`engine.student.first_token`)."""
-        x = x[:, 0] if plan.heads == 0 else attend_first(self.attention, x, attention_mask, plan.heads)
+        if plan.heads == 0 or self.attention is None:
+            x = x[:, 0]
+        else:
+            x = attend_first(self.attention, x, attention_mask, plan.heads)
         return self.all_ffn(x, plan) if plan.stack else x
 
     def heads(self, plan: FFNPlan) -> int:

@@ -167,7 +167,7 @@ def _key(model: PreTrainedModel, precision: str) -> tuple[Any, ...] | None:
     return tuple(places)
 
 
-def _parts(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
     """All modules but the distillation projection, whose layer no answer passes."""
     for name, child in model._modules.items():
         if child is not None and name != "fit_dense":

@@ -10,16 +10,16 @@ every subnet, and unshares the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
 from kernels import readable
-from kernels.ffn.called import called_ffn
+from kernels.ffn.called import Layers, called_ffn
 from kernels.ffn.kron import KronWeight, Weight
 from kernels.ffn.modules import KronLinear, dense_layers
 from kernels.ffn.ops import fused_ffn_stack
@@ -59,7 +59,8 @@ class FFN(nn.Module):
         """[..., H] to [..., H] at the stored inner width, in plain PyTorch; `plan` gives the expression."""
         program, expression = plan.program, plan.program.expression
         assert expression is not None  # plans are made of expressions
-        return called_ffn(x, self.dense1, self.dense2, self.layernorm, expression, policy=program.policy, p_drop=p_drop)
+        layers = Layers(self.dense1, self.dense2, self.layernorm)
+        return called_ffn(x, layers, expression, policy=program.policy, p_drop=p_drop)
 
 
 def may_read(ffns: Sequence[FFN], inner: int, work: str | None = None) -> bool:
@@ -123,6 +124,11 @@ class FFNStack(nn.ModuleList):
         config: sizes, dropout and LayerNorm epsilon.
         plan: the stack and inner width to store.
     """
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[FFN]: ...
+        def __getitem__(self, index: int) -> FFN: ...  # type: ignore[override]
 
     def __init__(self, config: FFNASConfig, plan: FFNPlan) -> None:
         super().__init__(FFN(config, plan) for _ in range(plan.stack))

@@ -1,21 +1,14 @@
 """The last layer for the first token alone, for heads that read nothing else.
 
-A classifier reads one row of the last layer's output, so the other rows need not be computed. Nor need the layer's keys
-and values: with the first token's queries q, weights W_k, W_v and input x,
+A classifier reads one row of the last layer's output, so the other rows need not be computed, nor the layer's keys and
+values: with the first token's queries q, weights W_k, W_v and input x,
 
     q (x W_k')' = (q W_k) x'          softmax(...) (x W_v' + b_v) = (softmax(...) x) W_v' + b_v
 
-so that per head one row of H numbers takes the place of two products over all tokens (2 S H^2 multiplications become
-2 H^2 + 2 heads S H). The bias of the keys adds the same to all scores of a query, and drops out. Attention and FFNs of
-the layer then cost next to nothing: EfficientBERT saves a sixth of a forward pass, a stage-3 candidate, most of whose
-work is its own last layer, more.
-
-Equal to the whole layer but for rounding. Whoever asks for hidden states, attention probabilities, recorded states or
-gradients, hooks or replaces the layer's linear layers, has another attention function than sdpa, or compiles, traces or
-exports the model, gets the whole layer (`reads_first`).
-
-Rejected: the first token's queries against keys and values of all tokens. It saves the FFNs and half of the attention
-block, and equals the whole layer bit for bit on some machines and shapes only.
+The bias of the keys adds the same to all scores of a query, and drops out. Equal to the whole layer but for rounding.
+Whoever asks for hidden states, attention probabilities or gradients, hooks or replaces the layer's linear layers, has
+another attention function than sdpa, or compiles or exports the model, gets the whole layer (`reads_first`).
+docs/decisions/0013 has what it saves.
 """
 
 from __future__ import annotations

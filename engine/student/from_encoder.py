@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.architecture.architecture import uniform
+from engine.architecture.file import layers_to_list
+from engine.data.task import heads
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import STUDENTS, FFNASForMultipleChoice, FFNASForSequenceClassification
+from engine.student.heads import FFNASForMultipleChoice, FFNASForSequenceClassification
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
-from engine.student.supernet import task_fields
 from kernels.language.expression import parse_expression
 
 if TYPE_CHECKING:
@@ -90,18 +92,11 @@ _HEAD_NAMES = (
     (r"classifier\.out_proj\.", "classifier."),
 )
 
-_HEADS = {
-    "ForSequenceClassification": "classification",
-    "ForQuestionAnswering": "question_answering",
-    "ForMultipleChoice": "multiple_choice",
-}
-"""Ends of class names to the kind of task whose model is ours."""
-
 MEAN_DROPOUT = 0.1
 """Dropout before the fresh classifier of a mean-pooled sentence encoder."""
 
 
-def reason_against(model: nn.Module) -> str | None:
+def reason_against(model: PreTrainedModel) -> str | None:
     """Why this transformers model is none of ours under other names, in a few words; None where it is one."""
     config = model.config
     kind = str(config.model_type)
@@ -120,13 +115,13 @@ def reason_against(model: nn.Module) -> str | None:
     head = _head_of(model)
     if head is None:
         return f"{kind}: {type(model).__name__} has a head of another kind"
-    if head == "multiple_choice" and kind == "electra" and not _plain_summary(config):
+    if head is FFNASForMultipleChoice and kind == "electra" and not _plain_summary(config):
         return f"{kind}: its sequence summary is of another kind"
     return None
 
 
 def standard_model(
-    model: nn.Module, task: TaskSpec | None = None, *, pooling: str | None = None, seed: int = 0
+    model: PreTrainedModel, task: TaskSpec | None = None, *, pooling: str | None = None, seed: int = 0
 ) -> FFNASPreTrainedModel:
     """A transformers encoder as a model of ours with equal outputs, its weights copied.
 
@@ -149,27 +144,29 @@ def standard_model(
             f"teacher: cannot be taken apart into layers ({reason}): choose a BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA,"
             " MiniLM or DistilBERT"
         )
-    kind = _head_of(model) or (None if task is None else task.kind)
-    model_class = FFNASModel if kind is None else STUDENTS[kind]
+    own = _head_of(model)
+    model_class = own or (FFNASModel if task is None else task.head.student_class())
     given = _renamed(model, model_class)
     fresh = pooling == "mean" and model_class in (FFNASForSequenceClassification, FFNASForMultipleChoice)
     if fresh:
         given = {name: value for name, value in given.items() if not name.startswith("classifier.")}
     config = _config(model, pooling, fresh)
-    if task is not None and _head_of(model) is None:
-        for name, value in task_fields(task).items():
+    if task is not None and own is None:
+        for name, value in task.head.config_fields(task).items():
             setattr(config, name, value)
     with torch.device("meta"):
-        unpooled = kind is None and pooling != "mean" and "cls_pooler.dense.weight" not in given
+        unpooled = model_class is FFNASModel and pooling != "mean" and "cls_pooler.dense.weight" not in given
         target = FFNASModel(config, add_pooling_layer=False) if unpooled else model_class(config)
     state = _completed(target, given, config.initializer_range, seed)
     target.load_state_dict(state, assign=True)
     return target.train(model.training)
 
 
-def _head_of(model: nn.Module) -> str | None:
+def _head_of(model: PreTrainedModel) -> type[FFNASPreTrainedModel] | None:
+    """Our class for a model of transformers with a head: the names end alike."""
     name = type(model).__name__
-    return next((kind for end, kind in _HEADS.items() if name.endswith(end)), None)
+    known = (head.student_class() for head in heads())
+    return next((ours for ours in known if name.endswith(ours.__name__.removeprefix("FFNAS"))), None)
 
 
 def _activation(config: Any) -> Any:
@@ -186,9 +183,10 @@ def _plain_summary(config: Any) -> bool:
     )
 
 
-def _config(model: nn.Module, pooling: str | None, fresh: bool) -> FFNASConfig:
+def _config(model: PreTrainedModel, pooling: str | None, fresh: bool) -> FFNASConfig:
     """Our configuration of the model: sizes, dropout, labels, pooling."""
-    config, block = model.config, model.base_model.embeddings
+    config: Any = model.config
+    block: Any = model.base_model.embeddings
     distil = config.model_type == "distilbert"
     positions, segments = block.position_embeddings, getattr(block, "token_type_embeddings", None)
     formula = parse_expression(f"linear({ACTIVATIONS[_activation(config)]}(linear(x,wb1)),wb2)")
@@ -200,7 +198,7 @@ def _config(model: nn.Module, pooling: str | None, fresh: bool) -> FFNASConfig:
         intermediate_size=config.hidden_dim if distil else config.intermediate_size,
         embedding_type="full",
         embedding_size=config.hidden_size,
-        layers=uniform(formula, 1, Fraction(1), config.num_hidden_layers),
+        layers=layers_to_list(uniform(formula, 1, Fraction(1), config.num_hidden_layers)),
         hidden_dropout_prob=config.dropout if distil else config.hidden_dropout_prob,
         attention_probs_dropout_prob=config.attention_dropout if distil else config.attention_probs_dropout_prob,
         classifier_dropout=MEAN_DROPOUT if fresh else _head_dropout(model),
@@ -217,7 +215,7 @@ def _config(model: nn.Module, pooling: str | None, fresh: bool) -> FFNASConfig:
     )
 
 
-def _head_dropout(model: nn.Module) -> float | None:
+def _head_dropout(model: PreTrainedModel) -> float | None:
     config, choices = model.config, type(model).__name__.endswith("ForMultipleChoice")
     if config.model_type == "distilbert":
         return config.seq_classif_dropout
@@ -226,7 +224,7 @@ def _head_dropout(model: nn.Module) -> float | None:
     return config.classifier_dropout
 
 
-def _pooler_activation(model: nn.Module) -> str:
+def _pooler_activation(model: PreTrainedModel) -> str:
     kind, name = model.config.model_type, type(model).__name__
     if kind == "distilbert":
         return "relu"
@@ -241,9 +239,9 @@ def _first_position(positions: nn.Embedding) -> int:
     return 0 if positions.padding_idx is None else positions.padding_idx + 1
 
 
-def _renamed(model: nn.Module, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
+def _renamed(model: PreTrainedModel, model_class: type[FFNASPreTrainedModel]) -> dict[str, Tensor]:
     """Copies of the weights under our names, positions and segments in our shapes."""
-    base = model.base_model
+    base: Any = model.base_model
     names = _DISTILBERT_NAMES if base.config.model_type == "distilbert" else _BERT_NAMES
     inner = "" if model_class is FFNASModel else "ffnas."
     outer = "" if base is model else f"{model.base_model_prefix}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers.utils.generic import can_return_tuple
 
 from engine.errors import UserError
+from engine.handover.known import MASKED_LM, HandOver
 from engine.states import EncoderStates
 from engine.student.configuration import FFNASConfig
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
@@ -27,15 +29,24 @@ from engine.student.outputs import (
 )
 
 IGNORED_LABEL = -100
+_PIPELINE = Path(__file__).parents[1] / "handover" / "question_answering_ffnas.py"
 
 
-class _Headed(FFNASPreTrainedModel):
-    """A model with an encoder inside."""
+class HeadedModel(FFNASPreTrainedModel):
+    """A model with an encoder inside, `ffnas`: what heads share."""
 
     @property
     def fit_dense(self) -> nn.Linear | None:
         """The encoder's distillation projection."""
-        return self.ffnas.fit_dense
+        return self.base_model.fit_dense
+
+    def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The head's output from the last layer's output [rows, S, H]; mean pooling needs the mask [rows, S]."""
+        raise NotImplementedError(type(self).__name__)
+
+    def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """`classify` for a batch."""
+        return self.classify(hidden, attention_mask.flatten(0, -2))
 
     def _fast(
         self, input_ids: Any, attention_mask: Any, token_type_ids: Any, position_ids: Any, inputs_embeds: Any,
@@ -46,16 +57,17 @@ class _Headed(FFNASPreTrainedModel):
         return self.from_runtime("head", given, (position_ids, inputs_embeds), others)
 
 
-class FFNASForSequenceClassification(_Headed):
+class FFNASForSequenceClassification(HeadedModel):
     """Pooled sequence, dropout, linear: classes, or a value when `num_labels` is 1 or `problem_type` is regression."""
 
     native_head = "sequence"
+    hand_over = HandOver("AutoModelForSequenceClassification", "text-classification")
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
         self.ffnas = FFNASModel(config)
         self.dropout = nn.Dropout(_head_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
 
     @can_return_tuple
@@ -84,23 +96,30 @@ class FFNASForSequenceClassification(_Headed):
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [B, num_labels] from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
-        return self._logits(self.ffnas.cls_pooler(hidden, attention_mask))
+        return self._logits(self.ffnas.pooled(hidden, attention_mask))
 
     def _logits(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled))
 
 
-class FFNASForQuestionAnswering(_Headed):
+class FFNASForQuestionAnswering(HeadedModel):
     """Start and end scores per token."""
 
     native_head = "tokens"
     native_scores = "qa_outputs"
     native_labels = ("start", "end")
+    hand_over = HandOver(
+        "AutoModelForQuestionAnswering",
+        "question-answering",
+        ("start_logits", "end_logits"),
+        call=("question", "context"),
+        own_pipeline=("QuestionAnsweringPipeline", _PIPELINE),
+    )
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -142,7 +161,7 @@ class FFNASForQuestionAnswering(_Headed):
             end_logits=end.contiguous(),
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -150,10 +169,11 @@ class FFNASForQuestionAnswering(_Headed):
         return self.qa_outputs(hidden)
 
 
-class FFNASForMultipleChoice(_Headed):
+class FFNASForMultipleChoice(HeadedModel):
     """One score per choice from its pooled sequence."""
 
     native_head = "choice"
+    hand_over = HandOver("AutoModelForMultipleChoice", "multiple-choice", choices=True, pipeline=False)
 
     def __init__(self, config: FFNASConfig) -> None:
         super().__init__(config)
@@ -181,27 +201,32 @@ class FFNASForMultipleChoice(_Headed):
         inputs = input_ids if input_ids is not None else inputs_embeds
         if inputs is None:
             raise UserError("input_ids: give exactly one of input_ids and inputs_embeds")
-        several = inputs.dim() == (3 if input_ids is not None else 4)
         rows = [
-            value.flatten(0, 1) if several and value is not None else value
-            for value in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            None if value is None else value.flatten(0, -2)
+            for value in (input_ids, attention_mask, token_type_ids, position_ids)
         ]
-        scores, out = self._fast(*rows, kwargs), FFNASModelOutput()
+        embedded = None if inputs_embeds is None else inputs_embeds.flatten(0, -3)
+        ids, mask, types, positions = rows
+        scores, out = self._fast(ids, mask, types, positions, embedded, kwargs), FFNASModelOutput()
         if scores is None:
-            out = self.ffnas(*rows, return_dict=True, first_token_only=True, runtime=False, **kwargs)
+            out = self.ffnas(*rows, embedded, return_dict=True, first_token_only=True, runtime=False, **kwargs)
             scores = self._score(out.pooler_output)
-        logits = scores.view(inputs.shape[:2] if several else (-1, 1))
+        logits = scores.view(len(inputs), -1)
         return FFNASMultipleChoiceOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
-            states=_with_logits(out.states, logits),
+            states=with_logits(out.states, logits),
         )
 
     def classify(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores [rows, 1] of single choices from the last layer's output [rows, S, H]; mean pooling needs the mask."""
-        return self._score(self.ffnas.cls_pooler(hidden, attention_mask))
+        return self._score(self.ffnas.pooled(hidden, attention_mask))
+
+    def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores [B, choices] for a mask [B, choices, S]; one choice each for [B, S]."""
+        return self.classify(hidden, attention_mask.flatten(0, -2)).view(len(attention_mask), -1)
 
     def _score(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled))
@@ -220,10 +245,12 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.layernorm(F.gelu(self.dense(hidden), approximate="tanh")))
 
 
-class FFNASForMaskedLM(_Headed):
+class FFNASForMaskedLM(HeadedModel):
     """Token scores; the decoder shares the token table."""
 
     native_head = "mask"
+    hand_over = MASKED_LM
+
     _tied_weights_keys = {  # noqa: RUF012  transformers reads a dict
         "lm_head.decoder.weight": "ffnas.embeddings.token_embeddings.weight"
     }
@@ -233,6 +260,10 @@ class FFNASForMaskedLM(_Headed):
         self.ffnas = FFNASModel(config, add_pooling_layer=False)
         self.lm_head = MaskedLMHead(config)
         self.post_init()
+
+    def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """None: distillation on text compares no predictions."""
+        return None
 
     def get_output_embeddings(self) -> nn.Linear:
         """The decoder."""
@@ -264,20 +295,11 @@ class FFNASForMaskedLM(_Headed):
         logits = loss = None
         if out.states is None or labels is not None:
             logits = self.lm_head(out.last_hidden_state)
-        if labels is not None:
+        if labels is not None and logits is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
         return FFNASMaskedLMOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions, states=out.states
         )
-
-
-STUDENTS: dict[str, type[_Headed]] = {
-    "classification": FFNASForSequenceClassification,
-    "regression": FFNASForSequenceClassification,
-    "question_answering": FFNASForQuestionAnswering,
-    "multiple_choice": FFNASForMultipleChoice,
-}
-"""The model for each kind of task (`engine.data.TaskSpec.kind`)."""
 
 
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
@@ -312,5 +334,6 @@ def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, ignore_index=length)
 
 
-def _with_logits(states: EncoderStates | None, logits: Tensor) -> EncoderStates | None:
+def with_logits(states: EncoderStates | None, logits: Tensor) -> EncoderStates | None:
+    """Recorded states with the head's output; None where none were recorded."""
     return None if states is None else replace(states, logits=logits)

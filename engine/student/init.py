@@ -7,22 +7,15 @@ student lives in the coordinates of the first H of them:
     positions, segments  their teacher tables times D[:, :H]
     token table [V, H]   W D[:, :H]                    (full embedding)
 
-so that before LayerNorm the student's embedding is the best rank-E approximation of the teacher's (Eckart and Young,
-1936), strongest coordinates first: what width-truncating operators keep. `fit_dense` is then set by least squares to
-map student embeddings to teacher embeddings on random token sequences. Everything else keeps the usual initialisation.
-
-Measured with all-MiniLM-L6-v2 as the teacher (H=192, E=128, 3 layers; sum of four hidden-state MSEs on held-out text):
-first loss 0.96 instead of 1.49; after 80 steps of 16 texts at lr 1e-3 0.51, against 0.72 with the tables but a random
-`fit_dense`, and 0.83 with everything random.
-
-D comes from the eigenvectors of the H_t x H_t Gram matrix in float64: 30522 x 384 takes about 0.2 s on 2 cores, where
-a thin SVD takes seconds; directions that matter are far above the squaring's loss of accuracy. Rejected: a randomised
-SVD, whose result depends on a seed for no gain at this size.
+so that before LayerNorm its embedding is the best rank-E approximation of the teacher's (Eckart and Young, 1936).
+`fit_dense` is then set by least squares to map student embeddings to teacher embeddings on random tokens. Everything
+else keeps the usual initialisation. Measured: docs/decisions/0019.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +96,14 @@ class _Tables:
     segments: Tensor | None
 
 
-def _teacher_tables(model: nn.Module) -> _Tables:
+def _teacher_tables(model: Any) -> _Tables:
+    """Those of a transformers encoder of any family."""
     words = _on_cpu(model.get_input_embeddings().weight)
     block = getattr(model.base_model, "embeddings", None)
     positions = getattr(block, "position_embeddings", None)
     segments = getattr(block, "token_type_embeddings", getattr(block, "segment_embeddings", None))  # ours: the latter
     rows = None if positions is None else _on_cpu(positions.weight)
-    if rows is not None and positions.padding_idx is not None:
+    if positions is not None and rows is not None and positions.padding_idx is not None:
         rows = rows[positions.padding_idx + 1 :]  # RoBERTa counts positions from there
     return _Tables(words, rows, None if segments is None else _on_cpu(segments.weight))
 
@@ -155,15 +149,16 @@ def _fit_projection(base: FFNASModel, teacher: nn.Module) -> None:
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(0, base.config.vocab_size, (_FIT_ROWS, length), generator=generator)
     x, y = _embed(base.embeddings, ids), _embed(getattr(teacher.base_model, "embeddings", None), ids)
-    if y is None or x is None or y.shape[-1] != base.fit_dense.out_features:
+    projection = base.fit_dense
+    if projection is None or y is None or x is None or y.shape[-1] != projection.out_features:
         return  # the teacher's embedding block has another width than its layers (ELECTRA), or cannot be told apart
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     x, y = x - x_mean, y - y_mean
     gram = x.T @ x
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
     weight = torch.linalg.solve(gram, x.T @ y)
-    base.fit_dense.weight.copy_(weight.T)
-    base.fit_dense.bias.copy_(y_mean - x_mean @ weight)
+    projection.weight.copy_(weight.T)
+    projection.bias.copy_(y_mean - x_mean @ weight)
 
 
 def _sequence_limit(teacher: nn.Module) -> int:

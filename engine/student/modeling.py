@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
+from engine.handover.known import ENCODER, HandOver
 from engine.states import EncoderStates, Recorder
 from engine.student.attention import TeacherHeads, extended_mask
 from engine.student.configuration import FFNASConfig
@@ -32,6 +33,16 @@ from engine.student.outputs import FFNASModelOutput
 from engine.student.pooling import build_pooler
 from kernels.ffn.modules import KronLinear
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    class Layers(nn.ModuleList):
+        """A module list, for type checkers: of layers."""
+
+        def __iter__(self) -> Iterator[FFNASLayer]: ...
+        def __getitem__(self, index: int) -> FFNASLayer: ...  # type: ignore[override]
+
+
 ALL_LAYERS = "all"
 """Value of `states_layers` that records every layer."""
 
@@ -39,6 +50,7 @@ ALL_LAYERS = "all"
 class FFNASPreTrainedModel(PreTrainedModel):
     """What the encoder and every head share."""
 
+    config: FFNASConfig
     config_class = FFNASConfig
     base_model_prefix = "ffnas"
     supports_gradient_checkpointing = True
@@ -53,6 +65,8 @@ class FFNASPreTrainedModel(PreTrainedModel):
     """The attribute that holds the head's last layer."""
     native_labels: ClassVar[tuple[str, ...] | None] = None
     """Names of the scores; None for those of the configuration."""
+    hand_over: ClassVar[HandOver]
+    """How others know it."""
 
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -73,6 +87,17 @@ class FFNASPreTrainedModel(PreTrainedModel):
         if asked or self.config.output_hidden_states or self.config.output_attentions:
             return None
         return self.fast_pass(self, *given, wanted)
+
+    @property
+    def base_model(self) -> FFNASModel:
+        """The encoder: this model itself, or the one inside."""
+        found: Any = getattr(self, self.base_model_prefix, self)  # or what a user has put around it
+        return found
+
+    def answer(self, hidden: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """The head's output, as `forward` gives it, from the last layer's [rows, S, H] and the batch's mask [..., S];
+        None without a head."""
+        return None
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, KronLinear):
@@ -125,6 +150,7 @@ class FFNASModel(FFNASPreTrainedModel):
     """
 
     native_head = "none"
+    hand_over = ENCODER
 
     def __init__(self, config: FFNASConfig, add_pooling_layer: bool = True) -> None:
         config.check()
@@ -133,19 +159,26 @@ class FFNASModel(FFNASPreTrainedModel):
         self.planner = Planner(config)
         self.embeddings = FFNASEmbeddings(config)
         stored = zip(self.planner.full, self.planner.heads, strict=True)
-        self.encoder = nn.ModuleList(FFNASLayer(config, i, plan, heads) for i, (plan, heads) in enumerate(stored))
+        layers = nn.ModuleList(FFNASLayer(config, i, plan, heads) for i, (plan, heads) in enumerate(stored))
+        self.encoder = cast("Layers", layers)
         self.cls_pooler = build_pooler(config) if add_pooling_layer else None
         teacher = config.teacher_hidden_size
         self.fit_dense = None if teacher is None else nn.Linear(config.hidden_size, teacher)
         self.post_init()
 
+    def pooled(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """[B, H] what heads read, from the last layer's output [B, S, H]; mean pooling needs the mask [B, S]."""
+        assert self.cls_pooler is not None  # models whose head reads it have it
+        pooled: Tensor = self.cls_pooler(hidden, attention_mask)
+        return pooled
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.embeddings.token_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token table."""
-        self.embeddings.token_embeddings = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token table, by a table."""
+        self.embeddings.token_embeddings = cast("nn.Embedding", value)
 
     @can_return_tuple
     def forward(
@@ -217,7 +250,7 @@ class FFNASModel(FFNASPreTrainedModel):
             own = kwargs if index not in teachers else {**kwargs, "teacher": teachers[index]}
             x, query, key, probabilities, losses = self._run_layer(layer, x, mask, plan, own)
             if index in record:
-                recorder.add(x, query, key, 1.0 if query is None else layer.attention.scaling, losses)
+                recorder.add(x, query, key, 1.0 if query is None else layer.block.scaling, losses)
             if keep_hidden:
                 hidden_states.append(x)
             if keep_attention:
@@ -227,7 +260,7 @@ class FFNASModel(FFNASPreTrainedModel):
             last_hidden_state=x,
             pooler_output=None if self.cls_pooler is None else self.cls_pooler(x, attention_mask),
             hidden_states=tuple(hidden_states) if keep_hidden else None,
-            attentions=tuple(attentions) if keep_attention else None,
+            attentions=cast("tuple[Tensor, ...]", tuple(attentions)) if keep_attention else None,
             states=states,
         )
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from engine.errors import UserError
-from engine.student.configuration import FFNASConfig
 from engine.student.ffn import may_read
 from kernels import readable
 from kernels.ffn.modules import KronLinear
@@ -36,8 +35,8 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
         UserError: the model has another head, or layers that are more than their parameters (adapters, hooks).
     """
     head = _head(model)
-    base = model.base_model
-    config: FFNASConfig = model.config
+    base: Any = model.base_model  # an `FFNASModel`, whose file imports this one
+    config: Any = model.config
     pooler = base.cls_pooler
     pooling = "none" if pooler is None else config.pooling
     plans = base.planner.full
@@ -94,7 +93,7 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
     return description, {name: _array(tensor, copy) for name, tensor in arrays.items()}
 
 
-def _head(model: PreTrainedModel) -> str:
+def _head(model: Any) -> str:
     if not is_described(model):
         raise UserError(
             f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers,"
@@ -103,7 +102,7 @@ def _head(model: PreTrainedModel) -> str:
     return str(model.native_head)
 
 
-def _head_arrays(model: PreTrainedModel, head: str, eps: float) -> dict[str, Tensor]:
+def _head_arrays(model: Any, head: str, eps: float) -> dict[str, Tensor]:
     if head == "none":
         return {}
     if head != "mask":
@@ -115,7 +114,7 @@ def _head_arrays(model: PreTrainedModel, head: str, eps: float) -> dict[str, Ten
     return before | _dense("classifier", found.decoder)
 
 
-def _labels(model: PreTrainedModel, head: str) -> tuple[str, ...]:
+def _labels(model: Any, head: str) -> tuple[str, ...]:
     if head in ("none", "mask"):
         return ()
     if head == "choice":
@@ -126,7 +125,7 @@ def _labels(model: PreTrainedModel, head: str) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in range(model.config.num_labels))
 
 
-def _embeddings(base: nn.Module, eps: float) -> dict[str, Tensor]:
+def _embeddings(base: Any, eps: float) -> dict[str, Tensor]:
     found, arrays = base.embeddings, dict[str, Tensor]()
     tables = {"token": found.token_embeddings, "position": found.position_embeddings, "type": found.segment_embeddings}
     for name, table in tables.items():
@@ -138,7 +137,7 @@ def _embeddings(base: nn.Module, eps: float) -> dict[str, Tensor]:
     return arrays | _norm("embeddings.norm", found.layernorm, eps)
 
 
-def _dense(name: str, layer: nn.Module) -> dict[str, Tensor]:
+def _dense(name: str, layer: Any) -> dict[str, Tensor]:
     """Weight and bias of a linear layer; Kronecker products multiplied out."""
     if not readable.are_readable(layer) or layer.bias is None:
         raise UserError(
@@ -149,7 +148,7 @@ def _dense(name: str, layer: nn.Module) -> dict[str, Tensor]:
     return {f"{name}.weight": weight, f"{name}.bias": layer.bias}
 
 
-def _norm(name: str, layer: nn.Module, eps: float) -> dict[str, Tensor]:
+def _norm(name: str, layer: Any, eps: float) -> dict[str, Tensor]:
     """Weight and bias of a LayerNorm, which has to have the model's epsilon."""
     if not readable.are_readable(layer) or layer.weight is None or layer.bias is None or layer.eps != eps:
         raise UserError(

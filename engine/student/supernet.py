@@ -2,16 +2,12 @@
 
 A supernet is a student whose layers are stored at the largest stack and ratio; `forward(architecture=...)` runs a
 subnet of it on views. `extract` copies such a subnet out into a model of its own, `inherit` copies it into a model
-that exists. Both slice by shape: FFN l, n keeps the leading rows of `dense1` and the leading columns of `dense2`,
-attention the leading rows of queries, keys and values and the leading columns of `dense`, and every other parameter is
-taken whole, so that the copy computes bit for bit what the views compute. Layers that are left out are not copied:
-layers of the copy are numbered anew, and its config's `source_layers` says which they were.
+that exists. Both take leading slices: FFN l, n the leading rows of `dense1` and columns of `dense2`, attention the
+leading rows of queries, keys and values and columns of `dense`, everything else whole. So the copy computes bit for bit
+what the views compute. Layers that are left out are not copied; the copy's `source_layers` says which it has.
 
-A weight that is a Kronecker product in one and full in the other is converted: full weights become the nearest product
-(Van Loan and Pitsianos; `kernels.ffn.kron`), which is how a `kron` inherits from a GELU supernet, and factors become
-their product. Between products of one block the leading rows (columns) of the larger factor are taken, as the views do.
-
-Rejected: choosing which rows to keep by importance (norm pruning). The subnet that was trained is the leading slice.
+A weight that is a Kronecker product in one and full in the other is converted (nearest product, or the product written
+out; `kernels.ffn.kron`).
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +26,7 @@ from engine.architecture.file import layers_to_list
 from engine.architecture.shape import ModelShape
 from engine.errors import UserError
 from engine.student.configuration import FFNASConfig
-from engine.student.heads import STUDENTS
+from engine.student.heads import FFNASForSequenceClassification
 from engine.student.modeling import FFNASPreTrainedModel
 from kernels.ffn.kron import KronWeight, nearest_kron
 from kernels.language.expression import kron_weights, with_kron
@@ -91,10 +87,12 @@ def build_student(
         "type_vocab_size": shape.type_vocab,
     }
     if task is not None:
-        settings |= task_fields(task)
+        settings |= task.head.config_fields(task)
     made = FFNASConfig(**settings | config)
     if model_class is None:
-        model_class = STUDENTS["classification" if task is None else task.kind]  # type: ignore[assignment]
+        model_class = cast(
+            "type[Student]", FFNASForSequenceClassification if task is None else task.head.student_class()
+        )
     if seed is None:
         return model_class(made)
     with torch.random.fork_rng(devices=[]):
@@ -294,16 +292,3 @@ def _embedding_type(shape: ModelShape) -> str:
     if shape.embedding_size is None:
         return "full"
     return "trigram" if shape.trigram else "factorized"
-
-
-def task_fields(task: TaskSpec) -> dict[str, Any]:
-    """Fields of `FFNASConfig` that say what a head for this task answers."""
-    if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    if task.kind != "classification":
-        return {}
-    return {
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: index for index, name in enumerate(task.label_names)},
-        "problem_type": "single_label_classification",
-    }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.data.tokenizing import model_positions
 from engine.errors import UserError
@@ -26,7 +27,7 @@ from engine.model_sources import TeacherSource, load_tokenizer, quiet, require_r
 from engine.states import EncoderStates, answers
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.teacher.capture import CAPTURE, recording
-from engine.teacher.loading import load_model, names_labels, standardised
+from engine.teacher.loading import load_model, names_labels, placed, standardised
 from engine.teacher.rounded import rounded_copy
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, name: str, has_head: bool = False, knows_labels: bool = False
+        self, model: PreTrainedModel, tokenizer: Any, *, name: str, has_head: bool = False, knows_labels: bool = False
     ) -> None:
         self.model = model.eval()
-        self._rounded: tuple[object, nn.Module] | None = None
+        self._rounded: tuple[object, PreTrainedModel] | None = None
         self.tokenizer = tokenizer
         self.name = name
         self.has_head = has_head
@@ -105,7 +106,7 @@ class Teacher:
             model, reason = standardised(model, found, has_head=has_head, seed=seed)
         knows = has_head and task is not None and names_labels(found, task)
         tokenizer = load_tokenizer(found, published=published)
-        made = cls(model.to(device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
+        made = cls(placed(model, device), tokenizer, name=found.name, has_head=has_head, knows_labels=knows)
         if reason is not None:
             made.notes.append(f"teacher {found.name!r} stays as it is ({reason}): the student has layers of its own")
         return made
@@ -116,7 +117,7 @@ class Teacher:
         return isinstance(self.model, FFNASPreTrainedModel)
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> PreTrainedModel:
         """The model without its task head."""
         return self.model.base_model
 
@@ -143,8 +144,8 @@ class Teacher:
             bf16: under bf16 autocast, with weights rounded once (`rounded`) instead of in every pass.
 
         Returns:
-            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], logits [B, C], start and end
-            scores [B, S, 2], or None. Of multiple choice states have B * choices rows, and logits are [B, choices].
+            Embeddings and hidden [B, S, H], queries (scaled) and keys [B, heads, S, d], and the head's outputs
+            (`TaskHead.answer_shape`) or None. Of multiple choice states have B * choices rows.
 
         Raises:
             UserError: a layer does not exist.
@@ -156,7 +157,8 @@ class Teacher:
         model = self.rounded() if bf16 else self.model
         precision = torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with recording(layers) as recorder, precision:
-            out = self._forward(model if with_head else model.base_model, batch, output_hidden_states=True)
+            encoder: Any = model.base_model
+            out = self._forward(model if with_head else encoder, batch, output_hidden_states=True)
         hidden = out.hidden_states
         return EncoderStates(
             embeddings=hidden[0],
@@ -168,7 +170,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """[B, C] answers of the task head; start and end scores [B, S, 2] of question answering.
+        """Outputs of the task head (`TaskHead.answer_shape`).
 
         Raises:
             UserError: loaded without a task.
@@ -177,7 +179,7 @@ class Teacher:
             raise UserError(f"teacher {self.name!r} was loaded without a task and gives no logits: load it with one")
         return answers(self._forward(self.model, batch))
 
-    def rounded(self) -> nn.Module:
+    def rounded(self) -> PreTrainedModel:
         """The model with bfloat16 weights in its linear layers, for passes under bf16 autocast; all else is shared.
 
         Results are those of autocast over the model itself, up to its own rounding (`engine.teacher.rounded`). Made
@@ -206,12 +208,12 @@ class Teacher:
             kwargs["token_type_ids"] = batch.token_type_ids
         return kwargs
 
-    def _forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
+    def _forward(self, model: PreTrainedModel, batch: Batch, **options: Any) -> Any:
         if model.training:
             model.eval()
         inputs = self.inputs(batch)
-        if batch.input_ids.dim() == 3 and model.base_model is model:
-            inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+        if model.base_model is model:  # without a head: all sequences, one after the other
+            inputs = {name: value.flatten(0, -2) for name, value in inputs.items()}
         return model(**inputs, return_dict=True, **options)
 
     def _install_capture(self) -> None:

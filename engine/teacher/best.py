@@ -5,14 +5,13 @@ Rejected: taking any head whose label names fit. "positive" and "negative" are n
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.data import EncodedTask
 from engine.data.task import NEG_LOG_LOSS
 from engine.evaluation.evaluation import evaluate
-from engine.evaluation.metrics import compute_metrics, primary
+from engine.evaluation.metrics import primary
 from engine.teacher.adapter import Teacher
 
 POINTS, SHARE = 0.10, 0.5
@@ -55,7 +54,9 @@ class Best:
         By a tenth, or half way to a perfect score, whichever is less. If so, its metrics are the teacher's.
         """
         spec, metrics = self.data.spec, self._evaluate()
-        (name, value), constant = primary(spec, metrics), self._most_frequent()
+        (name, value), constant = primary(spec, metrics), spec.head.constant_score(spec, self.data.select)
+        if constant is None:
+            return False
         perfect = 0.0 if name == NEG_LOG_LOSS else 1.0
         knows = value >= constant + min(POINTS, SHARE * (perfect - constant))
         scores = f"{name} {value:.3f} on select, {constant:.3f} by always answering the most frequent class"
@@ -68,13 +69,6 @@ class Best:
 
     def _evaluate(self) -> dict[str, float]:
         return evaluate(self.teacher.model, self.data.select, self.data.spec, precision=self.precision)
-
-    def _most_frequent(self) -> float:
-        """The primary metric of answering the shares of the classes in `select`, whatever the text."""
-        spec, labels = self.data.spec, np.asarray(self.data.select.labels)
-        shares = np.bincount(labels, minlength=spec.num_labels) / len(labels)
-        logits = np.tile(np.log(np.maximum(shares, 1e-9)), (len(labels), 1))
-        return primary(spec, compute_metrics(spec, logits, labels))[1]
 
     def install(self) -> None:
         """Put the best weights into the model."""

@@ -2,16 +2,11 @@
 
 transformers' models hand queries, keys and values [B, heads, S, d] to a function chosen by name (`AttentionInterface`).
 Ours, `ffnas_capture`, notes queries and keys for the recorder that is active, then calls the library's own sdpa
-attention: no S×S is made here, outputs are those of sdpa. Its mask is sdpa's too, without the shortcut for batches
-without padding, which would wait for the device; one over keys alone is a view that broadcasts over queries.
+attention: outputs are those of sdpa, and no S×S is made. In bfloat16 on a CPU `kernels.fused_attention` takes its
+place.
 
-In bfloat16 on a CPU such a mask goes to `kernels.fused_attention` instead (16 x 12 heads, S = 128, d = 64 on one core
-of a Xeon with AMX: 5.2 ms against sdpa's 7.4, of 52 for a layer of BERT-base). Rejected: the same in float32, where it
-gains nothing over sdpa.
-
-Layers are counted in the order their attention runs. That needs no attribute of the attention module (DistilBERT's has
-no `layer_idx`) and is right where one module serves several layers (ALBERT). Rejected: forward hooks on the query and
-key projections, found by regular expressions over module names; every family names them differently.
+Layers are counted in the order their attention runs, which is right for models without layer numbers (DistilBERT) and
+where one module serves several layers (ALBERT). Other ways: docs/decisions/0005.
 """
 
 from __future__ import annotations

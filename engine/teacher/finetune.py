@@ -1,6 +1,6 @@
 """Stage 0: the teacher is fine-tuned on the task once, and found in the cache ever after.
 
-Cross-entropy to the labels (regression: MSE), the phase loop of every other training, evaluation on `select` eight
+The loss against the labels (`TaskHead.gold_loss`), the phase loop of every other training, evaluation on `select` eight
 times, best weights kept, an early end where nothing gets better. How long and at which rate follows from the sizes of
 data and model unless settings say otherwise (`engine.teacher.settings`). Long runs leave a checkpoint beside the cache
 entry and continue from it.
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from engine.autocast import autocast
 from engine.data import Batch, EncodedTask
@@ -241,9 +241,9 @@ def _loss_of(teacher: Teacher, data: EncodedTask, precision: str) -> Callable[[B
     def loss(batch: Batch, _step: int) -> KDLoss:
         with autocast(teacher.device, precision), _attention(batch, precision):
             logits = answers(teacher.model(**teacher.inputs(batch), return_dict=True))
-        value = task_loss(logits, batch.labels, regression=data.spec.is_regression)
-        nothing = torch.zeros_like(value)
-        return KDLoss(value, nothing, nothing, value)
+        assert batch.labels is not None  # of train
+        value = data.spec.head.gold_loss(logits, batch.labels)
+        return KDLoss.of(value, prediction=value)
 
     return loss
 
@@ -282,7 +282,7 @@ class _NoGain(Exception):
 
 
 @contextlib.contextmanager
-def _frozen_tables(model: nn.Module) -> Iterator[None]:
+def _frozen_tables(model: PreTrainedModel) -> Iterator[None]:
     """Word and position tables without gradients for a while."""
     block = getattr(model.base_model, "embeddings", None)
     tables = [model.get_input_embeddings(), getattr(block, "position_embeddings", None)]
@@ -314,18 +314,6 @@ def _probability(module: nn.Module) -> str | None:
     if isinstance(module, nn.Dropout):
         return "p"
     return "p_drop" if isinstance(getattr(module, "p_drop", None), float) else None
-
-
-def task_loss(logits: Tensor, labels: Tensor, *, regression: bool) -> Tensor:
-    """Cross-entropy of [B, C] logits, or MSE of [B, 1] predictions, to gold labels; fp32 scalar.
-
-    Start and end scores [B, S, 2] have labels [B, 2]; theirs is the mean of both cross-entropies.
-    """
-    if regression:
-        return F.mse_loss(logits.float().squeeze(-1), labels.float())
-    if logits.dim() == 3:
-        return F.cross_entropy(logits.float().transpose(1, 2).flatten(0, 1), labels.flatten())
-    return F.cross_entropy(logits.float(), labels)
 
 
 def _silent(*_args: object, **_metrics: object) -> None:

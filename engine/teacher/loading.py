@@ -11,17 +11,11 @@ Rejected: our own head on top of the bare encoder; no other program could load t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from engine.errors import UserError
 from engine.model_sources import _LOAD_ERRORS, TeacherSource, _first_line, quiet
@@ -33,22 +27,13 @@ from engine.teacher.sentence import sentence_pooling
 if TYPE_CHECKING:
     from engine.data import TaskSpec
 
-_AUTO = {
-    "classification": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-    "multiple_choice": AutoModelForMultipleChoice,
-}
-"""transformers' class for each kind of task."""
-
-
 PUBLISHED_BERT = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": LAYER_NORM_EPS}
 """EfficientBERT's published code runs every BERT so, whatever its own configuration says (erf GELU, 1e-12)."""
 
 
 def load_model(
     source: TeacherSource, task: TaskSpec | None, *, seed: int = 0, published: bool = False
-) -> tuple[nn.Module, bool]:
+) -> tuple[PreTrainedModel, bool]:
     """The model in float32 on the CPU, and whether its head was loaded (False without a task).
 
     `published`: a BERT with the published code's arithmetic.
@@ -66,7 +51,7 @@ def load_model(
     auto, options = AutoModel, {}
     own_names = dict(config.id2label)
     if task is not None:
-        auto, options = _AUTO[task.kind], _head_options(task)
+        auto, options = task.head.auto_class(), task.head.config_fields(task)
     if published and config.model_type == "bert":
         options = options | PUBLISHED_BERT
     with torch.random.fork_rng(devices=[]), quiet():
@@ -87,11 +72,17 @@ def load_model(
     _require_encoder_weights(model, fresh, source)
     _require_finite(model, source)
     has_head = task is not None and not any(not name.startswith(f"{model.base_model_prefix}.") for name in fresh)
-    if has_head and task.kind == "classification":
+    if has_head and task is not None and task.head.named_outputs:
         require_one_label(config, source.name)
         _order_head(model, own_names, task)
     model.config._name_or_path = source.name
     return model, has_head
+
+
+def placed(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, moved in place."""
+    cast("nn.Module", model).to(device)  # transformers' own signature of `to` says something else
+    return model
 
 
 def require_language(config: Any, name: str) -> None:
@@ -118,8 +109,8 @@ def require_one_label(config: Any, name: str) -> None:
 
 
 def standardised(
-    model: nn.Module, source: TeacherSource, *, has_head: bool, seed: int = 0
-) -> tuple[nn.Module, str | None]:
+    model: PreTrainedModel, source: TeacherSource, *, has_head: bool, seed: int = 0
+) -> tuple[PreTrainedModel, str | None]:
     """The model as one of ours where its family is known, else as it is with the reason, in a few words.
 
     A fresh head of a sentence encoder pools as its folder says; a head that was loaded stays as it is.
@@ -136,26 +127,10 @@ def standardised(
 
 def names_labels(source: TeacherSource, task: TaskSpec) -> bool:
     """Whether the folder's configuration names the classes of `task`, in any order and case."""
-    if task.kind != "classification":
+    if not task.head.named_outputs:
         return False
     names = AutoConfig.from_pretrained(source.folder, trust_remote_code=False).id2label.values()
     return sorted(str(name).casefold() for name in names) == sorted(name.casefold() for name in task.label_names)
-
-
-def _head_options(task: TaskSpec) -> dict[str, Any]:
-    if task.is_regression:
-        return {"num_labels": 1, "problem_type": "regression"}
-    if task.is_span:
-        return {"num_labels": 2}
-    if task.is_choice:
-        return {}
-    names = dict(enumerate(task.label_names))
-    return {
-        "id2label": names,
-        "label2id": {name: i for i, name in names.items()},
-        "num_labels": len(names),
-        "problem_type": "single_label_classification",
-    }
 
 
 def _fresh_parameters(report: dict[str, Any]) -> set[str]:
@@ -164,7 +139,7 @@ def _fresh_parameters(report: dict[str, Any]) -> set[str]:
     return set(report["missing_keys"]) | mismatched
 
 
-def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherSource) -> None:
+def _require_encoder_weights(model: PreTrainedModel, fresh: set[str], source: TeacherSource) -> None:
     """A pooler may be fresh (checkpoints of language models have none), the rest of the encoder may not."""
     encoder = model.base_model
     poolers = [getattr(encoder, name, None) for name in ("pooler", "cls_pooler")]  # the second one: models of ours
@@ -178,7 +153,7 @@ def _require_encoder_weights(model: nn.Module, fresh: set[str], source: TeacherS
         )
 
 
-def _require_finite(model: nn.Module, source: TeacherSource) -> None:
+def _require_finite(model: PreTrainedModel, source: TeacherSource) -> None:
     """Otherwise the first loss is NaN, and a smaller learning rate, the usual remedy, is none."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -187,7 +162,7 @@ def _require_finite(model: nn.Module, source: TeacherSource) -> None:
             )
 
 
-def _order_head(model: nn.Module, names: dict[int, str], task: TaskSpec) -> None:
+def _order_head(model: PreTrainedModel, names: dict[int, str], task: TaskSpec) -> None:
     """Put the rows of a loaded head into the task's order of classes, where its label names tell the order."""
     have = [str(names[i]).casefold() for i in sorted(names)]
     want = [name.casefold() for name in task.label_names]

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.student.ffn import FFN
 from kernels.ffn.replace import replace_ffn
@@ -45,7 +46,7 @@ class _OneCopy:
         self.source = self.copy = None
 
 
-def rounded_copy(model: nn.Module) -> nn.Module:
+def rounded_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` with bfloat16 weights in its linear layers; all other parameters are shared."""
     linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(False)}
     shared = {id(p): p for p in model.parameters() if id(p) not in linear}
@@ -55,7 +56,7 @@ def rounded_copy(model: nn.Module) -> nn.Module:
     if next(made.parameters()).device.type == "cpu":
         with contextlib.suppress(ValueError):  # no layer like BERT's: it runs its own code
             for name in replace_ffn(made).names:
-                layer = made.get_submodule(name)
+                layer: Any = made.get_submodule(name)
                 read |= {layer.intermediate.dense, layer.output.dense}
     for module in made.modules():
         if isinstance(module, nn.Linear):

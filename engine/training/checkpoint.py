@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine.distributed.parallel import ALONE, Ranks
 from engine.errors import UserError
 from engine.files import copy_atomic, write_atomic
+from engine.training.parallel import ALONE, Ranks
 
 _log = logging.getLogger("ffnas.checkpoint")
 

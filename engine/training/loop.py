@@ -1,17 +1,11 @@
 """The training loop: one phase of optimizer steps over a deterministic order of batches, resumable at any step.
 
-The data position *is* the step number: batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only
-model, optimizer, step and generator state. Losses are summed on the device and read every `LOG_EVERY` steps; on CUDA
-nobody waits for them (`engine.training.readout`): they are judged and logged when the next ones are asked for, at a
-checkpoint, or at the end.
+Batch k of epoch e is a function of (seed, e, k), so a checkpoint holds only model, optimizer, step and generator state.
+Losses are summed on the device and read every `LOG_EVERY` steps, on CUDA without waiting (`engine.training.readout`).
 
 A step's batch may be worked through in parts, one after the other (`PhaseSettings.accumulate`) and beside one another
-(`engine.distributed.parallel.Ranks`). Parts are weighed so that the sum of their losses is the loss of the whole batch
-(`engine.data.parts`): with the same `batch_size`, N ranks train what one does, up to rounding. Dropout differs: each
-rank and part draws its own.
-
-Rejected: `transformers.Trainer`. It owns the model call, the data loader and the logging; a phase here switches
-subnets between steps, takes its targets from a teacher pass and must restart bit for bit.
+(ranks); the sum of the parts' losses is the loss of the whole batch (`engine.data.parts`). So N ranks train what one
+does, up to rounding; each rank and part draws its own dropout. Why no library's loop: docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -24,17 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.data import Batch, EncodedDataset
+from engine.data import Batch
 from engine.data.parts import Part, split
 from engine.data.prefetch import prefetch
-from engine.distributed.parallel import ALONE, Ranks, accumulating
+from engine.loss_terms import LOGGED, TERMS
 from engine.objective import KDLoss, KDWeights
 from engine.training.checkpoint import has_training_state, load_training_state, save_training_state
-from engine.training.optim import build_optimizer, clipped_step, linear_schedule, warmup_steps
+from engine.training.optim import TrainingSteps
+from engine.training.parallel import ALONE, Ranks, accumulating
 from engine.training.readout import Readout
 from engine.training.sentinel import Sentinel
 from engine.training.settings import PhaseSettings
@@ -43,8 +39,6 @@ _log = logging.getLogger("ffnas.training")
 
 LOG_EVERY = 10
 """Steps between two reads of the accumulated losses."""
-
-LOSS_TERMS = ("total", "hidden", "attention", "prediction")
 
 
 class Diverged(RuntimeError):
@@ -70,7 +64,17 @@ class PhaseLog:
     seconds: float
 
 
-def cycle(data: EncodedDataset, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+class Batched(Protocol):
+    """What a phase trains on: `EncodedDataset`, and what stands for it."""
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Batches of one epoch from step `start_step` on."""
+
+
+def cycle(data: Batched, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
     """Endless batches, epoch after epoch, beginning at step `start_step`."""
     per_epoch = data.num_batches(batch_size)
     epoch, offset = divmod(start_step, per_epoch)
@@ -126,21 +130,15 @@ def run_phase(
     if total_steps <= 0:
         model.eval()
         return 0
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
     published = weights is not None and weights.paper_exact
-    warmup = warmup_steps(settings.warmup_ratio, total_steps, published=published)
-    scheduler = linear_schedule(optimizer, warmup, total_steps, published=published)
+    steps = TrainingSteps(model, settings, total_steps, published=published)
     start = 0
     if checkpoint is not None and ranks.agree(lambda: has_training_state(checkpoint)):
-        start, extra = load_training_state(checkpoint, model, optimizer, scheduler, ranks=ranks)
+        start, extra = load_training_state(checkpoint, model, steps.optimizer, steps.scheduler, ranks=ranks)
         if start and restore_extra is not None and ranks.is_first:
             restore_extra(extra)
-    device = parameters[0].device
-    sums = torch.zeros(len(LOSS_TERMS), dtype=torch.float64, device=device)
-    skipped = torch.zeros((), device=device)
-    since, began = 0, time.monotonic()
-    pending: _Losses | None = None
+    device = steps.parameters[0].device
+    losses = _LossLog(name, total_steps, device, ranks, log)
     stream = prefetch(_parts(batches(start), total_steps - start, settings.accumulate, ranks), device)
     with ranks.data_parallel(_Objective(model, loss, weights)) as objective:
         for step in range(start, total_steps):
@@ -156,31 +154,61 @@ def run_phase(
                 with accumulating(objective, more=not last):
                     total, terms = objective(part, step)
                     (total if ranks.size == 1 else total * ranks.size).backward()
-                sums += terms
-            skipped += clipped_step(optimizer, parameters, settings.clip)
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-            since += 1
+                losses.sums += terms
             done = step + 1
-            if done % LOG_EVERY == 0 or done == total_steps:
-                if pending is not None:
-                    pending.judge(log if ranks.is_first else None)
-                values = Readout(torch.cat([ranks.sum(sums) / since, skipped.double()[None]]))
-                pending = _Losses(name, done, total_steps, since, values, time.monotonic() - began)
-                sums.zero_()
-                skipped.zero_()
-                since = 0
+            losses.after_step(done, steps.take())
             saves = checkpoint is not None and done % checkpoint_every == 0 and done < total_steps
-            if pending is not None and (saves or done == total_steps or device.type != "cuda"):
-                pending.judge(log if ranks.is_first else None)
-                pending = None
+            if saves or done == total_steps or device.type != "cuda":
+                losses.settle()
             if after_step is not None and ranks.is_first:
                 after_step(done)
-            if saves:
+            if saves and checkpoint is not None:
                 extra = extra_state() if extra_state is not None and ranks.is_first else {}
-                save_training_state(checkpoint, model, optimizer, scheduler, done, extra, ranks=ranks)
+                save_training_state(checkpoint, model, steps.optimizer, steps.scheduler, done, extra, ranks=ranks)
     model.eval()
     return start
+
+
+class _LossLog:
+    """Sums the loss terms from one log line to the next; the device is read when the next line is due, or when asked.
+
+    Args: of the phase, as of `run_phase`.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        total_steps: int,
+        device: torch.device,
+        ranks: Ranks,
+        log: Callable[[PhaseLog], None] | None,
+    ) -> None:
+        self.phase, self.total_steps, self.ranks = phase, total_steps, ranks
+        self.log = log if ranks.is_first else None
+        self.sums = torch.zeros(len(LOGGED), dtype=torch.float64, device=device)
+        self.skipped = torch.zeros((), device=device)
+        self.since, self.began = 0, time.monotonic()
+        self.pending: _Losses | None = None
+
+    def after_step(self, done: int, skipped: Tensor) -> None:
+        """Counts a step; asks the device for the means where a line is due."""
+        self.skipped += skipped
+        self.since += 1
+        if done % LOG_EVERY and done < self.total_steps:
+            return
+        self.settle()
+        values = Readout(torch.cat([self.ranks.sum(self.sums) / self.since, self.skipped.double()[None]]))
+        seconds = time.monotonic() - self.began
+        self.pending = _Losses(self.phase, done, self.total_steps, self.since, values, seconds)
+        self.sums.zero_()
+        self.skipped.zero_()
+        self.since = 0
+
+    def settle(self) -> None:
+        """Logs what was asked for; raises `Diverged` where that is not finite."""
+        if self.pending is not None:
+            self.pending.judge(self.log)
+            self.pending = None
 
 
 @dataclass
@@ -197,7 +225,7 @@ class _Losses:
     def judge(self, log: Callable[[PhaseLog], None] | None) -> None:
         """Logs them. Raises `Diverged` where they, or the gradients of all these steps, are not finite."""
         *means, left_out = self.values.wait()
-        losses = dict(zip(LOSS_TERMS, means, strict=True))
+        losses = dict(zip(LOGGED, means, strict=True))
         if not all(map(math.isfinite, means)):
             raise Diverged(f"{self.phase}: the loss is not finite at step {self.step}: {losses}")
         if left_out:
@@ -229,9 +257,9 @@ class _Objective(nn.Module):
         self.weights = weights
 
     def forward(self, part: Part, step: int) -> tuple[Tensor, Tensor]:
-        """What to differentiate (a scalar), and `LOSS_TERMS` as float64 without gradient, both weighed by share."""
+        """What to differentiate (a scalar), and `LOGGED` as float64 without gradient, both weighed by share."""
         loss = self.loss(part.batch, step)
-        terms = (loss.hidden, loss.attention, loss.prediction)
+        terms: tuple[Tensor, ...] = tuple(getattr(loss, term.name) for term in TERMS)
         total = loss.total
         if not part.whole:
             terms, total = self._weighed(terms, total, part)
@@ -241,8 +269,8 @@ class _Objective(nn.Module):
         weights = self.weights
         if weights is None or weights.paper_exact:  # paper_exact: means over padded positions, of which rows have alike
             return tuple(t * part.rows for t in terms), total * part.rows
-        shares = (part.tokens, part.pairs, part.rows)
-        factors = (weights.hidden, weights.attention, weights.prediction)
+        shares = [getattr(part, term.unit) for term in TERMS]
+        factors = [getattr(weights, term.name) for term in TERMS]
         terms = tuple(t * share for t, share in zip(terms, shares, strict=True))
         return terms, sum(
             (t * factor for t, factor in zip(terms, factors, strict=True) if factor > 0), start=total.new_zeros(())

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from engine.training.settings import PhaseSettings
+
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 _FUSED_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
@@ -96,3 +98,39 @@ def linear_schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, *
         return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
     return LambdaLR(optimizer, factor)
+
+
+class TrainingSteps:
+    """Optimizer, schedule and clipping of one model in one phase: what follows every backward pass.
+
+    Args:
+        model: to train.
+        settings: of the phase.
+        total_steps: of the phase.
+        published: with the published code's learning rates.
+
+    Attributes:
+        parameters: those that are trained.
+    """
+
+    def __init__(self, model: nn.Module, settings: PhaseSettings, total_steps: int, *, published: bool = False) -> None:
+        self.settings = settings
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay)
+        warmup = warmup_steps(settings.warmup_ratio, total_steps, published=published)
+        self.scheduler = linear_schedule(self.optimizer, warmup, total_steps, published=published)
+
+    def take(self) -> Tensor:
+        """One step by the gradients that are there, which are gone afterwards; see `clipped_step`."""
+        skipped = clipped_step(self.optimizer, self.parameters, self.settings.clip)
+        self.scheduler.step()
+        self.forget_gradients()
+        return skipped
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return self.settings.lr * self.scheduler.lr_lambdas[0](step)
+
+    def forget_gradients(self) -> None:
+        """Frees the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)

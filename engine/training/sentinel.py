@@ -1,25 +1,13 @@
 """The sentinel: do the fused kernels agree with plain PyTorch on this machine, for this model, on this data?
 
-Asked at the beginning of phases, on their first batch: loss terms and gradients (or logits) are computed
-twice, with the backends as chosen and with `reference`, from the same random numbers. Where they differ by more than
-rounding, one line says so and the reference serves from there on, so that a miscompiled kernel, a broken driver or a
-defective device costs time, not a week of wrong scores. It costs two further steps per phase and changes no result:
-generators are put back, gradients are not kept. On a CPU phases of fewer than `SHORT` steps, of which that would be
-more than a tenth, are left out once a phase of their kind (on text, on the task, ...) has been compared in the run:
-kernels are not compiled for a model there, and the wrong scores that cost most are those of long phases.
+At the beginning of a phase its first batch is computed twice, with the backends as chosen and with `reference`, from
+the same random numbers: loss terms and gradients, or logits. Where they differ by more than rounding one line says so,
+and the reference serves from there on. Generators are put back and gradients dropped: no result changes. On a CPU a
+phase of fewer than `SHORT` steps is left out once one of its kind (on text, on the task, ...) has been compared.
 
-Limits (relative): float32 losses 1e-4, gradients 1e-2 of their norm; bf16 losses 3e-2, gradients 0.3. Sums of float32
-in another order differ by 1e-6 to 1e-5, gradients through kinks (relu, max) by more; bf16 rounds at 4e-3, and a layer
-of it doubles that. They are wide on purpose: a false alarm slows every run down, and the errors looked for (a wrong
-index, a missing term, a device that computes garbage) are not subtle.
-
-Rejected: comparing every n-th step. A kernel that is right on the first batch and wrong later has not been seen; what
-has been seen is kernels wrong from the start.
-
-In bf16 the limits alone are not enough: rounding grows with the depth of the model and shrinks with the size of its
-answers. The logits of a six-layer supernet 540 wide, just warmed up, were 6 % from the reference's when both were
-bf16. Above a limit the same is therefore computed once more by the reference in fp32; kernels are as good as
-rounding allows if they are no farther from that than `ROUNDING` times the reference in bf16.
+Limits (relative): float32 losses 1e-4, gradients 1e-2 of their norm; bf16 losses 3e-2, gradients 0.3. Above a limit in
+bf16 the reference in fp32 decides: kernels may be `ROUNDING` times as far from it as the reference in bf16 is. Where
+the limits come from: docs/decisions/0018.
 """
 
 from __future__ import annotations
@@ -34,6 +22,7 @@ from torch import Tensor, nn
 from engine.autocast import without_autocast
 from engine.errors import UserError
 from engine.exhaustion import free_memory, is_out_of_memory
+from engine.loss_terms import LOGGED
 from engine.objective import KDLoss
 from engine.states import EncoderStates
 from kernels.dispatch import ORDER, preferred_backend, retire, use_backend
@@ -49,9 +38,6 @@ FLOOR = 1e-6
 
 SHORT = 20
 """Steps of a phase on a CPU below which one comparison of its kind is enough for a run."""
-
-_TERMS = ("total", "hidden", "attention", "prediction")
-
 
 _Measured = tuple[str, Tensor, bool]
 """What it is, its value (flat, float64), and whether it is a gradient."""
@@ -97,7 +83,7 @@ class Sentinel:
             terms = loss()
             gradients = torch.autograd.grad(terms.total, parameters, allow_unused=True)
             flat = torch.cat([g.detach().flatten().double() for g in gradients if g is not None])
-            values = [(f"loss {n}", getattr(terms, n).detach().double().flatten(), False) for n in _TERMS]
+            values = [(f"loss {n}", getattr(terms, n).detach().double().flatten(), False) for n in LOGGED]
             return [*values, ("gradient", flat, True)]
 
         return self._compare(where, measure)

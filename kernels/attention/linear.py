@@ -3,12 +3,7 @@
     fused_linears        x @ w_i.T + b_i for i < 5, as queries, keys and values have it: x is read and packed once
     fused_linear_norm    LayerNorm(residual + x @ w.T + b), the end of an attention block, normalized while in cache
 
-Without gradients. EfficientBERT at 32 x 128 tokens in float32, two cores of a Sapphire Rapids: 385 ms with them, 490
-with `nn.Linear` and `nn.LayerNorm` in their place, 590 all in eager PyTorch (fastest of five in turns); medians of
-`ffnas latency efficientbert` on a slower day: 640 ms against 731 in eager.
-
-Rejected: a backward pass. A training step spends its time in the products of six matrices a layer that `nn.Linear`'s
-backward has anyway; what is gained here, fewer passes over the activations, is a small part of that.
+Without gradients: in training `nn.Linear` is as good (docs/decisions/0005). Times: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.dispatch import backend_for
+from kernels.dispatch import tensor_ops
 
 MOST_LINEARS = 4
 _library = torch.library.Library("ffnas", "FRAGMENT")
@@ -98,7 +93,7 @@ def _linear_fwd(
     given = [x, *weights, *biases, *norm, *([] if residual is None else [residual])]
     own = None if residual is None else _rows(residual)
     weights, vectors = [_rows(w) for w in weights], [[v.contiguous() for v in group] for group in (biases, norm)]
-    return backend_for(given, "linear layers").linear(_rows(x), weights, vectors[0], own, vectors[1], eps)
+    return tensor_ops(given, "linear layers").linear(_rows(x), weights, vectors[0], own, vectors[1], eps)
 
 
 def _linear_fwd_fake(

@@ -1,38 +1,11 @@
 """Attention of the student, with its distillation loss from the same tiles.
 
 `fused_attention` gives softmax(scale q kᵀ) v over real keys and, with a teacher's queries and keys, the attention-score
-loss of `kernels.losses.ops`, without an S×S tensor in forward or backward. The CPU kernels (csrc/cpu/attention.h) save
-the inputs, the context and one number per row; the loss adds one product of tiles to attention's own in each direction.
+loss of `kernels.losses.ops`, without an S×S tensor in forward or backward. Saved for backward: the inputs, the context
+and one number per row.
 
-Measured forward and backward on one core of a Sapphire Rapids (B = 16, 12 heads, S = 128, d = 45, teacher 64; CPU time,
-ms; `python -m benchmarks.losses` measures the same on other machines):
-
-                                    attention              with the score loss
-                                 sdpa    here    sdpa + attention_score_mse    here    eager, published loss
-    float32                        38      38                            63      41                      135
-    bfloat16 (AMX)                 97      16                           105      22                       78
-    float32, B = 4, S = 512        97      90                           125     138                      696
-    bfloat16, B = 4, S = 512      109      33                           160      53                      479
-
-So in float32 without a teacher this gains nothing over sdpa. It wins in bfloat16, and with the loss.
-
-Measured on two cores of a Xeon (AVX-512, AMX), as a step of distillation runs it (six layers, 2048 tokens, d = 45,
-teacher 64, torch 2.13.0+cpu; forward and backward, medians of 11 to 49 interleaved rounds, ms): apart is sdpa (float32)
-or this attention (bfloat16), queries scaled, and one `attention_score_mse_layers`, as a step does it without one pass
-(sides `step` and `together` of `python -m benchmarks.losses --parts attention`).
-
-                        S = 128               384               512
-                    apart  one pass   apart  one pass   apart  one pass
-    float32           231       159     438       327     566       464
-    bfloat16          136       105     188       167     207       171
-
-On the same machine two layers of 1024 tokens took 689 apart and 361 in one pass in float32 at S = 1024, and 1888 and
-1817 at S = 2048, where the Gram form catches up; hence `LONGEST`. A whole step of one candidate (S = 128, batch 16;
-medians of 9 interleaved rounds) takes 3147 ms in one pass and 3293 apart in float32, 1483 and 1533 in bfloat16
-(`python -m benchmarks.kd_step --apart`).
-
-Rejected: the loss's gradients at once in forward, as the other losses have them: attention's backward needs the scores
-again anyway, and can add the loss's part to them before it multiplies.
+In float32 without a teacher it gains nothing over PyTorch's attention; it wins in bfloat16, and with the loss. Times:
+docs/performance.md. Above `LONGEST` positions the loss is computed by itself. Why so: docs/decisions/0005.
 """
 
 from __future__ import annotations

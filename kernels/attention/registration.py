@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import backend_for
+from kernels.dispatch import tensor_ops
 from kernels.losses.registration import empty_scalar, library, once_differentiable, register, register_autograd
 from kernels.reference import losses as losses_reference
 from kernels.reference.losses import gradient_like
@@ -38,7 +38,7 @@ attention_bwd = torch.ops.ffnas.attention_bwd.default
 
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: Any) -> Any:
     teacher = [t for t in rest[3:5] if t is not None]
-    return backend_for([q, k, v, *teacher], "attention").attention_forward(q, k, v, mask, *rest)
+    return tensor_ops([q, k, v, *teacher], "attention").attention_forward(q, k, v, mask, *rest)
 
 
 def _attention_fwd_fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: Any) -> Any:
@@ -50,8 +50,8 @@ def _attention_fwd_fake(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *rest: An
 
 def _attention_bwd(grad_context: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
     teacher = [t for t in rest[6:8] if t is not None]
-    backend = backend_for([q, k, v, *teacher], "attention")
-    return backend.attention_backward(grad_context, grad_loss, q, k, v, *rest)
+    ops = tensor_ops([q, k, v, *teacher], "attention")
+    return ops.attention_backward(grad_context, grad_loss, q, k, v, *rest)
 
 
 def _attention_bwd_fake(grad_context: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:

@@ -5,7 +5,7 @@ is found or built (`kernels.build`), and the best instruction set of this machin
 
     generic -> avx2 -> avx512 -> amx_fp32 (float32 products);   avx512bf16 or amx for bfloat16 products
 
-`amx_fp32` multiplies float32 operands on bfloat16 tiles, cut into three parts without loss (csrc/cpu/gemm_bf16.h): as
+`amx_fp32` multiplies float32 operands on bfloat16 tiles, cut into three planes without loss (csrc/cpu/gemm_bf16.h): as
 exact as multiply-adds, and about twice as fast; calls of fewer than 48 tokens stay on `avx512`.
 `FFNAS_CPU_ISA` names the highest one that may be used. Where bfloat16 products were asked for on a machine without
 them, float32 products are used: more exact, only slower. float64 and float16 go to the next backend.
@@ -31,10 +31,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.cpu_losses import CpuLosses
+from kernels.backends.cpu_tensor_ops import CpuTensorOps
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.build import BuildError, library_path
-from kernels.call import BackendUnavailable, FFNCall
+from kernels.call import Backend, BackendUnavailable, FFNCall
 from kernels.language.program import Flag
 from kernels.reference.philox import drop_threshold
 from kernels.runtime.instruction_sets import ABI_VERSION, ISAS, UnknownInstructionSet, best_isas
@@ -52,20 +52,17 @@ def load() -> CpuBackend:
         raise BackendUnavailable(str(error)) from error
 
 
-class CpuBackend:
-    """See the module; the methods are those of `kernels.call.Backend`."""
+class CpuBackend(Backend):
+    """See the module."""
 
     name = "cpu"
     saved_layout = 3
-    """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
-    takes_saved = True
-    """`backward` takes `overwrite`: nobody reads `saved` again, and gradients may lie in its memory."""
 
     def __init__(self, path: Path) -> None:
         self._library = _open(path)
         self._isa = dict(zip((torch.float32, torch.bfloat16), best_isas(self._library), strict=True))
         self.packed = PackedWeights(self._library, limit_bytes())
-        self.losses = CpuLosses(self._library, ABI_VERSION, self._isa, self.packed)
+        self.tensor_ops = CpuTensorOps(self._library, ABI_VERSION, self._isa, self.packed)
 
     def isa(self, dtype: torch.dtype) -> str:
         """The instruction set that serves products in `dtype`."""

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from kernels.bounded import Bounded
-from kernels.call import BackendUnavailable, FFNCall
+from kernels.call import Backend, BackendUnavailable, FFNCall
 from kernels.cuda import grouped, rows, stack
 from kernels.cuda.library import is_emulated, library
 from kernels.language.program import Flag
@@ -69,8 +69,8 @@ def wanted_route() -> str:
     return os.environ.get(ENVIRONMENT, ROUTES[0])
 
 
-class CudaBackend:
-    """See the module; the methods are those of `kernels.call.Backend`."""
+class CudaBackend(Backend):
+    """See the module."""
 
     name = "cuda"
 
@@ -97,7 +97,6 @@ class CudaBackend:
         return reason
 
     def supports_group(self, calls: Sequence[FFNCall]) -> str | None:
-        """None when `kernels.cuda.grouped` can serve the calls together, else one line saying why not."""
         if any(_buffer(call, backward=False) is not None for call in calls):
             return "one launch for many stacks does not read a ProgramBuffer"
         return self._device_reason(calls[0].x.device) or grouped.supports(calls)
@@ -112,7 +111,15 @@ class CudaBackend:
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return stack.saved_like(call) if self._route(call) == "stack" else self._ffn.saved_like(call)
 
-    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    def backward(
+        self,
+        call: FFNCall,
+        grad_out: Tensor,
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+        overwrite: bool = False,
+    ) -> list[Tensor]:
+        del overwrite
         with _on(call.x.device):
             if self._route(call) == "stack":
                 _refuse_buffer(call, backward=True)

@@ -1,29 +1,13 @@
 """Weights that stay packed from one inference pass to the next, for the CPU backend.
 
-Its kernels read weights in panels (csrc/cpu/layer.h), for float32 products on AMX cut into three bfloat16 parts. Calls
-pack them: weights of a training step or of a candidate change from call to call. In a model that answers one short
-sequence after the other they do not, and packing takes as long as multiplying by some 100 tokens. So what calls
-without gradients would pack for the second time is kept.
-
-Kept are whole parameters (`torch.nn.Parameter` itself; views, subnets and products of factors are not), while their
-memory lives, those of 256 KiB and more, and while all that is kept stays below `FFNAS_PACKED_MIB` (1024 by default: 178
-million float32 weights on AMX; 0 keeps none).
+Its kernels read weights in panels (csrc/cpu/layer.h), which every call packs. In a model that answers one short text
+after the other the same weights would be packed again and again; a parameter that calls without gradients meet for the
+second time is kept. Kept are whole `torch.nn.Parameter`s of 256 KiB and more, while their memory lives, and at most
+`FFNAS_PACKED_MIB` in all (1024; 0 keeps none).
 
 What is kept is used only where the parameter still has the very bytes that were packed: every call reads all of them
 once for two sums (csrc/cpu/fingerprint.h), one of which differs for certain where one element does. So no write goes
-unnoticed, through whatever channel: optimizers, `.data`, NumPy, `swap_tensors`, another process.
-
-For both weights of an FFN, H = d = 540 in float32, on one thread of a busy EPYC with AVX2: 49 us for the sums, 71 with
-everything around them, 132 us for packing, of a call that takes 440 us on 16 tokens and 2400 on 128. Keeping then gains
-12 % on 16 tokens and nothing measurable from 64 on (means over d, float32 and bfloat16; processor time, least of 12);
-looking at 32 elements in place of all gained 17 to 21 % and 4 to 15 %, and was wrong. Cutting weights for AMX takes
-longer than AVX2's packing, so there keeping should gain more; not measured since (`python -m benchmarks.short`).
-
-Rejected: counting versions, as autograd does, and looking at some elements. `.data` and NumPy write without counting,
-and a pruned neuron or block is seldom among the elements looked at. Packing when a module goes to eval mode: a write
-after it would be missed, and the op is called with parameters, not with modules. Weak references to parameters, by
-which entries died with them: `torch.utils.swap_tensors` refuses tensors that have some; those to their storages it does
-not mind.
+unnoticed. What that costs and gains, and what was rejected: docs/decisions/0007.
 """
 
 from __future__ import annotations
@@ -36,7 +20,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,12 +68,13 @@ class PackedWeights:
         self._lock = threading.RLock()  # memory may die, and its entry go, while another is stored
         self.kept_bytes, self.least_bytes = 0, LEAST_BYTES
         int64, pointer = ctypes.c_int64, ctypes.c_void_p
-        for function, result, arguments in (
+        signatures: tuple[tuple[Any, Any, list[Any]], ...] = (
             (library.ffnas_isa_for, int64, [int64] * 2),
             (library.ffnas_packed_bytes, int64, [int64] * 4),
             (library.ffnas_pack, ctypes.c_int, [int64, pointer, *[int64] * 4, pointer]),
             (library.ffnas_fingerprints, ctypes.c_int, [int64, pointer, int64, pointer]),
-        ):
+        )
+        for function, result, arguments in signatures:
             function.restype, function.argtypes = result, arguments
 
     def isa_for(self, isa: int, tokens: int) -> int:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.backends.reference_losses import ReferenceLosses
-from kernels.call import FFNCall
+from kernels.backends.reference_tensor_ops import ReferenceTensorOps
+from kernels.call import Backend, FFNCall
 from kernels.language.execute import run_segment
 from kernels.language.program import Flag, Segment
 from kernels.language.validation import checked_words
@@ -31,11 +31,11 @@ def load() -> ReferenceBackend:
     return ReferenceBackend()
 
 
-class ReferenceBackend:
-    """See the module; the methods are those of `kernels.call.Backend`."""
+class ReferenceBackend(Backend):
+    """See the module."""
 
     name = "reference"
-    losses = ReferenceLosses()
+    tensor_ops = ReferenceTensorOps()
 
     def supports(self, call: FFNCall) -> str | None:
         return None
@@ -61,7 +61,15 @@ class ReferenceBackend:
             like += [x.new_empty((tokens, n), dtype=call.compute_dtype) for n in widths]
         return like
 
-    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    def backward(
+        self,
+        call: FFNCall,
+        grad_out: Tensor,
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+        overwrite: bool = False,
+    ) -> list[Tensor]:
+        del overwrite
         tensors = [call.x, *call.parameters]
         groups = len(call.parameters) // call.layers
         gradients: list[Tensor | None] = [None] * len(tensors)
@@ -131,7 +139,8 @@ def _backward_layer(
     words, dtype = checked_words(call.program), _accumulator(call)
     x = z.to(dtype)
     a, b = _post_inputs(call, first, second)
-    dx, norm = torch.zeros_like(x), []
+    dx = torch.zeros_like(x)
+    norm: list[Tensor] = []
     if call.has_ln:
         post, *_ = run_segment(words, Segment.POST, x, a, b)
         assert post is not None

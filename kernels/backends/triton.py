@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernels.call import BackendUnavailable, FFNCall
+from kernels.backends.reference_tensor_ops import ReferenceTensorOps
+from kernels.cache import cache_dir
+from kernels.call import Backend, BackendUnavailable, FFNCall, TensorOps
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -37,18 +39,19 @@ def load() -> TritonBackend:
     interpreter = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreter and not torch.cuda.is_available():
         raise BackendUnavailable("there is no CUDA device")
-    modules = (
-        importlib.import_module(f"kernels.triton.{name}") for name in ("ffn", "specialize", "losses", "attention")
-    )
+    names = ("ffn", "specialize", "losses", "attention")
+    try:
+        modules = [importlib.import_module(f"kernels.triton.{name}") for name in names]
+    except OSError as error:  # generated source is written when it is imported (`kernels.triton.generated`)
+        raise BackendUnavailable(f"cannot write to the cache {cache_dir()} ({error}): set FFNAS_CACHE") from error
     return TritonBackend(*modules, interpreter=interpreter)
 
 
-class TritonBackend:
-    """See the module; the methods are those of `kernels.call.Backend`."""
+class TritonBackend(Backend):
+    """See the module."""
 
     name = "triton"
     saved_layout = 1
-    """Goes up with every change of what `forward` saves: graphs compiled for another layout must not be reused."""
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class TritonBackend:
         self._specialize: Any = specialize
         self._interpreter = interpreter
         self._capable: dict[torch.device, str | None] = {}
-        self.losses = TritonLosses(self, losses, attention)
+        self.tensor_ops = TritonTensorOps(self, losses, attention)
 
     def supports(self, call: FFNCall) -> str | None:
         reason = self.refuses(call.x.device, (call.x.dtype, call.compute_dtype))
@@ -80,7 +83,15 @@ class TritonBackend:
     def saved_like(self, call: FFNCall) -> list[Tensor]:
         return self._ffn.saved_like(call)
 
-    def backward(self, call: FFNCall, grad_out: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    def backward(
+        self,
+        call: FFNCall,
+        grad_out: Tensor,
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+        overwrite: bool = False,
+    ) -> list[Tensor]:
+        del overwrite
         with _on(call.x.device):
             program = self._specialize.program_of(call, True, needs)
             return self._ffn.backward(call, grad_out, saved, needs, program)
@@ -104,8 +115,8 @@ class TritonBackend:
         return self._capable[device]
 
 
-class TritonLosses:
-    """The losses and attention of this backend; arguments and results as in `kernels.reference.losses`.
+class TritonTensorOps(TensorOps):
+    """The losses and attention of this backend; linear layers are PyTorch's.
 
     Args:
         backend: whose devices these are.
@@ -116,7 +127,6 @@ class TritonLosses:
         self._backend, self._losses, self._attention = backend, losses, attention
 
     def supports(self, tensors: Sequence[Tensor]) -> str | None:
-        """None where calls with these tensors can be served, else one line saying why not."""
         dtypes = [t.dtype for t in tensors]
         for t in tensors:
             reason = self._backend.refuses(t.device, dtypes)
@@ -130,6 +140,8 @@ class TritonLosses:
             if t.ndim == 4 and t.shape[0] * t.shape[1] > _MOST_HEADS:
                 return f"its attention serves {_MOST_HEADS} heads of all samples at most, got {t.shape[0] * t.shape[1]}"
         return None
+
+    linear = staticmethod(ReferenceTensorOps.linear)
 
     def score_mse(self, q_s: Sequence[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
         with _on(q_s[0].device):

@@ -48,27 +48,27 @@ def _mask(length: int = _LENGTH) -> Tensor:
 def _attention(dtype: torch.dtype, d: int = 45, d_t: int | None = 64, p_drop: float = 0.1) -> None:
     from kernels.triton import attention
 
-    qkv = [_heads(d, dtype) for _ in range(3)]
-    teacher = [None, None] if d_t is None else [_heads(d_t, dtype) for _ in range(2)]
+    q, k, v = (_heads(d, dtype) for _ in range(3))
+    q_t, k_t = (None if d_t is None else _heads(d_t, dtype) for _ in range(2))
     seed = torch.empty(1, dtype=torch.int64, device="meta")
-    rest = (d**-0.5, p_drop, seed if p_drop else None, *teacher, 1.0)
-    context, lse, loss = attention.forward(*qkv, _mask(), *rest)
-    attention.backward(torch.empty_like(context), torch.empty_like(loss), *qkv, _mask(), context, lse, *rest)
+    rest = (d**-0.5, p_drop, seed if p_drop else None, q_t, k_t, 1.0)
+    context, lse, loss = attention.forward(q, k, v, _mask(), *rest)
+    attention.backward(torch.empty_like(context), torch.empty_like(loss), q, k, v, _mask(), context, lse, *rest)
 
 
 def _scores(dtype: torch.dtype) -> None:
     from kernels.triton import losses
 
-    sides = [[_heads(d, dtype)] * _LAYERS for d in (45, 45, 64, 64)]
-    losses.score_mse(*sides, _mask(), 45**-0.5, 1.0, "auto", 0, True)
+    q_s, k_s, q_t, k_t = ([_heads(d, dtype)] * _LAYERS for d in (45, 45, 64, 64))
+    losses.score_mse(q_s, k_s, q_t, k_t, _mask(), 45**-0.5, 1.0, "auto", 0, True)
 
 
 def _gram(dtype: torch.dtype) -> None:
     """Both forms, one after the other, as on long sequences."""
     from kernels.triton import losses
 
-    sides = [[_heads(d, dtype, _LONG)] * _LAYERS for d in (45, 45, 64, 64)]
-    losses.score_mse(*sides, _mask(_LONG), 45**-0.5, 1.0, "auto", 0, True)
+    q_s, k_s, q_t, k_t = ([_heads(d, dtype, _LONG)] * _LAYERS for d in (45, 45, 64, 64))
+    losses.score_mse(q_s, k_s, q_t, k_t, _mask(_LONG), 45**-0.5, 1.0, "auto", 0, True)
 
 
 def _hidden(dtype: torch.dtype) -> None:
@@ -83,8 +83,8 @@ def _hidden(dtype: torch.dtype) -> None:
 def _soft(dtype: torch.dtype) -> None:
     from kernels.triton import losses
 
-    logits = [torch.empty(_BATCH, 3, dtype=dtype, device="meta") for _ in range(2)]
-    losses.soft_cross_entropy(*logits, 2.0, True)
+    student, teacher = (torch.empty(_BATCH, 3, dtype=dtype, device="meta") for _ in range(2))
+    losses.soft_cross_entropy(student, teacher, 2.0, True)
 
 
 _CALLS: dict[str, Callable[[torch.dtype], None]] = {

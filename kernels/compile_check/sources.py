@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels import generate_header
 from kernels.compile_check.machine_code import architecture, kernel_code, samples
 from kernels.compile_check.table import Row
 from kernels.cuda import build
@@ -36,7 +37,18 @@ def compile_file(file: Path, arch: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         target = f"-arch=sm_{architecture(arch)}"
-        command = [nvcc, *flags, "-cubin", target, "-Xptxas", "-v", str(file), "-o", str(cubin)]
+        command = [
+            nvcc,
+            *flags,
+            generate_header.write(Path(folder)),
+            "-cubin",
+            target,
+            "-Xptxas",
+            "-v",
+            str(file),
+            "-o",
+            str(cubin),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()

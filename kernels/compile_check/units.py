@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kernels import generate_header
 from kernels.cache import cache_dir
 from kernels.compile_check import machine_code, sources
 from kernels.compile_check.call import Call
@@ -148,8 +149,8 @@ def _versions(cuda: bool) -> str:
 
     digest = hashlib.sha256(repr((torch.__version__, triton.__version__, sys.version)).encode())
     if cuda:
-        files = [*sorted(sources.FOLDER.glob("*.*")), sources.FOLDER.parent / "opcodes.h"]
-        digest.update(sources.nvcc_version().encode())
+        files = [*sorted(sources.FOLDER.glob("*.*")), *sorted(sources.FOLDER.parent.glob("*.h"))]
+        digest.update((generate_header.render() + sources.nvcc_version()).encode())
     else:
         language = (_PACKAGE / "language" / name for name in ("program.py", "operators.py"))
         files = [*sorted((_PACKAGE / "triton").glob("*.py")), *language]

@@ -25,7 +25,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.build import PACKAGE, BuildError, build_once, compiler_key, run_compiler, source_folder
+from kernels import generate_header
+from kernels.build import (
+    PACKAGE,
+    BuildError,
+    build_once,
+    compiler_key,
+    run_compiler,
+    shared_headers,
+    source_folder,
+)
 from kernels.cache import cache_dir
 
 LIBRARY_NAME = "_ffnas_cuda.so"
@@ -80,8 +89,9 @@ def source_key(sources: Path) -> str:
     """Hash of everything that decides what the library does: sources and flags."""
     digest = hashlib.sha256()
     folder = sources / "cuda"
-    for file in [sources / "opcodes.h", *sorted(f for f in folder.iterdir() if f.is_file())]:
+    for file in [*shared_headers(sources), *sorted(f for f in folder.iterdir() if f.is_file())]:
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    digest.update(generate_header.render().encode())
     digest.update(repr((ARCHITECTURES, FLAGS, _extra_flags())).encode())
     return "ffnas-cuda-" + digest.hexdigest()[:24]
 
@@ -95,7 +105,13 @@ def build_library(target: Path, sources: Path, nvcc: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         work = Path(folder)
-        flags = [*FLAGS, *_targets(), f'-DFFNAS_CUDA_BUILD_KEY="{source_key(sources)}"', *_extra_flags()]
+        flags = [
+            *FLAGS,
+            *_targets(),
+            generate_header.write(work),
+            f'-DFFNAS_CUDA_BUILD_KEY="{source_key(sources)}"',
+            *_extra_flags(),
+        ]
         files = source_files(sources)
 
         def compile_file(source: Path) -> str | None:

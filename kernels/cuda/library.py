@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def device_of(device: torch.device) -> Device:
 
 @lru_cache(maxsize=64)
 def _properties(index: int) -> Device:
-    p = torch.cuda.get_device_properties(index)
+    p: Any = torch.cuda.get_device_properties(index)  # shared_memory_per_block_optin is not in PyTorch's stubs
     return Device(p.multi_processor_count, p.shared_memory_per_block_optin, p.shared_memory_per_multiprocessor)
 
 

@@ -145,7 +145,8 @@ def backward(
         partial = x.new_empty((plan.blocks, kinds, -(-hidden // 4) * 4), dtype=torch.float32)
         record.partial = partial.data_ptr()
         check(library(device).ffnas_rows_backward(byref(record)), "row kernel, backward")
-    return dy, dy2, dx, *sums
+    dgamma, dbeta, db_y, db_y2 = sums
+    return dy, dy2, dx, dgamma, dbeta, db_y, db_y2
 
 
 def _sum_likes(call: FFNCall, layer: int, needs: Needs | None) -> list[Tensor | None]:

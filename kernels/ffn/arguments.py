@@ -32,8 +32,7 @@ def check_call(call: FFNCall) -> None:
     if x.dtype not in (call.compute_dtype, torch.float32):
         raise ValueError(f"x is {x.dtype}, which cannot be used with products in {call.compute_dtype}")
     wide = x.dtype if x.dtype == torch.float64 else torch.float32
-    dtypes = (x.dtype, call.compute_dtype, wide)
-    _check_group("w1", call.w1, n, (inner, hidden), x, dtypes)
+    _check_group("w1", call.w1, n, (inner, hidden), x, (x.dtype, call.compute_dtype, wide))
     dtypes = (call.w1[0].dtype,)
     _check_group("b1", call.b1, n, (inner,), x, dtypes)
     _check_group("w2", call.w2, n, (hidden, inner), x, dtypes)

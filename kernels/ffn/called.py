@@ -7,6 +7,7 @@ classes. Rejected: merging an adapter into the weights before a fused call; it w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,11 +19,18 @@ from kernels.reference.philox import dropout
 Layer = Callable[[Tensor], Tensor]
 
 
+class Layers(NamedTuple):
+    """What an FFN calls: the expression's linear maps `wb1` ([..., H] to [..., d]) and `wb2` ([..., d] to [..., H]),
+    and the LayerNorm, None for the bare expression."""
+
+    first: Layer
+    second: Layer
+    norm: Layer | None = None
+
+
 def called_ffn(
     x: Tensor,
-    first: Layer,
-    second: Layer,
-    norm: Layer | None,
+    layers: Layers,
     expression: Expression,
     *,
     policy: str = "truncate",
@@ -30,12 +38,11 @@ def called_ffn(
     seed: int | Tensor | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """`norm(x + dropout(expression(x)))`, or the bare expression without `norm`.
+    """`norm(x + dropout(expression(x)))`, or the bare expression without a norm.
 
     Args:
         x: [..., H].
-        first, second: the expression's linear maps `wb1` ([..., H] to [..., d]) and `wb2` ([..., d] to [..., H]).
-        norm: the LayerNorm.
+        layers: what is called.
         expression: a valid FFN body at these widths.
         policy: width policy of binary operators.
         p_drop: probability of dropping an element of the expression's value.
@@ -45,9 +52,9 @@ def called_ffn(
     Returns:
         [..., H], the dtype of x.
     """
-    value = evaluate_layers(expression, x, {"wb1": first, "wb2": second}, policy)
-    if norm is None:
+    value = evaluate_layers(expression, x, {"wb1": layers.first, "wb2": layers.second}, policy)
+    if layers.norm is None:
         return value.to(x.dtype)
     if p_drop:
         value = F.dropout(value, p_drop) if seed is None else dropout(value, p_drop, int(seed), stream=stream)
-    return norm(x + value).to(x.dtype)
+    return layers.norm(x + value).to(x.dtype)

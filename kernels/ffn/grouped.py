@@ -2,22 +2,15 @@
 
     fused_ffn_grouped([x_1, ..., x_K], [member_1, ..., member_K]) -> [out_1, ..., out_K]
 
-What each member computes is `fused_ffn_stack` of its input; a population of candidates that differ in everything runs
-as one. Where the CUDA backend is asked for by name and serves the members (`kernels.cuda.grouped`), that is one launch
-forward and three backward; anywhere else it is a loop over `fused_ffn_stack`, with the same results to the tolerance
-of the dtype.
+A member's result is `fused_ffn_stack` of its input. Where the CUDA backend is asked for by name and serves the members
+that is one launch forward and three backward; anywhere else a loop over `fused_ffn_stack` (docs/decisions/0009).
 
     ffnas::grouped_fwd(Tensor[] x, Tensor[] parameters, Tensor[] programs, Tensor[] seeds, int[] layers, int[] flags,
-                       float[] p_drop, float[] eps, bool save, ScalarType? compute_dtype)
-                       -> (Tensor[] out, Tensor[] saved)
-    ffnas::grouped_bwd(Tensor[] grad_out, Tensor[] x, ..., ScalarType? compute_dtype, Tensor[] saved, bool[] needs)
-                       -> Tensor[]
+                       float[] p_drop, float[] eps, bool save, ScalarType? compute_dtype) -> (Tensor[], Tensor[] saved)
+    ffnas::grouped_bwd(Tensor[] grad_out, Tensor[] x, ..., Tensor[] saved, bool[] needs) -> Tensor[]
 
 `parameters` holds w1 * n, b1 * n, w2 * n, b2 * n, ln_weight * n, ln_bias * n of each member in turn; `layers` n,
-negative without LayerNorm; `seeds` one tensor for each member with p_drop > 0. Gradients are those of all x, then
-parameters.
-
-Rejected: padding the members to one shape, which computes up to 16 times what is asked for.
+negative without LayerNorm; `seeds` one tensor for each member with p_drop > 0. Gradients: of all x, then parameters.
 """
 
 from __future__ import annotations
@@ -74,7 +67,7 @@ class GroupMember:
     eps: float = 1e-12
 
     @property
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Weight]:
         """All parameters, group by group."""
         return [*self.w1, *self.b1, *self.w2, *self.b2, *self.ln_weight, *self.ln_bias]
 
@@ -121,8 +114,7 @@ def fused_ffn_grouped(inputs: Sequence[Tensor], members: Sequence[GroupMember]) 
     rows = [_as_rows(x, dtype) for x in inputs]
     calls = [_call(x, m, dtype) for x, m in zip(rows, members, strict=True)]
     if not _in_one_launch(calls):
-        seeds = [call.seed for call in calls]
-        return [_alone(x, m, s) for x, m, s in zip(inputs, members, seeds, strict=True)]
+        return [_alone(x, m, call.seed) for x, m, call in zip(inputs, members, calls, strict=True)]
     constants, tensors = _flatten(calls)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors.x, *tensors.parameters))
     outs, _ = grouped_fwd(*tensors, *constants, save, dtype)
@@ -130,9 +122,9 @@ def fused_ffn_grouped(inputs: Sequence[Tensor], members: Sequence[GroupMember]) 
 
 
 def _alone(x: Tensor, m: GroupMember, seed: Tensor | None = None) -> Tensor:
-    seed = m.seed if seed is None else seed
+    drawn = m.seed if seed is None else seed
     groups = (m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias)
-    return fused_ffn_stack(x, *groups, m.program, policy=m.policy, p_drop=m.p_drop, seed=seed, eps=m.eps)
+    return fused_ffn_stack(x, *groups, m.program, policy=m.policy, p_drop=m.p_drop, seed=drawn, eps=m.eps)
 
 
 def _as_rows(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -149,7 +141,8 @@ def _call(x: Tensor, m: GroupMember, dtype: torch.dtype | None) -> FFNCall:
     """The checked call of one member."""
     program, flags = _program_of(m.program, m.policy)
     seed = _seed_tensor(x, m.seed) if m.p_drop != 0.0 else None
-    groups = (m.w1, m.b1, m.w2, m.b2, m.ln_weight, m.ln_bias)
+    w1, w2 = ([whole(w) for w in group] for group in (m.w1, m.w2))
+    groups = (w1, m.b1, w2, m.b2, m.ln_weight, m.ln_bias)
     call = FFNCall(x, *groups, program, int(flags), float(m.p_drop), seed, float(m.eps), dtype or x.dtype)
     check_call(call)
     check_program(call)
@@ -160,8 +153,8 @@ def _in_one_launch(calls: Sequence[FFNCall]) -> bool:
     """Whether a backend is asked for by name that serves all of them together: no measurement makes one the default."""
     if dispatch.choice_number() == 0:
         return False
-    backend: object = dispatch.select(calls[0])
-    return hasattr(backend, "supports_group") and backend.supports_group(calls) is None
+    backend = dispatch.select(calls[0].x.device.type, lambda b: b.supports(calls[0]))
+    return backend.supports_group(calls) is None
 
 
 class _Tensors(NamedTuple):
@@ -195,10 +188,12 @@ def _calls(
     for k, rows in enumerate(x):
         n = abs(layers[k])
         groups = [[next(rest) for _ in range(n)] for _ in range(_parameter_count(layers[k]) // n)]
-        groups += [[] for _ in range(6 - len(groups))]
+        w1, b1, w2, b2, gamma, beta = [*groups, [], []][:6]
         seed = next(left) if p_drop[k] != 0.0 else None
         dtype = compute_dtype or rows.dtype
-        call = FFNCall(rows, *groups, programs[k], flags[k], p_drop[k], seed, eps[k], dtype)
+        call = FFNCall(
+            rows, w1, b1, w2, b2, gamma, beta, programs[k], flags[k], p_drop[k], seed, eps[k], dtype
+        )  # fmt: skip
         check_call(call)
         calls.append(call)
     return calls
@@ -216,7 +211,7 @@ def _kernels() -> Any:
 
 def _forward(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
     *common, save, compute_dtype = args
-    calls = _calls(*common, compute_dtype)
+    calls = _calls(*[*common, compute_dtype])
     for call in calls:
         check_program(call)
     outs, saved = _kernels().forward(calls, save)
@@ -225,14 +220,14 @@ def _forward(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 def _forward_fake(*args: Any) -> tuple[list[Tensor], list[Tensor]]:
     *common, save, compute_dtype = args
-    calls = _calls(*common, compute_dtype)
+    calls = _calls(*[*common, compute_dtype])
     outs = [call.x.new_empty(call.x.shape) for call in calls]
     return outs, [t for call in calls for t in _kernels().saved_like(call)] if save else []
 
 
 def _backward(grad_out: list[Tensor], *args: Any) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
-    calls = _calls(*common, compute_dtype)
+    calls = _calls(*[*common, compute_dtype])
     for call in calls:
         check_program(call)
     grad_out = [g if g.stride(-1) == 1 else g.contiguous() for g in grad_out]

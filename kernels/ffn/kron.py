@@ -1,38 +1,12 @@
 """Weights that are Kronecker products `A (x) B`: the product, the nearest one to a full weight, and FFNs with them.
 
 A weight [a1 b1, a2 b2] with A [a1, a2] and B [b1, b2] has the entries W[i1 b1 + i2, j1 b2 + j2] = A[i1, j1] B[i2, j2].
-With x of a2 b2 columns read as a matrix X [a2, b2] per row,
+With x of a2 b2 columns read as a matrix X [a2, b2] per row, x W^T is A X B^T: two products of a2 b1 (b2 + a1) or
+a1 b2 (a2 + b1) multiply-accumulates, whichever is fewer.
 
-    x W^T = A X B^T        two products of a2 b1 (b2 + a1) or a1 b2 (a2 + b1) multiply-accumulates, whichever is fewer
-
-Two routes give the same results to the rounding of the dtype, and `route` chooses:
-
-    whole      A (x) B is written out (H d numbers, once per call) and the ordinary fused kernels run, on any backend
-    factored   two small products each, in PyTorch; the elementwise segments between them are run from the program
-
-One FFN with both weights factored by the rule of `kernels.language.kron_shape`, milliseconds, float32, one thread of a
-loaded 2-core Intel Xeon with AMX, medians of 9 in alternating order (`python -m benchmarks.kron`):
-
-                          forward              forward + backward
-    H     d     tokens    whole    factored    whole    factored
-    96    96    32        0.27     0.20        1.2      0.68
-    96    96    4096      6.8      10          18       26
-    192   192   512       1.4      1.6         4.8      7.6
-    192   192   4096      9.7      19          39       43
-    540   135   512       1.8      1.4         13       7.4
-    540   135   4096      15       24          61       62
-    540   540   512       10       7.2         39       15
-    540   540   4096      79       62          266      158
-    768   3072  512       67       17          228      36
-    768   3072  4096      734      244         2450     633
-
-The products saved pay for elementwise code that is not fused where there is much to save per element, or where a call
-is so small that writing out the weight is what costs. `route` says: factored for at most `FEW_TOKENS` rows, or where
-each element between the products saves at least `MANY_PRODUCTS` multiply-accumulates (540 by 540 saves 498, 540 by 135
-and 192 by 192 less than 210). Measured on CPUs only; on other devices the fused kernels run.
-
-Rejected: a fused kernel with four small products. They are too thin to keep a core's multipliers busy, and every
-backend would need one.
+`route` chooses between writing the weight out for the fused kernels, on any backend, and two small products in PyTorch
+with the program's segments between them. Both give the same results to the rounding of the dtype. Which is faster when:
+docs/performance.md; why there is no kernel for it: docs/decisions/0004.
 
 Sources: Van Loan and Pitsianos, "Approximation with Kronecker Products", 1993 (nearest product); Tahaei et al.,
 "KroneckerBERT", NAACL 2022 (as weights of an encoder).

@@ -1,33 +1,41 @@
 """`FusedFFN` and `FusedFFNStack`: the fused op as `nn.Module`s.
 
-Parameters live in ordinary `nn.Linear` and `nn.LayerNorm` children, so initialization, state dicts, weight decay groups
-and adapters by name work as they do for a hand-written FFN:
-
     FusedFFN        dense1.weight [d, H], .bias [d]   dense2.weight [H, d], .bias [H]   layernorm.weight [H], .bias [H]
     FusedFFNStack   layers.0.<as above>  layers.1. ...
 
-A weight that the expression makes a `kron` is stored as two factors, `dense1.a` and `dense1.b` (`KronLinear`).
-
-The children hold the weights, and the fused op reads them there. A child that is more than its plain class (adapters,
-parametrizations, pruning, quantization, offloading, hooks: `kernels.readable`) is called instead, in plain PyTorch.
-Rejected: bare `nn.Parameter`s, which need their own initialization and break code that looks for linear layers.
+Parameters live in ordinary `nn.Linear` and `nn.LayerNorm` children; the op reads them there. A weight that the
+expression makes a `kron` is stored as two factors, `dense1.a` and `dense1.b` (`KronLinear`). A child that is more than
+its plain class (adapters, hooks, quantization: `kernels.readable`) is called instead, in plain PyTorch
+(docs/decisions/0011).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kernels import readable
-from kernels.ffn.called import called_ffn
-from kernels.ffn.kron import KronWeight, Weight, kron_linear, nearest_kron
+from kernels.ffn.called import Layers, called_ffn
+from kernels.ffn.kron import KronWeight, Weight, kron_linear
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import GELU_FFN, Expression, kron_weights, parse_expression
 from kernels.language.kron_shape import Block, default_block, factor_shapes
 from kernels.language.lowering import lower
 from kernels.language.operators import WEIGHTS
+
+
+class Parameters(NamedTuple):
+    """The parameters of one FFN, in the order of `kernels.ffn.ops.fused_ffn`; no LayerNorm's for a bare expression."""
+
+    w1: Weight
+    b1: Tensor
+    w2: Weight
+    b2: Tensor
+    ln_weight: Tensor | None
+    ln_bias: Tensor | None
 
 
 @readable.register
@@ -66,13 +74,6 @@ class KronLinear(nn.Module):
     def weight(self) -> KronWeight:
         """The factors, as the ops of `kernels.ffn.ops` take them; `.whole()` is the matrix."""
         return KronWeight(self.a, self.b)
-
-    def set_weight(self, weight: Tensor) -> None:
-        """Sets the factors to those of the product nearest to `weight` [a1 b1, a2 b2]."""
-        found = nearest_kron(weight, tuple(self.b.shape))
-        with torch.no_grad():
-            self.a.copy_(found.a)
-            self.b.copy_(found.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., a2 b2] -> [..., a1 b1]."""
@@ -143,22 +144,20 @@ class FusedFFN(nn.Module):
             first, second, policy = self.dense1, self.dense2, self.policy
             if parameters is None:
                 readable.note("FusedFFN", dense1=first, dense2=second, layernorm=norm)
-            options = {"policy": policy, "p_drop": p_drop, "seed": seed, "stream": stream}
-            return called_ffn(x, first, second, norm, self.expression, **options)
+            layers = Layers(first, second, norm)
+            return called_ffn(x, layers, self.expression, policy=policy, p_drop=p_drop, seed=seed, stream=stream)
         if norm is None:
-            return fused_ffn(x, *parameters, None, None, self.expression, policy=self.policy, return_ln=False)
-        options = {"policy": self.policy, "p_drop": p_drop, "seed": seed, "eps": norm.eps}
-        return fused_ffn(x, *parameters, self.expression, **options)
+            return fused_ffn(x, *parameters, self.expression, policy=self.policy, return_ln=False)
+        return fused_ffn(x, *parameters, self.expression, policy=self.policy, p_drop=p_drop, seed=seed, eps=norm.eps)
 
-    def read(self) -> tuple[Weight, ...] | None:
-        """Weights, biases and LayerNorm's parameters for the fused op; None where the children must be called."""
+    def read(self) -> Parameters | None:
+        """What the fused op reads of the children; None where they must be called."""
         first, second, norm = self.dense1, self.dense2, self.layernorm
         if not readable.are_readable(first, second, norm):
             return None
-        parameters = (first.weight, first.bias, second.weight, second.bias)
-        if norm is not None:
-            parameters = (*parameters, norm.weight, norm.bias)
-        return parameters if readable.are_tensors(*parameters) else None
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        found = Parameters(first.weight, first.bias, second.weight, second.bias, gamma, beta)
+        return found if readable.are_tensors(*(found[:4] if norm is None else found)) else None
 
     @property
     def function(self) -> tuple[object, ...]:
@@ -183,14 +182,13 @@ def dense_layers(
     Raises:
         ValueError: a weight is to be factored, and the block does not divide the widths.
     """
-    options = {"device": device, "dtype": dtype}
-    first, second = (
-        KronLinear(factor_shapes(weight, block, hidden, inner), **options)
-        if weight in kron
-        else nn.Linear(*((hidden, inner) if weight == "wb1" else (inner, hidden)), **options)
-        for weight in WEIGHTS
-    )
-    return first, second
+
+    def layer(weight: str, inputs: int, outputs: int) -> nn.Linear | KronLinear:
+        if weight in kron:
+            return KronLinear(factor_shapes(weight, block, hidden, inner), device, dtype)
+        return nn.Linear(inputs, outputs, device=device, dtype=dtype)
+
+    return layer(WEIGHTS[0], hidden, inner), layer(WEIGHTS[1], inner, hidden)
 
 
 class FusedFFNStack(nn.Module):
@@ -214,34 +212,39 @@ class FusedFFNStack(nn.Module):
         if stack < 1:
             raise ValueError(f"stack must be at least 1, got {stack}")
         expression = parse_expression(expression) if isinstance(expression, str) else expression
-        options = {"policy": policy, "p_drop": p_drop, "eps": eps, "kron_block": kron_block}
-        options |= {"device": device, "dtype": dtype}
-        self.layers = nn.ModuleList(FusedFFN(hidden, inner, expression, **options) for _ in range(stack))
+        self.layers = nn.ModuleList(
+            FusedFFN(
+                hidden, inner, expression, policy=policy, p_drop=p_drop, eps=eps, kron_block=kron_block,
+                device=device, dtype=dtype,
+            )
+            for _ in range(stack)
+        )  # fmt: skip
 
     def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
         """[..., H] -> [..., H]. Layer l drops with stream l of the seed."""
-        layers = list(self.layers)
-        parameters = self._read(layers)
-        if parameters is None:
-            for stream, layer in enumerate(layers):
+        stack = self._read()
+        if stack is None:
+            for stream, layer in enumerate(self.layers):
                 x = layer(x, seed, stream=stream) if isinstance(layer, FusedFFN) else layer(x)
             return x
-        first = layers[0]
+        first, eps, parameters = stack
+        w1, b1, w2, b2, gamma, beta = map(list, zip(*parameters, strict=True))
+        p_drop = first.p_drop if first.training else 0.0
         return fused_ffn_stack(
-            x,
-            *map(list, zip(*parameters, strict=True)),
-            first.expression,
-            policy=first.policy,
-            p_drop=first.p_drop if first.training else 0.0,
-            seed=seed,
-            eps=first.layernorm.eps,
+            x, w1, b1, w2, b2, gamma, beta, first.expression, policy=first.policy, p_drop=p_drop, seed=seed, eps=eps
         )
 
-    def _read(self, layers: list[FusedFFN]) -> list[tuple[Weight, ...]] | None:
-        """Every layer's parameters; None where one of them has to be called, or is unlike the first."""
+    def _read(self) -> tuple[FusedFFN, float, list[Parameters]] | None:
+        """The first layer, its epsilon and every layer's parameters; None where one has to be called, or is unlike the
+        first."""
+        layers = [layer for layer in self.layers if isinstance(layer, FusedFFN)]
+        if len(layers) < len(self.layers):
+            return None
         if not (readable.are_readable(*layers) and readable.is_untouched(self.layers)):
             return None
-        found = [layer.read() for layer in layers]
-        if any(own is None or len(own) != 6 for own in found):
+        found = [own for own in (layer.read() for layer in layers) if own is not None]
+        norm = layers[0].layernorm
+        if len(found) < len(layers) or norm is None:
             return None
-        return found if all(layer.function == layers[0].function for layer in layers[1:]) else None
+        alike = all(layer.function == layers[0].function for layer in layers[1:])
+        return (layers[0], norm.eps, found) if alike else None

@@ -164,4 +164,4 @@ def _lowered_flags(text: str, policy: str) -> int:
 
 for _constant in (_lowered_tensor, _lowered_flags):
     # what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes seconds
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined, union-attr]

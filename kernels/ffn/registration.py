@@ -1,5 +1,4 @@
-"""The `torch.library` operators under `kernels.ffn.ops`: schemas, kernels, fake kernels, autograd, autocast and vmap
-rules.
+"""The `torch.library` operators under `kernels.ffn.ops`, put together from schemas, autograd, autocast and vmap rules.
 
     ffnas::ffn_fwd(Tensor x, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, Tensor[] ln_weight, Tensor[] ln_bias,
                    Tensor program, int flags, float p_drop, Tensor? seed, float eps, bool save,
@@ -7,19 +6,10 @@ rules.
     ffnas::ffn_bwd(Tensor grad_out, Tensor x, Tensor[] w1, ... ln_bias, Tensor program, int flags, float p_drop,
                    Tensor? seed, float eps, ScalarType? compute_dtype, Tensor[] saved, bool[] needs) -> Tensor[]
 
-One call is a stack of n >= 1 FFNs that share a program (`kernels.call` has shapes and meaning); x is [T, H].
-`program` is the int32 tensor of `kernels.language.program` and `flags` its header word 6, so that tracing, which cannot
-read tensors, knows what is saved. `seed` is a tensor for the same reason: it is data, not part of a compiled graph.
-`needs` marks the wanted gradients in the order x, w1 * n, ..., ln_bias * n, and only those come back.
-
-`saved` holds what backward cannot recompute cheaply; the backend decides what. Its first tensor has no elements: its
-shape is [number of the backend, 0], so that backward runs where forward ran, also in a traced graph.
-
-Both operators are functional. Autocast sets the dtype of the matrix products, as it does for `nn.Linear`; x, parameters
-and LayerNorm stay as they are. Second derivatives are refused with an error. vmap runs its samples one by one.
-
-Registered here; written in `library_kernels` (schemas, what runs, what a trace sees), `library_autograd` and
-`library_autocast`.
+A call is a stack of n >= 1 FFNs that share a program; x is [T, H] (`kernels.call`). `flags` is the program's header
+word 6, since tracing cannot read tensors. `needs` marks the wanted gradients in the order x, w1 * n, ..., ln_bias * n.
+The first of `saved` has the shape [number of the backend, 0], so that backward runs where forward ran. Both are
+functional; second derivatives are refused.
 """
 
 from __future__ import annotations

@@ -1,17 +1,12 @@
-"""`replace_ffn`: runs the feed-forward part of a Hugging Face encoder on the fused op, in place, until undone.
+"""`replace_ffn`: runs the feed-forward layers of a Hugging Face encoder on the fused op, in place, until undone.
 
 Works on models whose layers are built like BERT's (BERT and MiniLM, RoBERTa, XLM-RoBERTa, ELECTRA, CamemBERT, ...):
 
     layer.feed_forward_chunk(a) = output.LayerNorm(a + output.dropout(output.dense(act(intermediate.dense(a)))))
 
-Chosen: one instance attribute, `feed_forward_chunk`, on each layer. Parameters stay where and what they are, so state
-dict keys, optimizers, `save_pretrained`, chunking and gradient checkpointing are untouched, and undoing is deleting
-it. Rejected: swapping the submodules; it renames parameters, or needs a second set of names for them. transformers is
-never imported: layers are recognized by their parts.
-
-While a layer's parts are what they were, they are read and not called. Where one of them has been replaced or has got
-hooks (adapters, pruning, quantization, offloading: `kernels.readable`), the layer runs its own code again, or with
-another expression that expression in plain PyTorch, the parts called.
+It sets that one attribute on each layer; parameters, state dicts and optimizers stay as they are, and undoing deletes
+it. A layer with adapters, hooks or replaced children (`kernels.readable`) runs its own code again, or with another
+expression that expression in plain PyTorch, the children called. transformers is never imported (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -25,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import readable
-from kernels.ffn.called import called_ffn
+from kernels.ffn.called import Layers, called_ffn
 from kernels.ffn.ops import fused_ffn
 from kernels.language.expression import Expression, apply, linear, parse_expression
 from kernels.language.expression import X as LEAF
@@ -33,6 +28,9 @@ from kernels.language.lowering import lower
 from kernels.language.operators import OPERATORS, UNARY
 
 _ATTRIBUTE = "feed_forward_chunk"
+
+Layer = Any
+"""A Hugging Face layer, known by what it has: `_mismatch` looks for everything that is read of it."""
 
 
 @dataclass
@@ -68,7 +66,7 @@ class Replacement:
 def replace_ffn(
     model: nn.Module, expression: str | Expression | None = None, *, policy: str = "truncate"
 ) -> Replacement:
-    """Runs every BERT-like feed-forward part of `model` on the fused op. Parameters and state dict stay as they are.
+    """Runs every BERT-like feed-forward layer of `model` on the fused op. Parameters and state dict stay as they are.
 
     Args:
         model: a Hugging Face encoder, or any module that contains its layers.
@@ -86,7 +84,8 @@ def replace_ffn(
         ExpressionError: the expression is not valid at the model's widths.
     """
     given = parse_expression(expression) if isinstance(expression, str) else expression
-    found: list[tuple[str, nn.Module, Expression]] = []
+    found: list[tuple[str, Layer, Expression]] = []
+    layer: Layer
     misses: list[str] = []
     for name, layer in model.named_modules():
         if not (hasattr(layer, "intermediate") and hasattr(layer, "output") and hasattr(type(layer), _ATTRIBUTE)):
@@ -112,7 +111,7 @@ def replace_ffn(
 
 
 class _Origin(NamedTuple):
-    """What a layer was when it was replaced: the classes around its parts, and its activation, which the expression
+    """What a layer was when it was replaced: the classes around its children, and its activation, which the expression
     stands for; None where it stands for another function."""
 
     intermediate: type[nn.Module]
@@ -121,7 +120,7 @@ class _Origin(NamedTuple):
 
 
 def _feed_forward(
-    layer: nn.Module, expression: Expression, policy: str, origin: _Origin, attention_output: Tensor
+    layer: Layer, expression: Expression, policy: str, origin: _Origin, attention_output: Tensor
 ) -> Tensor:
     """Stands in for `layer.feed_forward_chunk`; reads the parameters anew on every call."""
     x, parameters = attention_output, _read(layer, origin)
@@ -132,14 +131,15 @@ def _feed_forward(
     _note(layer, origin)
     if origin.activation is not None:
         return getattr(type(layer), _ATTRIBUTE)(layer, x)
-    value = called_ffn(x, layer.intermediate.dense, layer.output.dense, None, expression, policy=policy)
+    layers = Layers(layer.intermediate.dense, layer.output.dense)
+    value = called_ffn(x, layers, expression, policy=policy)
     return layer.output.LayerNorm(x + layer.output.dropout(value)).to(x.dtype)
 
 
-def _read(layer: nn.Module, origin: _Origin) -> tuple[Tensor, ...] | None:
-    """The fused op's parameters; None where the layer's parts must be called."""
+def _read(layer: Layer, origin: _Origin) -> tuple[Any, Any, Any, Any, Any, Any] | None:
+    """The fused op's parameters; None where the layer's children must be called."""
     first, last, activation = layer.intermediate, layer.output, origin.activation
-    if type(first) is not origin.intermediate or type(last) is not origin.output:
+    if (type(first), type(last)) != (origin.intermediate, origin.output):
         return None
     if not (readable.is_untouched(first) and readable.is_untouched(last)):
         return None
@@ -154,29 +154,29 @@ def _read(layer: nn.Module, origin: _Origin) -> tuple[Tensor, ...] | None:
     return parameters if readable.are_tensors(*parameters) else None
 
 
-def _note(layer: nn.Module, origin: _Origin) -> None:
+def _note(layer: Layer, origin: _Origin) -> None:
     first, last = layer.intermediate, layer.output
-    parts = {f"intermediate__{n}": m for n, m in first.named_children() if n != "intermediate_act_fn"}
-    parts |= {f"output__{n}": m for n, m in last.named_children()}
+    children = {f"intermediate__{n}": m for n, m in first.named_children() if n != "intermediate_act_fn"}
+    children |= {f"output__{n}": m for n, m in last.named_children()}
     around = {"intermediate": first, "output": last, "intermediate__intermediate_act_fn": origin.activation}
     touched = {n: m for n, m in around.items() if isinstance(m, nn.Module) and not readable.is_untouched(m)}
-    readable.note("a layer of replace_ffn", **touched, **parts)
+    readable.note("a layer of replace_ffn", **touched, **children)
 
 
-def _mismatch(layer: nn.Module) -> str | None:
+def _mismatch(layer: Layer) -> str | None:
     """Why a layer cannot be replaced, or None."""
-    parts = {
+    wanted: dict[str, type[nn.Module]] = {
         "intermediate.dense": nn.Linear,
         "output.dense": nn.Linear,
         "output.LayerNorm": nn.LayerNorm,
         "output.dropout": nn.Dropout,
     }
-    for path, kind in parts.items():
+    for path, kind in wanted.items():
         owner, attribute = path.split(".")
-        part = getattr(getattr(layer, owner), attribute, None)
-        if type(part) is not kind:
-            return f"{path} is {type(part).__name__}, not {kind.__name__}"
-        if kind is not nn.Dropout and (part.weight is None or part.bias is None):
+        child = getattr(getattr(layer, owner), attribute, None)
+        if type(child) is not kind:
+            return f"{path} is {type(child).__name__}, not {kind.__name__}"
+        if kind is not nn.Dropout and (child.weight is None or child.bias is None):
             return f"{path} has no weight or no bias"
     if not hasattr(layer.intermediate, "intermediate_act_fn"):
         return "intermediate.intermediate_act_fn is missing"
@@ -190,7 +190,7 @@ def _mismatch(layer: nn.Module) -> str | None:
     return None
 
 
-def _own_expression(layer: nn.Module) -> Expression | None:
+def _own_expression(layer: Layer) -> Expression | None:
     """The layer's own function, its activation recognized by its values on a probe; None if it is no operator."""
     probe = torch.linspace(-8.0, 8.0, 257, dtype=torch.float64)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.call import FFNCall
+from kernels.call import Backend, FFNCall
 from kernels.ffn.arguments import check_call
 from kernels.language.expression import ExpressionError
 from kernels.language.program import WidthRule
@@ -60,9 +60,10 @@ def trace_tag() -> int:
     return ((dispatch.fingerprint() << _CHOICE_BITS) | _TRACED | dispatch.choice_number()) << _FLAG_BITS
 
 
-def _backend_of(call: FFNCall, flags: int) -> dispatch.Backend:
+def _backend_of(call: FFNCall, flags: int) -> Backend:
     tag = flags >> _FLAG_BITS
-    return dispatch.select(call, tag & (_TRACED - 1) if tag & _TRACED else None)
+    choice = tag & (_TRACED - 1) if tag & _TRACED else None
+    return dispatch.select(call.x.device.type, lambda backend: backend.supports(call), choice=choice)
 
 
 # what torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes seconds
@@ -80,7 +81,7 @@ def check_program(call: FFNCall) -> None:
 
 def forward_kernel(*args: Any) -> tuple[Tensor, list[Tensor]]:
     *common, save, compute_dtype = with_default(args)
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     check_program(call)
     backend = _backend_of(call, common[_FLAGS])
     out, saved = backend.forward(call, save)
@@ -89,7 +90,7 @@ def forward_kernel(*args: Any) -> tuple[Tensor, list[Tensor]]:
 
 def forward_fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
     *common, save, compute_dtype = with_default(args)
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     out = call.x.new_empty(call.x.shape)
     if not save:
         return out, []
@@ -102,25 +103,24 @@ def with_default(args: Sequence[Any]) -> Sequence[Any]:
     return args if len(args) == 14 else (*args, None)
 
 
-def _tag(call: FFNCall, backend: dispatch.Backend) -> Tensor:
+def _tag(call: FFNCall, backend: Backend) -> Tensor:
     return call.x.new_empty((dispatch.number(backend), 0))
 
 
 def backward_kernel(grad_out: Tensor, *args: Any, overwrite: bool = False) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     check_program(call)
     _check_backward(call, grad_out, saved, needs)
     backend = dispatch.by_number(saved[0].shape[0])
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    extra = {"overwrite": True} if overwrite and getattr(backend, "takes_saved", False) else {}
-    return backend.backward(call, grad_out, saved[1:], needs, **extra)
+    return backend.backward(call, grad_out, saved[1:], needs, overwrite=overwrite)
 
 
 def backward_fake(grad_out: Tensor, *args: Any) -> list[Tensor]:
     *common, compute_dtype, saved, needs = args
-    call = make_call(*common, compute_dtype)
+    call = make_call(*[*common, compute_dtype])
     _check_backward(call, grad_out, saved, needs)
     tensors = [call.x, *call.parameters]
     return [t.new_empty(t.shape) for t, need in zip(tensors, needs, strict=True) if need]

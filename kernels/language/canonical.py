@@ -1,26 +1,16 @@
 """Canonical form: one tree for expressions that differ only by exact rewrites.
 
-Every rewrite holds in floating point as in real numbers, for every input, NaN and infinities included, at all widths
-H and d and under both width policies. "Equal" is numeric equality: the sign of a zero and the payload of a NaN may
-change. Applied bottom-up until nothing changes:
+Every rewrite holds in floating point for every input, NaN and infinities included, at all widths and under both width
+policies; the sign of a zero and the payload of a NaN may change. Bottom-up until nothing changes:
 
-1. Order. Operands of `add`, `mul` and `max` are sorted; the operand holding wb1 comes first, so the text keeps wb1
-   before wb2.
-2. Max sets. `max` is associative, commutative and idempotent under both policies (the padding identity -inf never
-   survives, truncation keeps the narrowest either way), so nested `max` is flattened, repeated operands are dropped
-   and the rest is joined again as a balanced tree.
-3. Max absorption. In one set `relu(a)` absorbs `a`, `leaky_relu(a)` and `elu(a)`, and `leaky_relu(a)` absorbs `a`;
-   where `a` is itself a `max`, its members too. Ties split gradients among equal operands, so gradients keep as well,
-   except at the kink itself.
-   (`elu(a)` does not absorb `a`: near 0 a rounded exp(a) - 1 may lie below a. `relu(a)` does not absorb `gelu(a)` or
-   `swish(a)`: those are NaN at -inf.)
-4. Sign. `relu(p)`, `leaky_relu(p)` and `elu(p)` are `p` where p is never negative (NaN allowed).
+1. Operands of `add`, `mul` and `max` are sorted; the one holding wb1 comes first.
+2. Nested `max` is flattened, repeated operands dropped, the rest joined as a balanced tree.
+3. In one `max`, `relu(a)` absorbs `a`, `leaky_relu(a)` and `elu(a)`; `leaky_relu(a)` absorbs `a`; and members of `a`.
+4. `relu(p)`, `leaky_relu(p)` and `elu(p)` are `p` where p is never negative (NaN allowed).
 5. `relu(leaky_relu(a))` and `relu(elu(a))` are `relu(a)`; `relu2` of these or of `relu(a)` is `relu2(a)`.
 6. `identity(a)` is `a`.
 
-Not rewritten: associativity and distributivity of `add` and `mul` (rounding differs); anything resting on a library's
-last bit. What these rules miss, `kernels.reference.fingerprint` finds numerically. Rejected: equality saturation
-(e-graphs), which would need a library and still only the exact rules above.
+What these miss, `kernels.reference.fingerprint` finds numerically (docs/decisions/0003).
 """
 
 from __future__ import annotations

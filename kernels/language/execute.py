@@ -1,19 +1,18 @@
 """Executes a program's segments with PyTorch operations: the reference of the program *format*.
 
-Chosen: one aten operation per instruction, gradients through aten's own backward functions, so that kinks, ties,
-infinities and NaN come out as eager PyTorch's do. Rejected: compiling a segment to Python source; this executor is
+Chosen: one aten operation per instruction, gradients those of the operator table, so that kinks, ties, infinities and
+NaN come out as eager PyTorch's do. Rejected: compiling a segment to Python source; this executor is
 read more often than it is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from kernels.language.operators import ELU_ALPHA, LEAKY_RELU_SLOPE, OPERATORS, SOFTPLUS_THRESHOLD
+from kernels.language.operators import OPERATORS
 from kernels.language.program import (
     DUAL,
     GRADIENT,
@@ -31,23 +30,13 @@ from kernels.language.program import (
     is_pair,
 )
 
-_aten = torch.ops.aten
-
 _ROWS = {row.opcode: row for row in OPERATORS.values()}
 
-_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gelu": lambda a, g: _aten.gelu_backward(g, a, approximate="tanh"),
-    "gelu_erf": lambda a, g: _aten.gelu_backward(g, a),
-    "sigmoid": lambda a, g: _aten.sigmoid_backward(g, torch.sigmoid(a)),
-    "tanh": lambda a, g: _aten.tanh_backward(g, torch.tanh(a)),
-    "relu": lambda a, g: _aten.threshold_backward(g, a, 0),
-    "leaky_relu": lambda a, g: _aten.leaky_relu_backward(g, a, LEAKY_RELU_SLOPE, False),
-    "elu": lambda a, g: _aten.elu_backward(g, ELU_ALPHA, 1, 1, False, a),
-    "swish": lambda a, g: _aten.silu_backward(g, a),
-    "relu2": lambda a, g: _aten.threshold_backward(g * a + g * a, a, 0),
-    "softplus": lambda a, g: _aten.softplus_backward(g, a, 1, SOFTPLUS_THRESHOLD),
-    "identity": lambda a, g: g,
-}
+
+def _gradient(opcode: int, a: Tensor, g: Tensor) -> Tensor:
+    gradient = _ROWS[opcode].gradient
+    assert gradient is not None
+    return gradient(a, g)
 
 
 @lru_cache(maxsize=1024)
@@ -101,12 +90,13 @@ def _step(i: Instruction, registers: dict[int, Tensor | None], hidden: int) -> N
         assert g is not None
         registers[i.dst] = torch.where(a == b, g / 2, g).masked_fill(a < b, 0)
     elif is_gradient(i.opcode):
-        registers[i.dst] = _GRADIENTS[_ROWS[i.opcode - GRADIENT].name](a, b)
+        assert b is not None
+        registers[i.dst] = _gradient(i.opcode - GRADIENT, a, b)
     elif is_dual(i.opcode):
-        row = _ROWS[i.opcode - DUAL]
-        registers[i.dst], registers[i.c] = _GRADIENTS[row.name](a, b), row.forward(a)
+        assert b is not None
+        registers[i.dst], registers[i.c] = _gradient(i.opcode - DUAL, a, b), _ROWS[i.opcode - DUAL].forward(a)
     elif is_pair(i.opcode):
-        row = _ROWS[i.opcode - PAIR]
-        registers[i.dst], registers[i.c] = _GRADIENTS[row.name](a, torch.ones_like(a)), row.forward(a)
+        slope = _gradient(i.opcode - PAIR, a, torch.ones_like(a))
+        registers[i.dst], registers[i.c] = slope, _ROWS[i.opcode - PAIR].forward(a)
     else:
         raise AssertionError(f"opcode {i.opcode} passed validation")

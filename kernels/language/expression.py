@@ -1,23 +1,17 @@
 """Expressions: the tree of operations that replaces the body of a feed-forward network (FFN).
 
-Two text forms are read, one is written:
+Two text forms are read, the first is written:
 
     tanh(linear(gelu(linear(x,wb1)),wb2))            plain
     tanh(linear4_2(gelu(linear4_2(x,wb1)),wb2))      the published code's form: stack n=4, ratio r=1/2 inside
-
-The grammar, parsed by recursive descent (never `eval`), white space ignored between tokens:
 
     expression := "x" | linear "(" expression "," ("wb1" | "wb2") ")" | name "(" expression { "," expression } ")"
     linear     := ("linear" | "kron") [ digits "_" digits [ "/" digits ] ]
     layers     := layer { "," layer }
     layer      := ( expression | "none" ) [ "@" digits ]
 
-`linear4_2` is stack 4, ratio 1/2, and `linear4_3/8` stack 4, ratio 3/8; `none` is a layer without FFN, and `@6` keeps
-the first 6 attention heads of a layer (none: `@0`). `kron(e,wb1)` is a linear whose weight is a Kronecker product of
-two small matrices (`kernels.ffn.kron`).
-
-Rejected: Python's own parser (`ast.parse` and a walk). It accepts far more than this language, reports errors in
-terms of Python, and its recursion on hostile input is not ours to bound.
+`linear4_2` is stack 4, ratio 1/2; `linear4_3/8` stack 4, ratio 3/8. `none` is a layer without FFN, `@6` keeps the first
+6 attention heads (none: `@0`). `kron(e,wb1)` is a linear with a Kronecker product as weight (`kernels.ffn.kron`).
 """
 
 from __future__ import annotations

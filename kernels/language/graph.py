@@ -202,7 +202,7 @@ def _growth(op: Operation, uses: dict[int, int]) -> int:
     """How many more values are live after `op` than before."""
     a = op.args
     if len(a) == 1:
-        freed = a[0] >= NUM_INPUTS and uses[a[0]] == 1
+        freed = int(a[0] >= NUM_INPUTS and uses[a[0]] == 1)
     else:
         freed = sum(v >= NUM_INPUTS and uses[v] == a.count(v) for v in set(a))
     return len(op.results) - freed

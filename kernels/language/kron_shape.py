@@ -1,21 +1,14 @@
 """Shapes of Kronecker factors: which small matrices a weight `A (x) B` is made of.
 
-An FFN has a hidden width H and an inner width d, so one pair of numbers, the *block* (p, q), says how both weights are
-factored: p divides d, q divides H, and
+One pair of numbers, the *block* (p, q), says how both weights of an FFN are factored; p divides d, q divides H:
 
     wb1  [d, H] = A [d/p, H/q] (x) B [p, q]          wb2  [H, d] = A [H/q, d/p] (x) B [q, p]
 
-A block fits several inner widths at once. Then the leading d rows of wb1 (columns of wb2) of a larger FFN are the
-product of the leading d/p rows (columns) of its A with the same B, so subnets of a weight-sharing network are views of
-the factors, as they are of full weights.
+p is the divisor of all inner widths nearest to the square root of the largest, q that of H nearest to the square root
+of H; of two as near, the smaller. A block that fits several inner widths makes narrower FFNs views of the factors.
 
-The rule: p is the divisor of all inner widths nearest to the square root of the largest, q that of H nearest to the
-square root of H; of two as near, the smaller. Both factors are then about equally large, which makes their sum, and the
-work of the two products, about as small as it can be. Fewer parameters lost: a larger or a smaller block.
-
-Rejected: a shape for every (weight, ratio). Factors of different ratios could not be shared.
-
-Source: KroneckerBERT (Tahaei et al., NAACL 2022), section 3, chooses shapes by hand for a given compression.
+Source: KroneckerBERT (Tahaei et al., NAACL 2022), section 3, chooses shapes by hand. Why one block:
+docs/decisions/0004.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lowering: expression -> program (format: `kernels.language.program`).
+"""Lowering: expression -> program (format: docs/program.md).
 
     1. split      the tree is cut at its two `linear` nodes into segments (serial or parallel form)
     2. values     each segment becomes a graph with shared subexpressions (value numbering, commutative operators too)
@@ -6,14 +6,8 @@
     4. merging    f(a) and f'(a) of one a become one dual or pair instruction (one transcendental instead of two)
     5. order      instructions are ordered for few live values, then registers are assigned by liveness
 
-A segment that needs too many registers when everything is shared computes some values again
-(`kernels.language.pressure`). The last resort is computing everything again (Sethi-Ullman order), which needs about
-twice the expression's height.
-
-Rejected: differentiating the expression tree symbolically and lowering the result; it forgets which values forward and
-backward share, and finding them again is the harder problem.
-
-Source: Sethi and Ullman, "The Generation of Optimal Code for Arithmetic Expressions", JACM 1970.
+A segment that needs too many registers computes some values again (`kernels.language.pressure`), in the last resort
+everything (Sethi-Ullman order, JACM 1970).
 """
 
 from __future__ import annotations
@@ -205,7 +199,7 @@ class _Segment:
         shared = schedule(merged, outputs, reorder=True)
         if shared.temporaries <= MAX_TEMPORARIES:
             return self._checked(shared)
-        candidates = []
+        candidates: list[SegmentCode] = []
         for reorder in (late_order, greedy_order):
             if not candidates or cost(candidates[0].instructions) > ENOUGH * cost(shared.instructions):
                 with suppress(TooFewRegisters):

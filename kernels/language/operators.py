@@ -1,22 +1,15 @@
 """The operator table: the single source of every operator of the expression language.
 
-One row per operator gives its name, arity, opcode, value, derivative and padding identity. The reference
-(`kernels.reference.ffn`), the lowering (`kernels.language.lowering`), the generated C++ header, the Triton code
-generator and the search space all read this table; adding a row here adds the operator everywhere.
+One row per operator gives its name, arity, opcode, value, gradient and padding identity. Reference, lowering, program
+format, search space, the C++ and CUDA interpreters and the Triton kernels read it. A new unary operator is one row here
+and its mathematics in kernels/triton/elementary.py and csrc/activations.h (CONTRIBUTING.md); what chooses among
+operators is generated, so one without its mathematics does not compile, and an unknown opcode is refused.
 
-Derivatives are given as functions of the operator's *input* (not of its output), so that a backward segment can
-recompute them from the values a forward segment reads. At the kink of a piecewise operator they take the value
-PyTorch's autograd takes (relu'(0) = 0, leaky_relu'(0) = 0.01, elu'(0) = 1; `max` splits ties in half).
+Gradients are functions of the operator's *input*, so that a backward segment can compute them again. At kinks,
+infinities and NaN they are those of PyTorch's autograd. Opcodes are appended, never renumbered (docs/decisions/0001).
 
-Rejected: describing derivatives symbolically and differentiating expressions as trees. It doubles the number of
-operators the kernels must know (cosh, sign, ...) and hides which intermediate a backend has to keep.
-
-Opcodes are appended, never renumbered: a program serialized by an older version means the same, and an older version
-refuses a program with an opcode it does not know.
-
-Sources: operators of the search space, EfficientBERT (Dong et al., Findings of EMNLP 2021), section 3.2; GELU in
-the tanh form, Hendrycks and Gimpel 2016, equation 2; squared ReLU, So et al. 2021 ("Primer"); softplus, Dugas et al.
-2000, in PyTorch's form (the identity above 20).
+Sources: EfficientBERT (Dong et al., Findings of EMNLP 2021), section 3.2; GELU in the tanh form, Hendrycks and Gimpel
+2016, equation 2; squared ReLU, So et al. 2021 ("Primer"); softplus, Dugas et al. 2000, the identity above 20.
 """
 
 from __future__ import annotations
@@ -51,7 +44,7 @@ class Operator:
         arity: number of expression operands (1 or 2).
         opcode: the number that stands for the operator in a program; never reused, never renumbered.
         forward: value; takes and returns `torch.Tensor` of any floating dtype.
-        derivative: unary only; d forward / d input as a function of the input.
+        gradient: unary only; (input, incoming gradient) -> f'(input) * incoming gradient, as autograd has it.
         identity: binary only; the value `v` with `op(a, v) == a`, used by the `pad` width policy.
         in_paper: whether the operator belongs to EfficientBERT's search space.
         idempotent: binary only; `op(a, a) == a`.
@@ -62,7 +55,7 @@ class Operator:
     arity: int
     opcode: int
     forward: Callable[..., Any]
-    derivative: Callable[..., Any] | None = None
+    gradient: Callable[[Any, Any], Any] | None = None
     identity: float | None = None
     in_paper: bool = True
     idempotent: bool = False
@@ -75,53 +68,12 @@ def _torch() -> Any:
     return torch
 
 
+def _aten() -> Any:
+    return _torch().ops.aten
+
+
 def _gelu(a: Any) -> Any:
     return _torch().nn.functional.gelu(a, approximate="tanh")
-
-
-def _gelu_derivative(a: Any) -> Any:
-    inner = GELU_TANH_SCALE * (a + GELU_TANH_CUBIC * a * a * a)
-    t = _torch().tanh(inner)
-    return 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * GELU_TANH_SCALE * (1 + 3 * GELU_TANH_CUBIC * a * a)
-
-
-def _gelu_erf(a: Any) -> Any:
-    return _torch().nn.functional.gelu(a)
-
-
-def _gelu_erf_derivative(a: Any) -> Any:
-    torch = _torch()
-    cdf = 0.5 * (1 + torch.erf(a * math.sqrt(0.5)))
-    return cdf + a * torch.exp(-0.5 * a * a) * (1.0 / math.sqrt(2.0 * math.pi))
-
-
-def _sigmoid_derivative(a: Any) -> Any:
-    s = _torch().sigmoid(a)
-    return s * (1 - s)
-
-
-def _tanh_derivative(a: Any) -> Any:
-    t = _torch().tanh(a)
-    return 1 - t * t
-
-
-def _relu_derivative(a: Any) -> Any:
-    return (a > 0).to(a.dtype)
-
-
-def _leaky_relu_derivative(a: Any) -> Any:
-    torch = _torch()
-    return torch.where(a > 0, torch.ones_like(a), torch.full_like(a, LEAKY_RELU_SLOPE))
-
-
-def _elu_derivative(a: Any) -> Any:
-    torch = _torch()
-    return torch.where(a > 0, torch.ones_like(a), ELU_ALPHA * torch.exp(a))
-
-
-def _swish_derivative(a: Any) -> Any:
-    s = _torch().sigmoid(a)
-    return s * (1 + a * (1 - s))
 
 
 def _relu2(a: Any) -> Any:
@@ -129,43 +81,89 @@ def _relu2(a: Any) -> Any:
     return positive * positive
 
 
-def _softplus_derivative(a: Any) -> Any:
-    torch = _torch()
-    return torch.where(a > SOFTPLUS_THRESHOLD, torch.ones_like(a), torch.sigmoid(a))
+def _softplus(a: Any) -> Any:
+    return _torch().nn.functional.softplus(a, threshold=SOFTPLUS_THRESHOLD)
+
+
+def _unary(
+    name: str, opcode: int, forward: Callable[[Any], Any], gradient: Callable[[Any, Any], Any], **rest: bool
+) -> Operator:
+    return Operator(name, 1, opcode, forward, gradient, **rest)
 
 
 _ROWS = (
     Operator("add", 2, 1, lambda a, b: a + b, identity=0.0),
     Operator("mul", 2, 2, lambda a, b: a * b, identity=1.0),
     Operator("max", 2, 3, lambda a, b: _torch().maximum(a, b), identity=-math.inf, idempotent=True),
-    Operator("gelu", 1, 16, _gelu, _gelu_derivative),
-    Operator("sigmoid", 1, 17, lambda a: _torch().sigmoid(a), _sigmoid_derivative),
-    Operator("tanh", 1, 18, lambda a: _torch().tanh(a), _tanh_derivative),
-    Operator("relu", 1, 19, lambda a: _torch().relu(a), _relu_derivative, cheap=True),
-    Operator(
+    _unary("gelu", 16, _gelu, lambda a, g: _aten().gelu_backward(g, a, approximate="tanh")),
+    _unary(
+        "sigmoid",
+        17,
+        lambda a: _torch().sigmoid(a),
+        lambda a, g: _aten().sigmoid_backward(g, _torch().sigmoid(a)),
+    ),
+    _unary("tanh", 18, lambda a: _torch().tanh(a), lambda a, g: _aten().tanh_backward(g, _torch().tanh(a))),
+    _unary("relu", 19, lambda a: _torch().relu(a), lambda a, g: _aten().threshold_backward(g, a, 0), cheap=True),
+    _unary(
         "leaky_relu",
-        1,
         20,
         lambda a: _torch().nn.functional.leaky_relu(a, LEAKY_RELU_SLOPE),
-        _leaky_relu_derivative,
+        lambda a, g: _aten().leaky_relu_backward(g, a, LEAKY_RELU_SLOPE, False),
         cheap=True,
     ),
-    Operator("elu", 1, 21, lambda a: _torch().nn.functional.elu(a, ELU_ALPHA), _elu_derivative),
-    Operator("swish", 1, 22, lambda a: _torch().nn.functional.silu(a), _swish_derivative),
-    Operator("gelu_erf", 1, 23, _gelu_erf, _gelu_erf_derivative, in_paper=False),
-    Operator("relu2", 1, 24, _relu2, lambda a: 2 * _torch().relu(a), in_paper=False, cheap=True),
-    Operator(
-        "softplus",
-        1,
-        25,
-        lambda a: _torch().nn.functional.softplus(a, threshold=SOFTPLUS_THRESHOLD),
-        _softplus_derivative,
+    _unary(
+        "elu",
+        21,
+        lambda a: _torch().nn.functional.elu(a, ELU_ALPHA),
+        lambda a, g: _aten().elu_backward(g, ELU_ALPHA, 1, 1, False, a),
+    ),
+    _unary("swish", 22, lambda a: _torch().nn.functional.silu(a), lambda a, g: _aten().silu_backward(g, a)),
+    _unary(
+        "gelu_erf",
+        23,
+        lambda a: _torch().nn.functional.gelu(a),
+        lambda a, g: _aten().gelu_backward(g, a),
         in_paper=False,
     ),
-    Operator("identity", 1, 26, lambda a: a, lambda a: _torch().ones_like(a), in_paper=False, cheap=True),
+    _unary(
+        "relu2",
+        24,
+        _relu2,
+        lambda a, g: _aten().threshold_backward(g * a + g * a, a, 0),
+        in_paper=False,
+        cheap=True,
+    ),
+    _unary(
+        "softplus",
+        25,
+        _softplus,
+        lambda a, g: _aten().softplus_backward(g, a, 1, SOFTPLUS_THRESHOLD),
+        in_paper=False,
+    ),
+    _unary("identity", 26, lambda a: a, lambda a, g: g, in_paper=False, cheap=True),
 )
 
-OPERATORS = MappingProxyType({row.name: row for row in _ROWS})
+BINARY_OPCODES = range(1, 16)
+"""Opcodes a binary operator may have (`kernels.language.program` lists what the others mean)."""
+UNARY_OPCODES = range(16, 48)
+"""Opcodes a unary operator may have."""
+
+
+def _checked(rows: tuple[Operator, ...]) -> MappingProxyType[str, Operator]:
+    """The table by name. Raises `ValueError` where a row cannot be told from another, or its opcode is out of range."""
+    for row in rows:
+        allowed = UNARY_OPCODES if row.arity == 1 else BINARY_OPCODES
+        if row.opcode not in allowed:
+            raise ValueError(f"operator {row.name}: opcode {row.opcode} is outside {allowed.start}..{allowed.stop - 1}")
+        if (row.gradient is None) == (row.arity == 1) or (row.identity is None) == (row.arity == 2):
+            raise ValueError(f"operator {row.name}: unary operators have a gradient, binary ones an identity")
+    table = {row.name: row for row in rows}
+    if len(table) < len(rows) or len({row.opcode for row in rows}) < len(rows):
+        raise ValueError("two operators have one name or one opcode")
+    return MappingProxyType(table)
+
+
+OPERATORS = _checked(_ROWS)
 UNARY = tuple(row.name for row in _ROWS if row.arity == 1)
 BINARY = tuple(row.name for row in _ROWS if row.arity == 2)
 PAPER_UNARY = tuple(row.name for row in _ROWS if row.arity == 1 and row.in_paper)

@@ -1,93 +1,12 @@
 """The program: an FFN expression as one small int32 tensor that every backend interprets.
 
-A program is *data*. It does not depend on the sizes H and d, only on the expression and the width policy, so one
-program serves every shape its width rule allows, and a never-seen expression compiles nothing.
+`kernels.language.lowering` makes it, `kernels.language.validation` checks one that comes from elsewhere, a backend runs
+its segments. A program holds neither H nor d, so one serves every shape that its width rule allows, and an expression
+nobody has seen before compiles nothing.
 
-The computation it describes (T rows; x [T, H], w1 [d, H], w2 [H, d]; all elementwise math in float32, or in float64
-where x is float64; only matrix-product operands are rounded to the compute dtype):
-
-    serial form                                     parallel form (always d == H)
-      p = pre(x)              [T, H]                  p1 = pre(x), p2 = mid(x)      [T, H] both
-      h = p @ w1.T + b1       [T, d]                  y1 = p1 @ w1.T + b1           [T, H]
-      m = mid(x, h)           [T, d]                  y2 = p2 @ w2.T + b2           [T, H]
-      y = m @ w2.T + b2       [T, H]                  o  = post(x, y1, y2)          [T, H]
-      o = post(x, y)          [T, H]
-
-    out = LayerNorm(x + dropout(o))   or, for a bare expression, out = o
-
-Binary layout, version 1 (little-endian int32 words; all offsets count words from the start of the tensor)
-----------------------------------------------------------------------------------------------------------
-Header, words 0..15:
-
-    0 magic      0x314E4646, the bytes "FFN1"          4 policy      0 truncate, 1 pad (for information)
-    1 version    1                                      5 width rule  0 any d, 1 needs d <= H, 2 needs d >= H,
-    2 length     words in the whole program                           3 needs d == H
-    3 form       0 serial, 1 parallel                   6 flags       see `Flag`
-    7 temporaries: the most any segment uses (<= 16)    8 instructions: the most any segment has
-    9..15 zero
-
-Segment table, words 16..87: nine entries of eight words, in the order of `Segment`
-
-    pre mid post   pre_bwd mid_bwd post_bwd   pre_bwdv mid_bwdv post_bwdv
-
-    +0 offset    word of the first instruction (a multiple of 4)      +4 value  register of the forward value
-    +1 count     number of instructions (0 is common)                 +5 dx     register of the gradient w.r.t. x
-    +2 temps     temporaries used                                     +6 da     ... w.r.t. register A
-    +3 inputs    bit r set: input register r is read, by an           +7 db     ... w.r.t. register B
-                 instruction or as an output                          (each a register, or -1: absent / zero)
-
-`bwd` segments give gradients only (value = -1); `bwdv` segments give the same gradients and the recomputed forward
-value (p, m or o: the operand of a weight gradient's product, or LayerNorm's input), sharing what the two have in
-common. A backend runs whichever of the two it needs at a place. Forward segments have dx = da = db = -1.
-
-Instructions follow from word 88, four words each: `opcode | c << 8`, `dst`, `a`, `b`.
-
-Registers are numbered 0..19. 0..3 are inputs and never written, 4..19 are temporaries, each written before it is
-read; a temporary may be reused, and `dst` may equal a source (operands are read before the result is written):
-
-    0 X   x                                          2 B   y2 in post of the parallel form
-    1 A   h in mid, y in post (y1 when parallel)     3 G   the incoming gradient, of the segment's value
-
-An output may be an input register: identity pre is `count 0, value 0`; post_bwd of `add(x, y)` is `dx 3, da 3`.
-
-Opcodes (names and numbers of operators come from `kernels.language.operators`):
-
-    1..15    binary:  dst = op(a, b)                                   1 add, 2 mul, 3 max (NaN if either is NaN)
-    16..47   unary:   dst = f(a)                                       (b = 0)
-    48       select:  dst = column < H ? a : imm[b]                    imm = {0: 0.0, 1: 1.0, 2: -inf}
-    49       maxgrad: dst = a < b ? 0 : a == b ? c / 2 : c             gradient c of max(a, b) for a; NaN passes c
-    80..111  unary gradient (operator + 64):  dst = f'(a) * b          b is a gradient register
-    144..175 unary dual (operator + 128):     dst = f'(a) * b, c = f(a)   two results, dst != c
-    176..207 unary pair (operator + 160):     dst = f'(a), c = f(a)       two results, dst != c; b = 0
-
-Gradients follow PyTorch's autograd exactly, also at kinks, infinities and NaN (they select where a factor 0 would
-turn inf into NaN): relu: a <= 0 ? 0 : b; relu2: a <= 0 ? 0 : a b + a b; leaky_relu: a > 0 ? b : 0.01 b;
-elu: a <= 0 ? b exp(a) : b; the smooth ones are f'(a) * b with f' from the operator table. A
-pair is emitted for an f that costs a transcendental, where f(a) is needed to compute the gradient that f'(a)
-multiplies; elu'(a) is a <= 0 ? exp(a) : 1.
-
-Version 1 stands for the layout and the meaning of the opcodes there are. New operators append opcodes and keep it:
-older programs mean the same, and an older reader refuses an opcode it does not know (`kernels.language.validation`).
-
-Widths. Under `truncate` a mixed operator is evaluated over the narrower columns, so `mid` runs over d columns and
-reads the first d of x (d <= H by rule). Under `pad` with d > H, x has no columns H..d-1: a backend supplies any value
-there (0, say); `select` puts the operator's identity in its place, and the x gradient of those columns is dropped.
-Where d <= H, `select` is the identity. For d < H, mid's x gradient adds to the first d columns of dx only.
-
-Gradient flow of the serial form, given do (= dout, or LayerNorm's input gradient through the dropout mask):
-
-    dy, dx += post_bwd(x, y, do);  dw2 = dy.T @ m;  db2 = sum(dy);  dm = dy @ w2
-    dh, dx += mid_bwd(x, h, dm);   dw1 = dh.T @ p;  db1 = sum(dh);  dp = dh @ w1
-    dx += pre_bwd(x, dp);          with LayerNorm, dx += LayerNorm's input gradient (the residual)
-
-and of the parallel form:
-
-    dy1, dy2, dx += post_bwd(x, y1, y2, do);  dw1 = dy1.T @ p1;  db1 = sum(dy1);  dw2 = dy2.T @ p2;  db2 = sum(dy2)
-    dx += pre_bwd(x, dy1 @ w1) + mid_bwd(x, dy2 @ w2)
-
-Chosen: separate gradient segments with fused `f'(a) * b` and dual instructions. Rejected: one instruction per
-mathematical step of the derivative, which triples the passes over a tile and cannot reproduce autograd's
-selections; and writing sizes into the program, which makes a program per shape.
+docs/program.md is the format: header, segments, registers, opcodes, and what forward and backward do with them. Numbers
+here and there are the same; the C++ header is generated from these (`kernels.generate_header`). Why it is so:
+docs/decisions/0001.
 """
 
 from __future__ import annotations

@@ -5,14 +5,8 @@ Shapes: B batch, S sequence length, d head size (student and teacher may differ)
 tokens gives 0. Gradients flow to the student only. Losses are computed in fp32 (float64 for float64 inputs), whatever
 autocast says, except that the projection of `hidden_mse` follows it. Nothing here reads a tensor's value on the host.
 
-Each is one operator of `kernels.losses.registration`, served by C++ kernels on the CPU and by
-`kernels.reference.losses` elsewhere. The `_layers` forms take one tensor per layer and give the sum of the layers'
-losses from one call.
-
-Chosen: gradients at once, in forward. A loss is a scalar, so its gradients are known up to one factor, which backward
-multiplies in; no difference is computed twice, nothing of size S×S or [tokens, H_t] exists, and what is kept is as
-large as the student's tensors. Without gradients (`torch.no_grad()`) only the loss is computed. Rejected: saving the
-inputs and computing the difference again in backward, a third more work.
+Each is one operator of `kernels.losses.registration`. The `_layers` forms take one tensor per layer and give the sum of
+the layers' losses. Gradients are computed in forward, beside the loss (docs/decisions/0006).
 """
 
 from __future__ import annotations
@@ -169,8 +163,8 @@ def attention_score_mse_layers(
     """
     groups = [list(x) for x in (q_s, k_s, q_t, k_t)]
     _check_layers("attention_score_mse", *groups)
-    for layer in zip(*groups, strict=True):
-        check_attention("attention_score_mse", *layer, mask)
+    for own_q, own_k, other_q, other_k in zip(*groups, strict=True):
+        check_attention("attention_score_mse", own_q, own_k, other_q, other_k, mask)
     for group in groups:
         if any(x.shape != group[0].shape for x in group):
             raise ValueError(f"attention_score_mse: layers differ in shape: {[tuple(x.shape) for x in group]}")

@@ -64,7 +64,8 @@ def span_soft_cross_entropy_paper(
     out[:, 0] = True
     masked = (out * MASKED_SCORE)[..., None]
     sides = ((own + masked).float().unbind(-1) for own in (student_scores, teacher_scores))
-    return sum(soft_cross_entropy_paper(own, wanted, temperature) for own, wanted in zip(*sides, strict=True))
+    terms = [soft_cross_entropy_paper(own, wanted, temperature) for own, wanted in zip(*sides, strict=True)]
+    return terms[0] + terms[1]
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor, scale: float | None) -> Tensor:

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.dispatch import backend_for
+from kernels.dispatch import tensor_ops
 from kernels.reference import losses as losses_reference
 from kernels.reference.losses import gradient_like
 
@@ -49,8 +48,8 @@ Tensors = Sequence[Tensor]
 
 
 def _score_mse(q_s: Tensors, k_s: Tensors, q_t: Tensors, k_t: Tensors, mask: Tensor, *rest: Any) -> Any:
-    backend = backend_for([*q_s, *k_s, *q_t, *k_t], "the score loss")
-    return backend.score_mse(q_s, k_s, q_t, k_t, mask, *rest)
+    ops = tensor_ops([*q_s, *k_s, *q_t, *k_t], "the score loss")
+    return ops.score_mse(q_s, k_s, q_t, k_t, mask, *rest)
 
 
 def _score_mse_fake(q_s: Tensors, k_s: Tensors, q_t: Tensors, k_t: Tensors, mask: Tensor, *rest: Any) -> Any:
@@ -62,10 +61,8 @@ def _hidden_mse(
     h_s: Tensors, fit: Tensors, h_t: Tensors, mask: Tensor, needs: Sequence[bool], dtype: torch.dtype | None
 ) -> Any:
     if fit and (dtype in (None, torch.float32, torch.bfloat16) or h_s[0].device.type == "cuda"):
-        backend = backend_for([*h_s, *fit, *h_t], "the hidden-state loss")
-    else:
-        backend = dispatch.load_backend("reference").losses
-    return backend.hidden_mse(h_s, fit, h_t, mask, needs, dtype)
+        return tensor_ops([*h_s, *fit, *h_t], "the hidden-state loss").hidden_mse(h_s, fit, h_t, mask, needs, dtype)
+    return losses_reference.hidden_mse(h_s, fit, h_t, mask, needs, dtype)
 
 
 def _hidden_mse_fake(
@@ -79,8 +76,8 @@ def _hidden_mse_fake(
 
 
 def _soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, gradient: bool) -> Any:
-    backend = backend_for([student, teacher], "soft cross-entropy")
-    return backend.soft_cross_entropy(student, teacher, temperature, gradient)
+    ops = tensor_ops([student, teacher], "soft cross-entropy")
+    return ops.soft_cross_entropy(student, teacher, temperature, gradient)
 
 
 def _soft_cross_entropy_fake(student: Tensor, teacher: Tensor, temperature: float, gradient: bool) -> Any:

@@ -88,7 +88,7 @@ class _Blocks:
         self.scale, self.scale_t = scale, scale_t
         self.dropout = (p_drop, seed)
         self.pairs = (mask.sum(-1).square().sum() * q.shape[1]).clamp(min=1).to(self.q.dtype)
-        if q_t is not None:
+        if q_t is not None and k_t is not None:
             self.q_t, self.k_t = (torch.where(self.real, x.to(dtype), 0.0) for x in (q_t, k_t))
 
     def scores(self) -> Iterator[tuple[slice, Tensor]]:
@@ -107,6 +107,7 @@ class _Blocks:
         p, seed = self.dropout
         if p == 0.0:
             return 1.0
+        assert seed is not None
         batch, heads, length, _ = self.q.shape
         kept = dropout_mask(torch.Size((batch, heads, length, length)), p, int(seed), device=self.q.device)
         scale = 0.0 if p >= 1.0 else 1.0 / (1.0 - p)

@@ -43,10 +43,10 @@ def evaluate(
     hidden, inner = x.shape[-1], w1.shape[0]
     _check_shapes(hidden, inner, w1, b1, w2, b2)
     validate(expr, hidden, inner, policy)
-    return evaluate_part(expr, x, {"wb1": (w1, b1), "wb2": (w2, b2)}, policy)
+    return evaluate_subtree(expr, x, {"wb1": (w1, b1), "wb2": (w2, b2)}, policy)
 
 
-def evaluate_part(
+def evaluate_subtree(
     expr: Expression, x: Tensor, weights: dict[str, tuple[Tensor, Tensor]], policy: str = "truncate"
 ) -> Tensor:
     """Value of a subtree of an FFN body; `weights` gives (weight, bias) for `"wb1"` and `"wb2"`, at any widths."""

@@ -1,30 +1,14 @@
 """Numeric fingerprint: a short string that two expressions share if they compute the same function.
 
-The expression is run in float64 on fixed probes, at the real widths H and d and under the real width policy, and
-the output is reduced to a hash that ignores last-bit differences (operand order, another BLAS, another machine):
+The expression is run in float64 on fixed probes, at the real widths H and d and under the real width policy:
 
-1. Probes. 8 rows of x, in pairs at scales 0.25, 1, 2 and 4; weights at unit gain (variance 1 / fan-in), biases of
-   variance 1/4, so that no operator is only linear or only saturated. All numbers come from Philox with a fixed seed,
-   not from a library generator whose stream may change between versions.
-2. Statistics. y is squashed elementwise by asinh (linear near 0, logarithmic for the huge values repeated products
-   give), and each row is projected on 3 fixed random directions with entries of either sign in [0.5, 1.5] / sqrt(H):
-   24 statistics, each moved by every element of its row.
-3. Quantization. Each statistic is put in a cell of width 1e-6. Any map from numbers to cells splits some pair of close
-   numbers, so the point is how rarely. Over 4422 random expressions at H = 540, d = 270, statistics of equal functions
-   in unlike forms differed by at most 4.4e-15, those of distinct functions by at least 3.9e-5 somewhere: ten orders of
-   magnitude apart. A statistic lies within 4.4e-15 of a cell border with probability 9e-15 / 1e-6, so two forms of one
-   function are told apart with probability under 24 x 1e-8. Cells are offset by an irrational fraction, so that 0 and
-   other round numbers, which clipped functions do return exactly, lie inside a cell. Distinct functions collide only
-   if all 24 projections fall in the same cells, that is if they agree on the probes to about 1e-6.
+    probes       8 rows of x at scales 0.25, 1, 2, 4; weights of variance 1 / fan-in, biases 1/4; from Philox
+    statistics   y squashed by asinh, each row projected on 3 fixed directions: 24 numbers
+    hash         of the cells, 1e-6 wide, that the numbers lie in; of the counts of nan, inf and -inf per row; and of
+                 which weights are Kronecker products
 
-A Kronecker product as a weight is another family of functions than a full one: which weights are one goes into the hash
-beside the statistics, which are those of the expression with full weights.
-
-Values outside float64 become the tokens `nan`, `inf`, `-inf`, counted per row.
-
-Rejected: rounding a sum of outputs (the published code): sums reach 1e20, where rounding to 2 decimals is none at
-all, and near-equal values on both sides of a rounding border differ. Also rejected: symbolic equality, which the
-canonical form does where it is exact.
+Two forms of one function are told apart with probability under 24 x 1e-8; distinct functions that agree on the probes
+to 1e-6 share a fingerprint. Where these numbers come from: docs/decisions/0003.
 """
 
 from __future__ import annotations

@@ -1,20 +1,14 @@
 """The KD losses in plain PyTorch, value and gradients in closed form: any device, any dtype, float64 for checks.
 
 Shapes: L layers, B batch, S sequence length, d head size, H hidden size. Every function returns the loss and, where
-asked for, its gradients; `kernels.losses.registration` hands both to autograd. Computed in fp32, float64 for float64
-inputs.
-
-The score loss has three exact forms of
+asked for, its gradients. The score loss has three exact forms of
 
     L = sum over layers, b, h, real i, j of (scale_s q_s[i]·k_s[j] - scale_t q_t[i]·k_t[j])²  /  (heads · sum_b n_b²)
 
-- dense: one tile of all query rows;
-- tiled: blocks of query rows; O(S · tile) memory per head;
-- gram: with rows of padded positions set to 0, P = [scale_s Q_s, -scale_t Q_t] and R = [K_s, K_t],
-  sum D² = <PᵀP, RᵀR>, in float64: O(S d²) work and no S×S at all. It cancels as the loss falls; see `gram_error_bound`.
-
-Chosen: closed-form gradients at once, as the kernels compute them. Rejected: plain PyTorch under autograd, which keeps
-every tile of scores until backward; and the Gram form in fp32: at a loss of 1e-6 its relative error is already 4e-3.
+    dense   one tile of all query rows
+    tiled   blocks of query rows; O(S · tile) memory per head
+    gram    padded rows 0, P = [scale_s Q_s, -scale_t Q_t], R = [K_s, K_t], sum D² = <PᵀP, RᵀR> in float64: O(S d²) work
+            and no S×S; it cancels as the loss falls, see `gram_error_bound`
 """
 
 from __future__ import annotations
@@ -48,14 +42,14 @@ def score_mse(
         real = mask[:, None, :, None]
         dtype = widest(*q_s, *k_s, *q_t, *k_t)
         pairs = mask.sum(-1).square().sum() * q_s[0].shape[1]
-        total: Tensor | float = 0.0
+        total = torch.zeros((), dtype=dtype, device=mask.device)
         d_q, d_k = [], []
         for layer in zip(q_s, k_s, q_t, k_t, strict=True):
             scales = (scale_s, 1.0, scale_t, 1.0)
-            rows = [_rows(x.to(dtype), real, scale) for x, scale in zip(layer, scales, strict=True)]
-            value, grad_q, grad_k = _score_sum(*rows, method, tile, gradients)
+            own_q, own_k, other_q, other_k = (_rows(x.to(dtype), real, f) for x, f in zip(layer, scales, strict=True))
+            value, grad_q, grad_k = _score_sum(own_q, own_k, other_q, other_k, method, tile, gradients)
             total = total + value
-            if gradients:
+            if grad_q is not None and grad_k is not None:
                 share = 1.0 / pairs.clamp(min=1).to(grad_q.dtype)
                 d_q.append(_like(layer[0], grad_q * (share * scale_s)))
                 d_k.append(_like(layer[1], grad_k * share))
@@ -77,10 +71,8 @@ def hidden_mse(
     """
     with autocast_off(mask):
         count = (mask.sum() * h_t[0].shape[-1]).clamp(min=1)
-        total: Tensor | float = 0.0
+        total = d_weight = d_bias = torch.zeros((), device=mask.device)
         d_h: list[Tensor] = []
-        d_weight: Tensor | float = 0.0
-        d_bias: Tensor | float = 0.0
         for student, teacher in zip(h_s, h_t, strict=True):
             projected = student
             if fit:
@@ -160,7 +152,7 @@ def _tiled_sum(
     q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, tile: int, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     total = q_s.new_zeros(())
-    d_q, d_k = [], torch.zeros_like(k_s) if gradients else None
+    d_q, d_k = [], torch.zeros_like(k_s)
     for begin in range(0, q_s.shape[-2], tile):
         rows = (..., slice(begin, begin + tile), slice(None))
         difference = q_s[rows] @ k_s.mT - q_t[rows] @ k_t.mT
@@ -168,6 +160,8 @@ def _tiled_sum(
         if gradients:
             d_q.append(2 * difference @ k_s)
             d_k = d_k + 2 * difference.mT @ q_s[rows]
+    if not gradients:
+        return total, None, None
     return total, torch.cat(d_q, -2) if d_q else d_k, d_k
 
 

@@ -1,19 +1,14 @@
 """Philox4x32-10, the counter-based generator behind dropout, in torch integer operations.
 
-Every backend must reproduce this mask bit for bit, from the seed alone, so that the backward pass regenerates it
-instead of reading it back. For an output of N rows and H columns (leading dimensions flattened) the element at
-(row, column) uses
+Every backend makes this mask bit for bit from the seed, so that backward computes it again. For an output of N rows and
+H columns (leading dimensions flattened) the element at (row, column) uses
 
     counter = (column // 4, row mod 2^32, row // 2^32, stream)      key = (seed mod 2^32, seed // 2^32)
     word    = philox4x32_10(counter, key)[column % 4]               kept  iff  word >= round(p * 2^32)
 
-and kept elements are scaled by 1 / (1 - p). `stream` tells the FFNs of one call apart (position in a stack); one
-counter serves four neighbouring columns and never two rows, so a kernel may tile rows and columns as it likes.
+and kept elements are scaled by 1 / (1 - p). `stream` is the FFN's position in its stack (docs/decisions/0010).
 
-Rejected: torch's own generators. Their order of numbers depends on the device and on the launch geometry.
-
-Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3 (constants, 10 rounds);
-`triton.language.philox` computes the same words.
+Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3 (constants, 10 rounds).
 """
 
 from __future__ import annotations

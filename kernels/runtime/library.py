@@ -215,7 +215,7 @@ class Encoder:
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
-        handle, self._handle = self._handle, None
+        handle, self._handle = self._handle, 0
         if handle:
             self._library.ffnas_encoder_free(handle)
 

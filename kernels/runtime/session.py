@@ -204,8 +204,10 @@ class Session:
             raise NativeError(f"wanted: the model has no {wanted}; ask for hidden")
         ids = np.ascontiguousarray(input_ids, np.int64)
         if ids.ndim == 3 and d.head == "choice" and 0 not in ids.shape:
-            rest = (None if v is None else np.reshape(v, (-1, ids.shape[2])) for v in (attention_mask, token_type_ids))
-            found = self.run(ids.reshape(-1, ids.shape[2]), *rest, wanted)
+            mask, types = (
+                None if v is None else np.reshape(v, (-1, ids.shape[2])) for v in (attention_mask, token_type_ids)
+            )
+            found = self.run(ids.reshape(-1, ids.shape[2]), mask, types, wanted)
             return found.reshape(*ids.shape[:2], -1).squeeze(2) if wanted == "head" else found
         if ids.ndim != 2 or 0 in ids.shape:
             raise NativeError(f"input_ids: must be [sequences, tokens], got shape {list(ids.shape)}")
@@ -254,11 +256,11 @@ class Session:
         width, per_token = self._encoder.shape_of(wanted)
         for places, batch in batches(encodings, size):
             step = width * (batch.length if per_token else 1)
-            out = array("f", bytes(4 * step * batch.count))
+            out = array("f", bytes(4 * step * batch.rows))
             what, address = WANTED.index(wanted) + unit, out.buffer_info()[0]
             precision = self._precision_of(batch)
             self._encoder.call(
-                batch.addresses(), batch.count, batch.length, what, PADDING, (None, 0), address, precision
+                batch.addresses(), batch.rows, batch.length, what, PADDING, (None, 0), address, precision
             )
             for row, place in enumerate(places):
                 found[place] = out[row * step : (row + 1) * step]
@@ -270,7 +272,7 @@ class Session:
         import numpy as np
 
         kinds = ((batch.ids, np.int64), (batch.mask, np.uint8), (batch.types, np.int64))
-        return self._precision(*(np.frombuffer(a, kind).reshape(batch.count, batch.length) for a, kind in kinds))
+        return self._precision(*(np.frombuffer(a, kind).reshape(batch.rows, batch.length) for a, kind in kinds))
 
 
 def _matrix(rows: Sequence[array[float]], width: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -15,12 +15,12 @@ Text = str | tuple[str, str]
 
 
 class Batch(NamedTuple):
-    """Texts of one pass, padded to the longest: int64, uint8 and int64 [count, length]."""
+    """Texts of one pass, padded to the longest: int64, uint8 and int64 [rows, length]."""
 
     ids: array[int]
     mask: array[int]
     types: array[int]
-    count: int
+    rows: int
     length: int
 
     def addresses(self) -> list[int | None]:

@@ -191,7 +191,7 @@ def readable(x: Tensor) -> Tensor:
 
 def _strides(x: Tensor | None) -> tuple[int, int, int]:
     """Of samples, heads and rows."""
-    return (0, 0, 0) if x is None else x.stride()[:3]
+    return (0, 0, 0) if x is None else (x.stride(0), x.stride(1), x.stride(2))
 
 
 def _dropout(p: float, scale: float, scale_t: float) -> tuple[int, float, float, float]:

@@ -91,6 +91,8 @@ def attention_fwd_kernel(
         squares = tl.zeros((BM,), tl.float32)
     if DROPOUT:
         word = tl.load(seed)
+    # On-line softmax: per query the largest score so far, the sum of exponentials, and the sum of values weighted by
+    # them, [BM, BD]; all three are brought down whenever a larger score comes.
     maximum = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
@@ -109,13 +111,13 @@ def attention_fwd_kernel(
         offset = tl.where(highest == float("-inf"), 0.0, highest)  # no real key yet
         p = power_of_two((s - offset[:, None]) * LOG2_E)
         shrink = power_of_two((maximum - offset) * LOG2_E)
-        total = total * shrink + tl.sum(p, 1)
+        total = total * shrink + tl.sum(p, 1)  # before dropout: the softmax's own denominator
         if DROPOUT:
             p = _dropped(p, word, task, rows, first, length, limit, drop_scale, BN)
         v_tile = tile_of(v_head, v_s, keys, real, D, BD)
         acc = acc * shrink[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
         maximum = highest
-    empty = total == 0.0
+    empty = total == 0.0  # a sample without real keys: context and lse are 0
     acc = acc / tl.where(empty, 1.0, total)[:, None]
     store_tile(head_of(context, task, heads, o_b, o_h), o_s, rows, inside, acc, D, BD)
     lse_row = tl.where(empty, 0.0, maximum + tl.log(tl.where(empty, 1.0, total)))
@@ -142,6 +144,7 @@ def attention_bwd_q_kernel(
     q_tile = tile_of(head_of(q, task, heads, q_b, q_h), q_s, rows, inside, D, BD)
     g_tile = tile_of(head_of(grad, task, heads, g_b, g_h), g_s, rows, inside, D, BD)
     o_tile = tile_of(head_of(context, task, heads, o_b, o_h), o_s, rows, inside, D, BD)
+    # <dcontext, context> is the sum over keys of P dP, dropout or not: no pass over the scores for it.
     own = tl.sum(g_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
     tl.store(delta + at, own, mask=inside)
     lse_row = tl.load(lse + at, mask=inside, other=0.0)
@@ -192,6 +195,8 @@ def attention_bwd_kv_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv, 0 at padded keys; `delta` as the other kernel left it. Grid (blocks of keys, heads of samples)."""
+    # Keys and values of this block stay, queries go by; scores are computed once more, transposed work by work: every
+    # element of dk and dv has one program, which adds its queries in order.
     task = tl.program_id(1)
     first = tl.program_id(0) * BN
     keys = first + tl.arange(0, BN)

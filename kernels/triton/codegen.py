@@ -1,9 +1,7 @@
 """Triton source generated from one program: its segments as straight-line code.
 
 The source comes from running a program's microcode (`kernels.triton.microcode`) on names instead of tiles: the same
-operations in the same order as the interpreting machine, so that both tiers give the same bits. It is written to
-`<cache>/triton/generated/` and imported as a module, since Triton reads a function's source from its file. A file that
-is there already is used only if it holds exactly what would be written.
+operations in the same order as the interpreting machine, so that both tiers give the same bits.
 
 Rejected: one generated kernel per place of use. Kernels take the evaluator as a constant; only that differs.
 """
@@ -11,17 +9,13 @@ Rejected: one generated kernel per place of use. Kernels take the evaluator as a
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
 import re
-import sys
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 
-from kernels.cache import cache_dir
 from kernels.language.operators import OPERATORS
 from kernels.language.program import Segment
+from kernels.triton.generated import load_module
 from kernels.triton.microcode import (
     ADD,
     DERIVATIVE,
@@ -108,22 +102,4 @@ def load(words: tuple[int, ...]) -> Callable[..., object]:
     Raises:
         OSError: the cache folder cannot be written.
     """
-    name = f"ffnas_generated_{program_hash(words)}"
-    text = source(words)
-    path = cache_dir() / "triton" / "generated" / f"{name}.py"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    return _import(name, str(path)).evaluate
-
-
-def _import(name: str, path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(f"ffnas_generated_{program_hash(words)}", source(words)).evaluate

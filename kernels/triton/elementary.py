@@ -20,14 +20,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.language.operators import GELU_TANH_CUBIC, GELU_TANH_SCALE, LEAKY_RELU_SLOPE
 from kernels.triton.primitives import power_of_two, reciprocal
 
-# Kernels may read module constants only as `tl.constexpr`. The values are those of `kernels.language.operators`.
+# Kernels may read module constants only as `tl.constexpr`.
 LOG2_E = tl.constexpr(1.4426950408889634)
-GELU_SLOPE = tl.constexpr(2 * 0.7978845608028654)
+GELU_SLOPE = tl.constexpr(2 * GELU_TANH_SCALE)
 """Twice sqrt(2 / pi): (1 + tanh(u)) / 2 is sigmoid(2 u)."""
-GELU_CUBIC = tl.constexpr(0.044715)
-SLOPE = tl.constexpr(0.01)
+GELU_CUBIC = tl.constexpr(GELU_TANH_CUBIC)
+SLOPE = tl.constexpr(LEAKY_RELU_SLOPE)
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 

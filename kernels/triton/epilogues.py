@@ -42,8 +42,9 @@ def _linear_columns(
     BN: tl.constexpr = h.shape[1]
     rows = tl.arange(0, BM)[:, None]
     n = (n0 + tl.arange(0, BN))[None, :]
+    # h [BM, BN] float32 is still in registers: bias, what backward wants of h, and mid, before anything is rounded.
     h += tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)
-    written = (m0 + rows < tokens) & (n < stride_out)
+    written = (m0 + rows < tokens) & (n < stride_out)  # surplus columns too: they must hold zeros
     if saved_h is not None:
         _store_tile(saved_h, stride_out, m0, rows, n, tl.where(n < columns, h, 0.0), written)
     value = h

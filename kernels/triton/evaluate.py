@@ -25,33 +25,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton.elementary import (
-    elu,
-    elu_dual,
-    gelu,
-    gelu_dual,
-    gelu_erf,
-    gelu_erf_dual,
-    identity,
-    identity_dual,
-    leaky_relu,
-    leaky_relu_dual,
-    max_factor,
-    maximum,
-    relu,
-    relu2,
-    relu2_dual,
-    relu_dual,
-    selected,
-    sigmoid,
-    sigmoid_dual,
-    softplus,
-    softplus_dual,
-    swish,
-    swish_dual,
-    tanh,
-    tanh_dual,
-)
+from kernels.triton.branches import dual, unary
+from kernels.triton.elementary import max_factor, maximum, selected
+from kernels.triton.microcode import DERIVATIVE, FIRST_UNARY
+
+# Kernels may read module constants only as `tl.constexpr`.
+_FIRST_UNARY = tl.constexpr(FIRST_UNARY)
+_FIRST_DUAL = tl.constexpr(FIRST_UNARY + DERIVATIVE)
 
 
 @triton.jit
@@ -85,68 +65,6 @@ def _pick4(r, t0, t1, t2, t3):
     else:
         t = t3
     return t
-
-
-@triton.jit
-def _unary(op, a):
-    if op < 20:
-        if op < 18:
-            if op == 16:
-                r = gelu(a)
-            else:
-                r = sigmoid(a)
-        elif op == 18:
-            r = tanh(a)
-        else:
-            r = relu(a)
-    elif op < 22:
-        if op == 20:
-            r = leaky_relu(a)
-        else:
-            r = elu(a)
-    elif op < 24:
-        if op == 22:
-            r = swish(a)
-        else:
-            r = gelu_erf(a)
-    elif op == 24:
-        r = relu2(a)
-    elif op == 25:
-        r = softplus(a)
-    else:
-        r = identity(a)
-    return r
-
-
-@triton.jit
-def _dual(op, a, g):
-    if op < 36:
-        if op < 34:
-            if op == 32:
-                d, f = gelu_dual(a, g)
-            else:
-                d, f = sigmoid_dual(a, g)
-        elif op == 34:
-            d, f = tanh_dual(a, g)
-        else:
-            d, f = relu_dual(a, g)
-    elif op < 38:
-        if op == 36:
-            d, f = leaky_relu_dual(a, g)
-        else:
-            d, f = elu_dual(a, g)
-    elif op < 40:
-        if op == 38:
-            d, f = swish_dual(a, g)
-        else:
-            d, f = gelu_erf_dual(a, g)
-    elif op == 40:
-        d, f = relu2_dual(a, g)
-    elif op == 41:
-        d, f = softplus_dual(a, g)
-    else:
-        d, f = identity_dual(a, g)
-    return d, f
 
 
 @triton.jit
@@ -229,6 +147,8 @@ def interpret(
     SEGMENT: tl.constexpr, SLOTS: tl.constexpr, GRADIENTS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     """See the module; SLOTS is an element of `microcode.SLOT_VARIANTS`."""
+    # The state: acc, v and the slots, tiles of one shape. Slots start as acc only because a name needs a value before
+    # the loop; no program reads one it has not written (`kernels.language.validation`).
     entry = code + SEGMENT * 8
     count = tl.load(entry + 1)
     acc = _input(tl.load(entry + 6), x, a, b, g, x)
@@ -261,12 +181,12 @@ def interpret(
             )
         if op == 0:
             acc = v
-        elif op < 16:
+        elif op < _FIRST_UNARY:
             acc = _plain(op, acc, v, columns, hidden, GRADIENTS)
-        elif op < 32:
-            acc = _unary(op, acc)
+        elif op < _FIRST_DUAL:
+            acc = unary(op, acc)
         elif GRADIENTS:
-            acc, v = _dual(op, v, acc)
+            acc, v = dual(op, v, acc)
         target = ((word >> 16) & 255) - 1
         if target >= 0:
             kept = acc

@@ -269,11 +269,9 @@ class _LayerBackward:
         if not weight_wanted:
             return dx, None
         if plain:
-            right = Operand(x, call.hidden)
-        else:
-            right = operand if operand is not None else pre_forward(call, x, self.program, segment)
-            right = Operand(right, right.shape[1])
-        return dx, products.weight_grad(left, right, weight)
+            return dx, products.weight_grad(left, Operand(x, call.hidden), weight)
+        right = operand if operand is not None else pre_forward(call, x, self.program, segment)
+        return dx, products.weight_grad(left, Operand(right, right.shape[1]), weight)
 
     def _partial(self) -> Tensor:
         """The float32 sum of what reached dx so far, made where there is none."""

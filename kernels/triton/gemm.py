@@ -41,6 +41,8 @@ def _multiply(
     PEEL (of a @ b.T): the last, partial step stands apart, so that the others need no mask along b's rows: a mask
     that ends at an odd column would have every element loaded alone.
     """
+    # Rows past the end repeat the last one (b's too, where they are columns of the result): no masks along them, and
+    # nobody stores what comes of it. Along the depth zeros on one side are enough.
     rows = tl.minimum(tl.arange(0, BM), tokens - 1 - m0)
     k = tl.arange(0, BK)
     a_tile = a + m0.to(tl.int64) * stride_a + (rows[:, None] * stride_a + k[None, :])
@@ -52,6 +54,8 @@ def _multiply(
         n = n0 + tl.arange(0, BN)
         b_tile = b + (k[:, None].to(tl.int64) * stride_b + n[None, :])
         b_step = BK * stride_b
+    # K is walked in steps of BK; Triton fetches the tiles of the next steps into shared memory while this one
+    # multiplies.
     acc = tl.zeros((BM, BN), tl.float32)
     end = depth
     if PEEL:
@@ -177,6 +181,8 @@ def ffn_weight_grad_kernel(
 
     width_left, width_right: columns of left and right that may be read (at least rows and columns).
     """
+    # The depth of this product is the tokens, many times what M x N blocks can keep busy: groups of tokens run beside
+    # each other, each into a sum of its own, and ffn_reduce_kernel adds those in a fixed order.
     n0 = tl.program_id(0) * BN
     m0 = tl.program_id(1) * BM
     first = tl.program_id(2) * group
@@ -190,7 +196,7 @@ def ffn_weight_grad_kernel(
     count = tl.minimum(group, tokens - first)
     acc = tl.zeros((BM, BN), tl.float32)
     for start in range(0, count, BK):
-        inside = k < count - start
+        inside = k < count - start  # tokens of another group, or past the last, count as zeros
         a = tl.load(left_tile, mask=inside & (m < width_left * ALIGN_LEFT), other=0.0)
         b = tl.load(right_tile, mask=inside & (n < width_right * ALIGN_RIGHT), other=0.0)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)

@@ -63,9 +63,10 @@ class Statistics:
                 earlier(**event)
             kernel = getattr(event.get("src"), "fn", None)
             if is_capturing() and not compiling() and str(getattr(kernel, "__module__", "")).startswith(_PACKAGE):
+                name = getattr(kernel, "__name__", kernel)
                 raise RuntimeError(
-                    f"kernel {kernel.__name__} was first used while a CUDA graph was captured: run the call once"
-                    " before, with the same ProgramBuffer if there is one"
+                    f"kernel {name} was first used while a CUDA graph was captured: run the call once before, with the"
+                    " same ProgramBuffer if there is one"
                 )
 
         triton.knobs.compilation.listener = listen

@@ -103,6 +103,8 @@ def score_mse_kernel(
     end = length
     if done is not None:
         end = tl.where(tl.load(done + index) != 0, 0, length)
+    # A tile of scores [BM, BN] lives in registers for the sum and for the gradient's product, then is gone. Rows and
+    # keys that are padding were loaded as zeros: their scores are 0 on both sides.
     squares = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
     for first in range(0, end, BN):
@@ -166,6 +168,7 @@ def score_gram_kernel(
     k_head = head_of(_pick(k, layer, LAYERS), task, heads, k_b, k_h)
     qt_head = head_of(_pick(q_t, layer, LAYERS), task, heads, qt_b, qt_h)
     kt_head = head_of(_pick(k_t, layer, LAYERS), task, heads, kt_b, kt_h)
+    # Three pairs of Gram matrices, one pair at a time: two float64 tiles [BD, BD] are what registers hold.
     entries = tl.arange(0, BD)[:, None] * BD + tl.arange(0, BD)[None, :]
     a = _gram(qt_head, qt_s, qt_head, qt_s, mask_row, length, D_T, D_T, BD, BK)
     b = _gram(kt_head, kt_s, kt_head, kt_s, mask_row, length, D_T, D_T, BD, BK)
@@ -251,6 +254,7 @@ def hidden_difference_kernel(
         states, units_a * ALIGN_A, width_a * ALIGN_A, weight, units_w * ALIGN_W, depth, depth, m0, tokens, n0, columns,
         True, PEEL, BM, BN, BK, PRECISION,
     )  # fmt: skip
+    # The projection's block is in registers, [BM, BN] float32: compared with the teacher before anything is rounded.
     rows = m0 + tl.arange(0, BM)
     n = n0 + tl.arange(0, BN)
     real = real_tokens(mask, rows, tokens)
@@ -299,6 +303,7 @@ def soft_cross_entropy_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     base = row.to(tl.int64)[:, None] * classes
+    # Three passes over the classes, which stay in cache: maxima, sums, gradient. Both softmaxes at once.
     high_s = tl.full((ROWS,), float("-inf"), tl.float32)
     high_t = tl.full((ROWS,), float("-inf"), tl.float32)
     for first in range(0, classes, BLOCK):

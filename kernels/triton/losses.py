@@ -15,7 +15,7 @@ and it reads the whole projection twice for each of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _score_layers(s: _Scores, mask: Tensor, share: Tensor, scale_s: float, scale
     grid = (-(-length // c.queries), batch * heads, layers)
     sums = torch.empty(grid[::-1], dtype=torch.float32, device=mask.device)
     parts.append(sums.flatten())
-    directions = [(s.q, s.k, s.q_t, s.k_t, s.grad_q, sums)]
+    directions: list[tuple[Any, ...]] = [(s.q, s.k, s.q_t, s.k_t, s.grad_q, sums)]
     if s.grad_q:
         directions.append((s.k, s.q, s.k_t, s.q_t, s.grad_k, None))
     for own, other, own_t, other_t, grad, out in directions:
@@ -198,18 +198,19 @@ class _Hidden:
     def layer(self, states: Tensor, teacher: Tensor, mask: Tensor, grad: Tensor | None) -> None:
         """One layer; `grad` [B, S, Hs] is written."""
         rows, wanted = readable(states.flatten(0, -2)), readable(teacher.flatten(0, -2))
-        direct = grad is None or grad.is_contiguous()
-        out = grad if direct else torch.empty_like(grad, memory_format=torch.contiguous_format)
+        out = grad
+        if grad is not None and not grad.is_contiguous():
+            out = torch.empty_like(grad, memory_format=torch.contiguous_format)
         flat = None if out is None else out.view(rows.shape)
         for first in range(0, rows.shape[0], CHUNK):
             at = slice(first, first + CHUNK)
             own = rows[at].to(self.dtype)
             difference = self._difference(own, wanted[at], mask[at])
-            if flat is not None:
+            if flat is not None and difference is not None:
                 self._state_gradient(difference, flat[at])
-            if self.weights:
+            if self.weights and difference is not None:
                 self._weight_parts(difference, own)
-        if grad is not None and not direct:
+        if grad is not None and out is not None and out is not grad:
             grad.copy_(out)
 
     def _difference(self, states: Tensor, teacher: Tensor, mask: Tensor) -> Tensor | None:

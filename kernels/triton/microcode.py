@@ -14,8 +14,8 @@ is one step:
 
     0 MOVE        acc <- v                             7 MAX_FACTOR  acc <- acc < v ? 0 : acc == v ? 1/2 : 1
     1 ADD         acc <- acc + v                       8 SELECTED    acc <- acc == 0 ? 0 : acc * v
-    2 MUL         acc <- acc * v                       16..31        acc <- f(acc)   (the program's opcode)
-    3 MAX         acc <- max(acc, v)                   32..47        acc <- f'(v) * acc, v <- f(v)   (opcode + 16)
+    2 MUL         acc <- acc * v                       16..47        acc <- f(acc)   (the program's opcode)
+    3 MAX         acc <- max(acc, v)                   48..79        acc <- f'(v) * acc, v <- f(v)   (opcode + 32)
     4..6 SELECT   acc <- column < H ? acc : 0, 1, -inf   9 KEEP      nothing (a step that only stores)
 
 Most values are used once, by the next step: they stay in acc. Released expressions need no slot or one.
@@ -35,6 +35,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from kernels.language.execute import segments_of
+from kernels.language.expression import ExpressionError
+from kernels.language.operators import UNARY_OPCODES
 from kernels.language.program import (
     DUAL,
     GRADIENT,
@@ -57,11 +59,11 @@ from kernels.language.program import (
 ENTRY_WORDS = 8
 ONE, ACC, FIRST_SLOT = 4, 5, 8
 MOVE, ADD, MUL, MAX, SELECTS, MAX_FACTOR, SELECTED, KEEP = 0, 1, 2, 3, 4, 7, 8, 9
-DERIVATIVE = 16
+FIRST_UNARY = UNARY_OPCODES.start
+DERIVATIVE = len(UNARY_OPCODES)
 """Added to a unary operator's opcode: acc <- f'(v) * acc, v <- f(v)."""
 SLOT_VARIANTS = (2, 6, 16)
 """Numbers of slots kernels are compiled for; a segment uses the first that is enough."""
-_FIRST_UNARY = 16
 _NOTHING = -1
 
 
@@ -179,7 +181,7 @@ class _Translator:
         if len(op.results) == 2:
             self.v = op.results[1]
             stored_v = self._slot(self.v, index, last)
-        elif operation >= _FIRST_UNARY + DERIVATIVE:
+        elif operation >= FIRST_UNARY + DERIVATIVE:
             self.v = _NOTHING  # f(v), which nobody asked for
         if stored is None and stored_v is not None:
             self.steps.append(Step(operation, fetch, stored_v, from_v=True))
@@ -262,14 +264,15 @@ def _roles(op: _Operation, acc: int) -> tuple[int, int | None]:
 
 
 def _operation(op: _Operation) -> int:
-    if is_binary(op.opcode):
+    """The machine's number of an operation. Raises `ExpressionError` for one that is not in the operator table."""
+    if op.opcode in (ADD, MUL, MAX) or is_unary(op.opcode):
         return op.opcode
     if op.opcode == SELECT:
         return SELECTS + op.immediate
     for offset in (GRADIENT, DUAL, PAIR):
         if is_unary(op.opcode - offset):
             return op.opcode - offset + DERIVATIVE
-    return op.opcode
+    raise ExpressionError(f"opcode {op.opcode} has no operation in Triton's microcode")
 
 
 def run_steps(segment: MicroSegment, inputs: Sequence[object], operations: dict[int, object]) -> list[object]:

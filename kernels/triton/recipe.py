@@ -49,12 +49,12 @@ def meta_call(words: Sequence[int], made: dict[str, Any]) -> FFNCall:
     ]
     n = made["layers"]
     groups = [tensors[1 + k : 1 + k + n] for k in range(0, len(tensors) - 1, n)]
-    groups += [[] for _ in range(6 - len(groups))]
+    w1, b1, w2, b2, ln_weight, ln_bias = [*groups, [], []][:6]
     seed = torch.empty(1, dtype=torch.int64, device="meta") if made["p_drop"] else None
     program = load_program(torch.tensor(list(words), dtype=torch.int32))
     return FFNCall(
-        tensors[0], *groups, program.tensor, int(program.flags), made["p_drop"], seed, made["eps"],
-        _DTYPES[made["compute"]],
+        tensors[0], w1, b1, w2, b2, ln_weight, ln_bias, program.tensor, int(program.flags), made["p_drop"], seed,
+        made["eps"], _DTYPES[made["compute"]],
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def _total(
     START: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """x + dropout(post(x, y, y2)), or post alone without LayerNorm, of one block of columns; 0 outside."""
+    # Columns past `hidden` and rows past `tokens` are loaded as 0, run through post like the others, and cut off below.
     columns = START + tl.arange(0, COLUMNS)
     x_tile = _tile(x, stride_x, first_row, columns, tokens, hidden, ROWS)
     y_tile = _tile(y, stride_y, first_row, columns, tokens, hidden, ROWS)
@@ -100,6 +101,8 @@ def ffn_rows_kernel(
     stride_y = units_y * ALIGN
     first_row = tl.program_id(0) * ROWS
     LN: tl.constexpr = gamma is not None
+    # Whole rows in registers, as one block of columns or two: 540 = 512 + 32 wastes 4 columns, a power of two 484. Mean
+    # and variance in two passes over them, which cost no memory traffic.
     t1 = _total(
         x, y, y2, seed, code, stride_x, stride_y, first_row, tokens, hidden, limit, scale, layer,
         LN, DROPOUT, EVALUATE, SLOTS, 0, ROWS, FIRST,
@@ -229,6 +232,7 @@ def ffn_rows_bwd_kernel(
         dbeta2 = dgamma2
         da2 = dgamma2
         db2 = dgamma2
+    # A program takes every `programs`-th group of rows, so that its column sums stay in registers over all of them.
     for group in tl.range(tl.program_id(0), tl.cdiv(tokens, ROWS), programs, num_stages=1):
         first_row = group * ROWS
         g1 = _tile(grad_out, stride_g, first_row, tl.arange(0, FIRST), tokens, hidden, ROWS)
@@ -242,6 +246,8 @@ def ffn_rows_bwd_kernel(
                 x, y, y2, seed, code, stride_x, stride_y, first_row, tokens, hidden, limit, scale, layer,
                 LN, DROPOUT, EVALUATE, SLOTS, 0, ROWS, FIRST,
             )  # fmt: skip
+            # LayerNorm's input was not saved: post again gives it. With h = normalized and a = g * gamma, its gradient
+            # is rstd * (a - mean(a) - h * mean(a * h)); t is h and n is a from here on.
             t1, n1 = _normalized(t1, mean, rstd, g1, gamma, hidden, 0, FIRST)
             dgamma1 += tl.sum(tl.where((rows < tokens)[:, None], g1 * t1, 0.0), axis=0)
             dbeta1 += tl.sum(g1, axis=0)

@@ -129,13 +129,12 @@ class TritonRows:
             ROWS=config.rows, FIRST=config.first, SECOND=config.second, warps=config.warps, stages=1,
             **config.limits(),
         )  # fmt: skip
-        likes = [call.ln_weight[layer], call.ln_bias[layer]] if call.has_ln else [None, None]
-        likes += [b_y[layer], b_y2[layer]]
-        gradients = [
-            reduce_parts(sums[k], programs, hidden, like.dtype) if want else None
-            for k, (want, like) in enumerate(zip(wanted, likes, strict=True))
-        ]
-        return dy[:, :hidden], None if dy2 is None else dy2[:, :hidden], dx, *gradients
+        norm = [call.ln_weight[layer], call.ln_bias[layer]] if call.has_ln else [b_y[layer]] * 2  # none is wanted
+        dgamma, dbeta, db_y, db_y2 = (
+            reduce_parts(sums[k], programs, hidden, like.dtype) if sums is not None and want else None
+            for k, (want, like) in enumerate(zip(wanted, [*norm, b_y[layer], b_y2[layer]], strict=True))
+        )
+        return dy[:, :hidden], None if dy2 is None else dy2[:, :hidden], dx, dgamma, dbeta, db_y, db_y2
 
 
 def pre_forward(call: FFNCall, x: Tensor, device_program: DeviceProgram, segment: Segment) -> Tensor:

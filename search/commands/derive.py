@@ -1,17 +1,14 @@
 """`ffnas derive`: distils a given architecture from a teacher on a task, without a search.
 
     ffnas derive --preset efficientbert-tiny --data.train a.csv --data.dev b.csv
-    ffnas derive --preset efficientbert-tiny --data.train a.csv --data.text wiki.txt --teacher ./my-encoder
     ffnas derive --architecture runs/NAME/best/architecture.json
     ffnas derive --preset efficientbert --settings paper --data.task glue/mnli
     ffnas derive --resume runs/NAME
 
 Every option of `ffnas search` that a derivation can use is taken. What is not given follows the size of the data
-(`search.config.derive_settings`) and the demo, whose teacher is an installed package: nothing is fetched from the hub.
-`--settings paper` is the authors' recipe, with BERT-base, Wikipedia and BooksCorpus from the hub; `--settings NAME`
-starts from another preset of `ffnas search`. The teacher is fine-tuned on the task first, once, and kept in the cache.
-The run directory is a search's without its stages. Rejected: a search of one trial; it would warm up and train
-supernets that nothing is sliced from.
+(`search.config.derive_settings`) and the demo, whose teacher is an installed package. `--settings paper` is the
+authors' recipe, from the hub; `--settings NAME` another preset of `ffnas search`. The teacher is fine-tuned first and
+cached.
 """
 
 from __future__ import annotations
@@ -35,8 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from engine.data import TaskData
-    from engine.distributed.parallel import Ranks
     from engine.student.modeling import FFNASPreTrainedModel
+    from engine.training.parallel import Ranks
     from engine.training.settings import PhaseSettings
     from search.config.schema import SearchConfig
     from search.console.progress import Reporter
@@ -85,7 +82,7 @@ def command(argv: list[str]) -> None:
         reporter.doing("loading PyTorch")
         import torch
 
-        from engine.distributed.parallel import join
+        from engine.training.parallel import join
 
         with join(cuda=config.device != "cpu" and torch.cuda.is_available()) as ranks:
             _derive(config, plan, resume, ranks, task, reporter)
@@ -254,7 +251,9 @@ def _derive(
     path = resume or Path(config.runs) / (config.name or default_name(plan.preset or "derive", config.runs))
     with contextlib.ExitStack() as stack:
         if ranks.is_first:
-            rundir = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            opened = ranks.first(lambda: stack.enter_context(RunDir(path).open(resume=resume is not None)))
+            assert opened is not None
+            rundir = opened
         else:
             ranks.first(lambda: None)
             elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnas-rank-"))
@@ -318,12 +317,14 @@ def run(ctx: Context, plan: Plan) -> dict[str, Any]:
 def _first_weights(ctx: Context, plan: Plan) -> FFNASPreTrainedModel:
     """A student of the architecture whose encoder has the plan's weights, the same on every rank."""
     from engine.student.supernet import inherit
+    from engine.teacher.loading import placed
     from search.stages import largest, warm_up
 
     if plan.start not in (FRESH, WARMUP):
-        given = _given_weights(ctx, plan).to(ctx.device)
+        given = _given_weights(ctx, plan)
+        placed(given, ctx.device)
         own = Path(plan.start).suffix == ".safetensors"  # of a run: a weights file alone does not tell its epsilon
-        fields = {} if own else {"layer_norm_eps": given.config.layer_norm_eps}
+        fields: dict[str, Any] = {} if own else {"layer_norm_eps": given.config.layer_norm_eps}
         model = ctx.new_student(plan.architecture, "derive", **fields)
         inherit(model, given)
         return model

@@ -132,10 +132,11 @@ def _cost(
     from engine.student.native import describe
     from kernels.runtime import Session
 
+    data: tuple[TaskSpec, EncodedDataset] | None = None
     if options.eval is not None:
         data = _labelled_file(folder, options)
-    else:
-        data = None if run is None else _dev_split(run, folder)
+    elif run is not None:
+        data = _dev_split(run, folder)
     if data is None:
         return None
     found: dict[str, Any] = {"rows": len(data[1])}
@@ -218,9 +219,9 @@ def export_formats(
     from engine.export import onnx as formats
     from engine.handover import load_plain
 
-    model = load_plain(folder)
-    choices = {"choices": 3} if type(model).__name__ == "FFNASForMultipleChoice" else {}
-    longest = min(128, model.config.max_position_embeddings)
+    model: Any = load_plain(folder)
+    choices = {"choices": 3} if formats.known(model).choices else {}
+    longest = min(128, int(model.config.max_position_embeddings))
     inputs = [
         formats.example_inputs(model.config, rows, length, **choices)
         for rows, length in ((2, 16), (1, 5), (3, longest))
@@ -266,6 +267,7 @@ def _score(model: Any, spec: TaskSpec, data: EncodedDataset) -> dict[str, float]
                 out = model(**inputs)
             values = (out[0] if isinstance(out, tuple) else out.logits).numpy()
         logits.append(values)
+        assert batch.labels is not None
         labels.append(batch.labels.numpy())
     return compute_metrics(spec, np.concatenate(logits), np.concatenate(labels))
 
@@ -277,7 +279,7 @@ def _dev_split(run: Path, folder: Path) -> tuple[TaskSpec, EncodedDataset] | Non
 
     config, _ = parse(["--resume", str(run)])
     task = load_task(config.data, seed=config.seed)
-    if task.spec.kind not in ("classification", "regression"):
+    if not task.spec.head.pooled:
         return None
     return task.spec, encode_task(task.dev, task.spec, _tokenizer(folder), config.data.max_length)
 
@@ -285,32 +287,31 @@ def _dev_split(run: Path, folder: Path) -> tuple[TaskSpec, EncodedDataset] | Non
 def _labelled_file(folder: Path, options: argparse.Namespace) -> tuple[TaskSpec, EncodedDataset]:
     """The rows of a file whose labels are the model's."""
     import json
+    from dataclasses import replace
 
-    from engine.data import TaskSpec
-    from engine.data.columns import choose_metric, find_label_column, find_text_columns
+    from engine.data.columns import find_label_column, find_text_columns
     from engine.data.config import words
     from engine.data.encode import encode_task
-    from engine.data.labels import class_ids, label_keys, targets
+    from engine.data.labels import label_keys
+    from engine.data.rows import Rows
     from engine.data.sources import read_table
-    from engine.data.task import Rows
+    from engine.data.task import heads
 
     source = options.eval
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["architectures"] != ["FFNASForSequenceClassification"]:
+    known = next((spec for head in heads() if (spec := head.spec_of(config)) is not None), None)
+    if known is None:
         raise UserError(f"--eval: {config['architectures'][0]} is scored in a run only: give a run directory")
-    regression = config.get("problem_type") == "regression"
-    names = () if regression else tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
     table = read_table(source, **reading(options))
     wanted = words(options.text_columns) if options.text_columns else None
     texts = find_text_columns(table.columns, wanted, source)
     label = find_label_column(table.columns, options.label_column, texts, source)
-    kind = "regression" if regression else "classification"
-    spec = TaskSpec(
-        Path(source).stem, kind, texts, label, names, choose_metric(kind, len(names), len(texts) == 2, None)[0]
+    metric, _ = known.head.choose_metric(len(known.label_names), len(texts) == 2, None)
+    spec = replace(known, name=Path(source).stem, text_columns=texts, label_column=label, metric=metric)
+    keys = label_keys(
+        table.values(label), source, spec.label_names, label, remedy="remove the row or fill in its label"
     )
-    keys = label_keys(table.values(label), source, names, label, remedy="remove the row or fill in its label")
-    labels = targets(keys, label, source) if regression else class_ids(keys, names, source)
-    rows = Rows(tuple(table.texts(column) for column in texts), labels)
+    rows = Rows(tuple(table.texts(column) for column in texts), spec.head.labels(keys, spec, source))
     tokenizer = _tokenizer(folder)
     return spec, encode_task(rows, spec, tokenizer, min(tokenizer.model_max_length, 512))
 

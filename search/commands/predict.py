@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from engine.data.catalog import TASKS, PublishedTask
 from engine.data.catalog import published as published_task
 from engine.data.published_files import find_split, read_split
-from engine.data.task import TaskSpec
+from engine.data.task import TaskSpec, heads
 from engine.errors import UserError
 from engine.model_sources import TeacherSource, resolve
-from search.commands.predict_files import check_out, submission_files, write_answers, write_rows, write_submission
+from search.commands.predict_files import check_out, submission_files, write_predictions, write_submission
 from search.commands.predict_rows import (
     Asked,
     fitted,
@@ -82,10 +82,12 @@ def command(argv: list[str]) -> None:
     task = published_task(options.task) if options.task else None
     if task is not None and task.name == "glue/ax":
         raise UserError("--task glue/ax: predict glue/mnli with --glue-submission, which writes AX.tsv too")
-    check_out(options.out, spans=task is not None and task.spec.is_span)
+    kinds = heads() if task is None else (task.spec.head,)
+    check_out(options.out, [suffix for head in kinds for suffix in head.suffixes])
     asked = None if options.glue_submission is not None else _asked(options, task)  # mistakes in files are told first
     found = resolve(options.model)
     spec = task.spec if task is not None else _spec_of(found.folder)
+    check_out(options.out, spec.head.suffixes)
     labels = None
     if asked is not None and task is None:
         spec = fitted(asked, spec)
@@ -98,13 +100,13 @@ def command(argv: list[str]) -> None:
         reporter.doing("loading the model")
         quiet()
         model = Predictor(options, found, spec, reporter)
-        if task is not None and spec.kind == "classification":
+        if task is not None and spec.head.named_outputs:
             _require_names(options.model, found, task)
         if asked is None:
             assert task is not None
             _submit(model, task, Path(options.glue_submission))
             return
-        write = _answers(model, asked) if spec.is_span else _classes(model, asked, labels)
+        write = _answered(model, asked, labels)
     write()  # to the standard output of a terminal, on which nothing may move any more
     if options.out is not None:
         reporter.info(f"{len(asked.rows):,} predictions: {options.out}")
@@ -144,7 +146,7 @@ class Predictor:
     def __init__(self, options: argparse.Namespace, found: TeacherSource, spec: TaskSpec, reporter: Reporter) -> None:
         import engine.student
         from engine.model_sources import load_tokenizer, require_rows
-        from engine.teacher.loading import load_model
+        from engine.teacher.loading import load_model, placed
         from engine.training.precision import choose_device
 
         assert engine.student  # registers our model type
@@ -155,23 +157,23 @@ class Predictor:
             raise UserError(f"{options.model}: has no head for {spec.name} ({spec.num_labels} outputs): fine-tune it")
         self.tokenizer = load_tokenizer(found)
         require_rows(self.tokenizer, model.config.vocab_size, options.model)
-        self.model = model.to(device).eval()
+        self.model = placed(model, device).eval()
 
     def encoded(self, asked: Asked) -> EncodedDataset:
         """The rows as the model takes them."""
         from engine.data import encode_task, model_positions
 
         limit, options = model_positions(self.model.config), self.options
-        length = options.max_length or min(384 if self.spec.is_span else 128, limit or 128)
+        length = options.max_length or min(self.spec.head.default_length, limit or 128)
         return encode_task(asked.rows, self.spec, self.tokenizer, length, max_positions=limit, stride=options.stride)
 
-    def logits(self, asked: Asked) -> np.ndarray:
-        """[N, C] answers to the rows."""
-        from engine.evaluation.evaluation import predict_rows
+    def answers(self, asked: Asked) -> Any:
+        """Answers to the rows (`TaskHead.answer`)."""
+        from engine.evaluation.evaluation import answers_of
 
         data = self.encoded(asked)
         self.reporter.doing(f"answering {len(asked.rows):,} rows")
-        return predict_rows(self.model, data, batch_size=max(1, self.options.batch_size // data.choices))
+        return answers_of(self.model, data, self.spec, batch_size=self.options.batch_size)
 
 
 def _asked(options: argparse.Namespace, task: PublishedTask | None) -> Asked:
@@ -200,39 +202,21 @@ def _say(line: str) -> None:
     print(f"ffnas: {line}", file=sys.stderr)
 
 
-def _answers(model: Predictor, asked: Asked) -> Callable[[], None]:
-    """Answers questions; returns what writes the answers and tells their score."""
-    from engine.evaluation.answers import answer_metrics, answer_scores
-    from engine.evaluation.evaluation import predict_answers
-
-    options, spec, golds = model.options, model.spec, asked.rows.golds
-    data = model.encoded(asked)
-    model.reporter.doing(f"answering {len(asked.rows):,} questions")
-    answers = predict_answers(model.model, data, batch_size=options.batch_size)
-    kind = {"no_answer": spec.no_answer, "threshold": options.null_threshold}
+def _answered(model: Predictor, asked: Asked, labels: tuple[np.ndarray, np.ndarray, str] | None) -> Callable[[], None]:
+    """Answers the rows; returns what writes the answers and, where there are labels, tells their score."""
+    options, spec, head = model.options, model.spec, model.spec.head
+    answers = model.answers(asked)
+    threshold = options.null_threshold
 
     def write() -> None:
-        write_answers(options.out, asked.names, answers, **kind)
-        if golds is not None:
-            _tell(model, asked, answer_metrics(answers, golds, **kind), answer_scores(answers, golds, **kind), None)
-
-    return write
-
-
-def _classes(model: Predictor, asked: Asked, labels: tuple[np.ndarray, np.ndarray, str] | None) -> Callable[[], None]:
-    """Answers rows with classes, values or choices; returns what writes the answers and tells their score."""
-    from engine.evaluation.metrics import compute_metrics
-
-    options, spec = model.options, model.spec
-    logits = model.logits(asked)
-
-    def write() -> None:
-        write_rows(options.out, asked, spec, logits, probabilities=options.probabilities)
-        wanted, scored = asked.rows.labels, logits
-        if labels is not None:
-            wanted, scored = labels[0], logits[labels[1]]
+        names = [int(name) for name in asked.names] if asked.key == "row" else asked.names
+        made = head.predictions(spec, asked.key, names, answers, every=options.probabilities, threshold=threshold)
+        write_predictions(options.out, made)
+        wanted, kept = (head.gold(asked.rows), None) if labels is None else labels[:2]
         if wanted is not None:
-            _tell(model, asked, compute_metrics(spec, scored, wanted), scored, wanted)
+            measured = head.score(spec, answers, wanted, kept=kept, threshold=threshold)
+            gold = None if head.label_dtype is None else wanted
+            _tell(model, asked, measured.metrics, measured.rows(), gold)
 
     return write
 
@@ -261,7 +245,7 @@ def _submit(model: Predictor, task: PublishedTask, folder: Path) -> None:
         wanted.append((diagnostics, "test", published("test", read_split(diagnostics, source, labelled=False))))
     for kind, name, asked in wanted:
         path = folder / kind.submission[name]
-        write_submission(path, kind, asked.rows, model.logits(asked))
+        write_submission(path, kind, asked.rows, model.answers(asked).rows)
         model.reporter.info(f"{len(asked.rows):,} predictions: {path}")
     missing = [name for name in submission_files() if not (folder / name).exists()]
     if missing:
@@ -269,7 +253,7 @@ def _submit(model: Predictor, task: PublishedTask, folder: Path) -> None:
 
 
 def _spec_of(folder: Path) -> TaskSpec:
-    """The task of a sequence classifier, as its configuration tells it.
+    """The task of a model, as its configuration tells it.
 
     Raises:
         UserError: the model has another head, or does not name its classes.
@@ -277,17 +261,14 @@ def _spec_of(folder: Path) -> TaskSpec:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         made = (config.get("architectures") or [""])[0]
-        names = dict(config.get("id2label") or {})
-        labels = tuple(str(names[key]) for key in sorted(names, key=int)) or ("LABEL_0", "LABEL_1")
+        found = [spec for head in heads() if (spec := head.spec_of(config)) is not None]
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder}/config.json cannot be read ({error}): give a folder `save_pretrained` wrote"
         ) from error
-    if not made.endswith("ForSequenceClassification"):
+    if not found:
         raise UserError(f"{folder}: holds a {made or 'model without a head'}: say what it answers with --task")
-    if config.get("problem_type") == "regression" or config.get("num_labels") == 1 or len(names) == 1:
-        return TaskSpec("rows", "regression", ("text",), "label", metric="pearson")
-    return TaskSpec("rows", "classification", ("text",), "label", labels)
+    return found[0]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

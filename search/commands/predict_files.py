@@ -14,42 +14,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import softmax
 
 from engine.data.catalog import TASKS
-from engine.data.task import Rows, TaskSpec
+from engine.data.results import Predictions
+from engine.data.rows import Rows
 from engine.errors import UserError
 from engine.files import write_json_atomic, write_text_atomic
-from search.commands.predict_rows import Asked
+from engine.tasks.texts import DIGITS
 
 if TYPE_CHECKING:
     from engine.data.catalog import PublishedTask
-    from engine.evaluation.answers import Answer
-
-SUFFIXES = (".csv", ".tsv", ".jsonl")
-DIGITS = 6
-"""Decimals of numbers and probabilities."""
 
 
-def check_out(out: str | None, *, spans: bool) -> None:
+def check_out(out: str | None, suffixes: Sequence[str]) -> None:
     """Raises `UserError` for a file whose suffix names no format."""
-    known = (".json",) if spans else SUFFIXES
-    if out is not None and Path(out).suffix.casefold() not in known:
-        raise UserError(f"--out {out}: end it in {' or '.join(known)}, or leave it out for standard output")
+    if out is not None and Path(out).suffix.casefold() not in suffixes:
+        known = " or ".join(dict.fromkeys(suffixes))
+        raise UserError(f"--out {out}: end it in {known}, or leave it out for standard output")
 
 
-def write_rows(out: str | None, asked: Asked, spec: TaskSpec, logits: np.ndarray, *, probabilities: bool) -> None:
-    """Answers of a classifier, of a regression or of multiple choice.
-
-    Args:
-        out: file, or None for standard output, which gets CSV.
-        asked: the rows, for their names.
-        spec: the task; its label names are those of the answers.
-        logits: [N, C], or [N, 1] values.
-        probabilities: one for every label, too.
-    """
-    records = _records(asked, spec, logits, probabilities)
+def write_predictions(out: str | None, predictions: Predictions) -> None:
+    """Writes answers into the file `out`, with what goes beside it, or to standard output, which gets CSV or JSON."""
+    if predictions.records is None:
+        _write_document(out, predictions)
+        return
     suffix = ".csv" if out is None else Path(out).suffix.casefold()
+    records = predictions.records
     text = _json_lines(records) if suffix == ".jsonl" else _table(records, "\t" if suffix == ".tsv" else ",")
     if out is None:
         sys.stdout.write(text)
@@ -57,20 +47,14 @@ def write_rows(out: str | None, asked: Asked, spec: TaskSpec, logits: np.ndarray
         write_text_atomic(out, text)
 
 
-def _records(asked: Asked, spec: TaskSpec, logits: np.ndarray, every: bool) -> list[dict[str, Any]]:
-    """One mapping per row: its name, the answer, and of classes the answer's probability, or also `every` label's."""
-    names = [int(name) for name in asked.names] if asked.key == "row" else asked.names
-    if spec.is_regression:
-        values = [round(v, DIGITS) for v in logits[:, 0].astype(np.float64).tolist()]
-        return [{asked.key: name, "prediction": v} for name, v in zip(names, values, strict=True)]
-    shares = softmax(logits.astype(np.float64), axis=1)
-    records = []
-    for name, row, best in zip(names, shares.tolist(), logits.argmax(axis=1).tolist(), strict=True):
-        record = {asked.key: name, "prediction": spec.label_names[best], "probability": round(row[best], DIGITS)}
-        if every:
-            record["probabilities"] = {label: round(p, DIGITS) for label, p in zip(spec.label_names, row, strict=True)}
-        records.append(record)
-    return records
+def _write_document(out: str | None, predictions: Predictions) -> None:
+    if out is None:
+        print(json.dumps(predictions.document, ensure_ascii=False, indent=2))
+        return
+    path = Path(out)
+    write_json_atomic(path, predictions.document)
+    for end, value in predictions.beside.items():
+        write_json_atomic(path.with_name(f"{path.stem}{end}"), value)
 
 
 def _json_lines(records: Sequence[dict[str, Any]]) -> str:
@@ -97,28 +81,6 @@ def _flat(record: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def write_answers(
-    out: str | None, names: Sequence[str], answers: Sequence[Answer], *, no_answer: bool, threshold: float
-) -> None:
-    """SQuAD's prediction file, {id: text}; beside a file also NAME_nbest.json and, where a question may have no
-    answer, NAME_null_odds.json."""
-    texts = [answer.at(threshold) if no_answer else answer.text for answer in answers]
-    found = dict(zip(names, texts, strict=True))
-    if out is None:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
-        return
-    path = Path(out)
-    write_json_atomic(path, found)
-    best = {
-        name: [{"text": text, "score": score} for text, score in answer.best]
-        for name, answer in zip(names, answers, strict=True)
-    }
-    write_json_atomic(path.with_name(f"{path.stem}_nbest.json"), best)
-    if no_answer:
-        odds = {name: a.no_answer - a.score for name, a in zip(names, answers, strict=True)}
-        write_json_atomic(path.with_name(f"{path.stem}_null_odds.json"), odds)
-
-
 def write_submission(path: Path, task: PublishedTask, rows: Rows, logits: np.ndarray) -> None:
     """A file of a GLUE submission: `index` and `prediction`, classes as GLUE's own files write them.
 
@@ -128,13 +90,13 @@ def write_submission(path: Path, task: PublishedTask, rows: Rows, logits: np.nda
         rows: with the names of the test file's first column.
         logits: [N, classes], or [N, 1] of STS-B, whose scores are cut to 0..5 and written with three decimals.
     """
-    if task.kind == "regression":
-        answers = [f"{min(max(value, 0.0), 5.0):.3f}" for value in logits[:, 0].tolist()]
-    else:
-        names = task.values or task.classes
+    names = task.values or task.classes
+    if names:
         answers = [names[i] for i in logits.argmax(axis=1).tolist()]
-    names = rows.ids or [str(i) for i in range(len(rows))]
-    lines = ["index\tprediction", *(f"{name}\t{answer}" for name, answer in zip(names, answers, strict=True))]
+    else:
+        answers = [f"{min(max(value, 0.0), 5.0):.3f}" for value in logits[:, 0].tolist()]
+    ids = rows.ids or [str(i) for i in range(len(rows))]
+    lines = ["index\tprediction", *(f"{name}\t{answer}" for name, answer in zip(ids, answers, strict=True))]
     write_text_atomic(path, "\n".join(lines) + "\n")
 
 

@@ -18,17 +18,17 @@ import numpy as np
 from engine.data.columns import (
     IDS,
     LABELS,
-    choose_metric,
     find_text_columns,
     glue_task,
     known_column,
     require_column,
 )
 from engine.data.config import words
-from engine.data.labels import canonical, is_number, label_texts, targets, unlabelled
+from engine.data.labels import label_texts, unlabelled
 from engine.data.published_files import find_split, read_split
+from engine.data.rows import Rows
 from engine.data.sources import as_text, read_table
-from engine.data.task import Rows, TaskSpec
+from engine.data.task import TaskSpec
 from engine.errors import UserError
 from search.console.arguments import reading
 
@@ -134,7 +134,7 @@ def fitted(asked: Asked, spec: TaskSpec) -> TaskSpec:
     """The task that a model answers on the rows of a table: their columns, and the metric usual for it."""
     columns = asked.columns or spec.text_columns
     task = glue_task(str(Path(asked.name).absolute())) if asked.columns else None
-    metric, _ = choose_metric(spec.kind, len(spec.label_names), len(columns) == 2, task)
+    metric, _ = spec.head.choose_metric(len(spec.label_names), len(columns) == 2, task)
     return replace(spec, text_columns=columns, metric=metric)
 
 
@@ -154,30 +154,5 @@ def gold(asked: Asked, spec: TaskSpec) -> tuple[np.ndarray, np.ndarray, str] | N
     if not len(kept):
         return None
     keys = [keys[row] for row in kept.tolist()]
-    if spec.is_regression:
-        return targets(keys, asked.label_column, asked.name), kept, ""
-    ids, note = _class_ids(keys, kept, asked, spec.label_names)
-    return ids, kept, note
-
-
-def _class_ids(keys: list[str], kept: np.ndarray, asked: Asked, names: tuple[str, ...]) -> tuple[np.ndarray, str]:
-    """Ids of labels that are names of the model's classes, but for case, or their numbers."""
-    table = {name: i for i, name in enumerate(names)}
-    folded = {name.casefold(): i for i, name in enumerate(names)}
-    if len(folded) == len(names):
-        table = {**{name.casefold(): i for name, i in table.items()}, **table}
-        keys = [key if key in table else key.casefold() for key in keys]
-    found = [table.get(key, table.get(canonical(key))) for key in keys]
-    if None not in found:
-        return np.array(found, dtype=np.int64), ""
-    numbers = {str(i): i for i in range(len(names))}
-    found = [numbers.get(canonical(key)) for key in keys]
-    if None not in found and not any(is_number(name) for name in names):
-        return np.array(found, dtype=np.int64), f"labels 0 to {len(names) - 1} are taken for {', '.join(names)}"
-    wrong = next(i for i, key in enumerate(keys) if key not in table and canonical(key) not in table)
-    assert asked.labels is not None
-    row = int(kept[wrong])
-    raise UserError(
-        f"{asked.name}, data row {row + 1}: label {asked.labels[row]!r} is none of the model's"
-        f" ({', '.join(map(repr, names[:12]))}): correct it, or name another column with --label-column"
-    )
+    found, note = spec.head.table_gold(spec, keys, kept, asked.labels, asked.label_column, asked.name)
+    return found, kept, note

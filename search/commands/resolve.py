@@ -1,21 +1,12 @@
 """`ffnas search --resolve RUN --budget...`: a finished run answered again under other constraints, without training.
 
-What the run has makes this quick: stage 3's supernet holds trained weights of every (stack, ratio), and its trials are
-scored already. The constraints given replace those of the run altogether. Recorded trials inside them are candidates as
-they are; a Gaussian process that has seen all recorded scores proposes further ones, scored by shared evaluation. The
-best is cut out of the supernet and exported with its weights as they are (`derive.start: supernet` without the final
-distillation, which a new search would add).
-
-A run of strategy inherit is answered from its block library (`search.commands.resolve_inherited`).
-
-A latency limit is kept by predictions first, tightened by the error the table states, and then checked on the exported
-model. Where it takes longer than the table said (another clock rate, other programs), predictions are scaled by what
-was measured and the choice is made again.
+Stage 3's supernet holds trained weights of every (stack, ratio), and its trials are scored already. The constraints
+given replace the run's. Recorded trials inside them are candidates; a Gaussian process that has seen all scores
+proposes more, scored by shared evaluation. The best is cut out of the supernet and exported with its weights as they
+are. A latency limit is kept by predictions first, then checked on the exported model; where it takes longer,
+predictions are scaled and the choice is made again. A run of strategy inherit: `search.commands.resolve_inherited`.
 
     RUN/resolved/NAME/   architecture.json   model/   summary.json
-
-Rejected: distilling the new architecture; it takes as long as the run's own last phase. Rejected: the best of stages 1
-and 2; their weights were thrown away.
 """
 
 from __future__ import annotations
@@ -24,8 +15,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.architecture.file import save_architecture
@@ -37,7 +26,9 @@ from engine.export.export import export_model
 from engine.files import atomic_directory, write_json_atomic
 from engine.latency.build import model_milliseconds
 from engine.latency.table import LatencyTable
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import build_student, extract
+from engine.teacher.loading import placed
 from engine.training.checkpoint import load_weights
 from search.config.latency_tables import conditions, stated
 from search.config.schema import SearchConfig
@@ -51,7 +42,7 @@ from search.report.tables import Candidate, read_candidates
 from search.rundir import LATENCY_TABLE, RunDir
 from search.samplers import GaussianSampler, SpaceExhausted
 from search.space import SearchSpace
-from search.space.costs import text
+from search.space.costs import Costs, text
 from search.summary import OVER
 
 NEW, TOGETHER = 32, 8
@@ -115,7 +106,8 @@ class _Resolution:
 
     def __init__(self, prepared: Prepared, folder: Path, trials: list[Candidate], reporter: Reporter) -> None:
         self.prepared, self.folder, self.reporter = prepared, folder, reporter
-        self.recorded = [(Architecture.parse(t.architecture), t.score) for t in trials if t.state == "complete"]
+        complete = [t for t in trials if t.state == "complete" and t.score is not None]
+        self.recorded = [(Architecture.parse(t.architecture), t.score or 0.0) for t in complete]
         if not self.recorded:
             raise UserError(f"--resolve {folder}: no candidate of stage 3 completed: run the search again")
         expressions = tuple(layer.expression for layer in self.recorded[0][0].layers)
@@ -123,7 +115,7 @@ class _Resolution:
         self.supernet = self._supernet()
         spec = prepared.spec
         self.evaluator: SharedEvaluator | None = None
-        if not (spec.is_span or spec.is_choice):
+        if spec.head.pooled:
             self.evaluator = SharedEvaluator(self.supernet, prepared.data.score, precision=prepared.precision)
         self.candidates: dict[str, _Scored] = {}
 
@@ -135,7 +127,7 @@ class _Resolution:
         measured = None
         for _ in range(CORRECTIONS if limit is not None else 0):
             measured = self._measure(best.architecture)
-            if measured <= OVER * limit:
+            if limit is None or measured <= OVER * limit:
                 break
             factor *= measured / self._cost(best.architecture, factor)
             self.reporter.info(
@@ -154,11 +146,12 @@ class _Resolution:
                     )
         return self._export(best, measured, factor, began)
 
-    def _supernet(self) -> nn.Module:
+    def _supernet(self) -> FFNASPreTrainedModel:
         prepared = self.prepared
         largest = max(prepared.space.stacks), max(prepared.space.ratios)
         layers = tuple(LayerSpec(layer.expression, *largest) for layer in self.recorded[0][0].layers)
-        model = build_student(
+        fields: dict[str, Any] = student_fields(prepared.config)
+        model: FFNASPreTrainedModel = build_student(
             prepared.shape,
             Architecture(layers),
             prepared.config.student.num_heads or prepared.teacher.num_heads,
@@ -166,10 +159,11 @@ class _Resolution:
             policy=prepared.space.policy,
             pad_token_id=prepared.teacher.tokenizer.pad_token_id,
             seed=0,
-            **student_fields(prepared.config),
+            **fields,
         )
         load_weights(RunDir(self.folder).stage(3) / "supernet.safetensors", model)
-        return model.to(prepared.device).eval()
+        placed(model, prepared.device)
+        return model.eval()
 
     def _search(self, space: SearchSpace) -> None:
         """Adds recorded and newly scored candidates of `space`."""
@@ -196,9 +190,9 @@ class _Resolution:
         prepared, spec = self.prepared, self.prepared.score_spec
         if self.evaluator is not None:
             return [primary(spec, m)[1] for m in self.evaluator.evaluate(architectures, spec)]
-        options = {"precision": prepared.precision}
+        data, precision = prepared.data.score, prepared.precision
         return [
-            primary(spec, evaluate(self.supernet, prepared.data.score, spec, **options, architecture=a))[1]
+            primary(spec, evaluate(self.supernet, data, spec, precision=precision, architecture=a))[1]
             for a in architectures
         ]
 
@@ -211,17 +205,27 @@ class _Resolution:
             raise UserError(f"--resolve {self.folder}: no candidate within the budget was found: widen it")
         return min(inside, key=lambda c: (-c.score, space.parameters(c.architecture), str(c.architecture)))
 
+    @property
+    def _costs(self) -> Costs:
+        assert self.space.limits is not None  # a budget was asked for
+        return self.space.limits.costs
+
+    @property
+    def _table(self) -> LatencyTable:
+        assert self._costs.table is not None  # the budget is one of latency
+        return self._costs.table
+
     def _cost(self, architecture: Architecture, factor: float) -> float:
-        return factor * self.space.limits.costs.cost("latency_ms", architecture)
+        return factor * self._costs.cost("latency_ms", architecture)
 
     def _slower(self, factor: float) -> SearchSpace:
         """The space on a device that takes `factor` times as long as the table says."""
-        table = self.space.limits.costs.table.scaled(factor)
+        table = self._table.scaled(factor)
         prepared = self.prepared
-        return build_space(prepared.config, prepared.shape, table).with_expressions(self.space.fixed_expressions)
+        return build_space(prepared.config, prepared.shape, table).with_expressions(self.space.fixed_expressions or ())
 
     def _measure(self, architecture: Architecture) -> float:
-        at = self.space.limits.costs.table.conditions
+        at = self._table.conditions
         return model_milliseconds(extract(self.supernet, architecture), at)
 
     def _export(self, best: _Scored, measured: float | None, factor: float, began: float) -> Path:
@@ -229,7 +233,7 @@ class _Resolution:
         model = extract(self.supernet, best.architecture)
         dev = evaluate_dev(model, prepared.data, precision=prepared.precision)
         budget = {k: v for k, v in vars(prepared.config.budget).items() if v is not None}
-        costs = space.limits.costs.of(best.architecture)
+        costs = self._costs.of(best.architecture)
         name, value = primary(spec, dev)
         summary: dict[str, Any] = {
             "run": str(self.folder),
@@ -252,8 +256,8 @@ class _Resolution:
                 "predicted_ms": costs["latency_ms"],
                 "measured_ms": measured,
                 "correction": factor,
-                "conditions": str(space.limits.costs.table.conditions),
-                "table": stated(space.limits.costs.table, prepared.config.budget.latency_ms),
+                "conditions": str(self._table.conditions),
+                "table": stated(self._table, prepared.config.budget.latency_ms),
             }
         path = RunDir(self.folder).resolved(budget)
         path.parent.mkdir(exist_ok=True)

@@ -30,7 +30,6 @@ import torch
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import save_architecture
 from engine.architecture.flops import count_flops
-from engine.distill.inherited import divergence
 from engine.errors import UserError
 from engine.evaluation.evaluation import evaluate_dev
 from engine.evaluation.metrics import primary
@@ -140,8 +139,15 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _known_teacher(prepared: Prepared) -> Teacher | None:
     """The fine-tuned teacher, None where the cache does not have it."""
     config = prepared.config
-    options = {"precision": config.teacher_precision, "standard": True}
-    return finetuned(config.teacher, prepared.data, config.finetune, teacher_cache(), prepared.device, **options)
+    return finetuned(
+        config.teacher,
+        prepared.data,
+        config.finetune,
+        teacher_cache(),
+        prepared.device,
+        precision=config.teacher_precision,
+        standard=True,
+    )
 
 
 def _gone(folder: Path, what: str) -> UserError:
@@ -280,8 +286,7 @@ class _Resolution:
     def _apart(self, own: np.ndarray) -> float:
         """Mean KL divergence from the teacher's answers to dev, which the run has kept."""
         wanted, _ = read_predictions(self.folder, "teacher")
-        regression = self.prepared.spec.is_regression
-        return float(divergence(torch.from_numpy(own), torch.from_numpy(wanted), regression=regression).mean())
+        return float(self.prepared.spec.head.divergence(torch.from_numpy(own), torch.from_numpy(wanted)).mean())
 
     def _costs(self, answer: _Answer, params: int) -> dict[str, float]:
         shape, chosen = self.library.variants.shape, self.prepared.config

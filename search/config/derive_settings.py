@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 
-from engine.data.task import Rows
+from engine.data.rows import Rows
 from engine.data.task_data import TaskData
 
 BATCH, FEW_BATCH, FEW_ROWS = 32, 16, 1_000
@@ -43,7 +43,7 @@ def by_size(task: TaskData, *, max_length: int, hidden_size: int, fresh: bool, o
     """
     rows = len(task.train)
     batch = BATCH if rows >= FEW_ROWS else FEW_BATCH
-    row_tokens = mean_tokens(task.train, max_length) * (len(task.spec.label_names) if task.spec.is_choice else 1)
+    row_tokens = mean_tokens(task.train, max_length) * len(task.spec.head.sequences(task.train.texts))
     steps = min(MOST_STEPS, max(LEAST_STEPS, math.ceil(PASSES * rows / batch)))
     steps = max(LEAST_STEPS, min(steps, int(MOST_TOKENS / (batch * row_tokens))))
     rate = FRESH_LR * min(1.0, FRESH_WIDTH / hidden_size) if fresh else GIVEN_LR

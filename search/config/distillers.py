@@ -7,6 +7,7 @@ import torch
 from engine.data import TaskSpec
 from engine.distill import Distiller
 from engine.distill.inherited import InheritedDistiller, InheritWeights
+from engine.loss_terms import TASK_TERMS
 from engine.objective import KDWeights, layer_map, published_stage_map
 from engine.teacher import Teacher
 from search.config.schema import SearchConfig
@@ -37,12 +38,7 @@ def make_distiller(
         terms = InheritWeights(chosen.prediction, chosen.gold, chosen.hidden, chosen.temperature)
         return InheritedDistiller(teacher, terms, spec, device, **precisions)
     kd = config.kd
-    weights = KDWeights(
-        hidden=kd.hidden,
-        attention=kd.attention,
-        prediction=kd.prediction,
-        temperature=kd.temperature,
-        paper_exact=kd.paper_exact,
-    )
+    chosen_weights = {name: getattr(kd, name) for name in TASK_TERMS}
+    weights = KDWeights(**chosen_weights, temperature=kd.temperature, paper_exact=kd.paper_exact)
     mapped = (published_stage_map if stage and kd.paper_exact else layer_map)(num_layers, teacher.num_layers)
     return Distiller(teacher, num_layers, weights, spec, device, **precisions, layers=mapped)

@@ -81,8 +81,8 @@ def open_trackers(names: Sequence[str], folder: Path) -> dict[str, Tracker]:
             elif name == "wandb":
                 made[name] = Wandb(folder, kept.setdefault(name, uuid.uuid4().hex))
             else:
-                made[name] = Mlflow(folder, kept.get(name))
-                kept[name] = made[name].run_id
+                mlflow = made[name] = Mlflow(folder, kept.get(name))
+                kept[name] = mlflow.run_id
         except Exception as error:
             for tracker in made.values():
                 tracker.close()

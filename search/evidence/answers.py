@@ -1,8 +1,8 @@
 """What a model answers to every row of dev, and the file that keeps it: RUN/predictions/NAME.npz.
 
-    logits   [N, C] float32 logits or log-probabilities, [N, 1] values; of question answering instead
-    scores   [N, 2] float32 exact match and F1 of each question
-    labels   [N] int64 class ids or float32 targets; none of question answering
+    logits   [N, C] float32 logits or log-probabilities, [N, 1] values; or, of other kinds of tasks, another array with
+             what is kept of each row (`TaskHead.kept`): scores of question answering, exact match and F1
+    labels   [N] int64 class ids or float32 targets; none where the rows hold all that a metric needs
 
 Rows are in the order of the task's dev split. Rejected: keeping metrics alone. Two models are compared row by row,
 and whoever wants to see where they differ needs the rows too.
@@ -32,8 +32,8 @@ class Answers:
 
     Attributes:
         name: of the model, as in the names of files.
-        rows: [N, C] float32 logits or log-probabilities, [N, 1] values, [N, 2] exact match and F1 of question
-            answering; None where there is no such model, `note` then says why.
+        rows: what is kept of each row, float32, see the module; None where there is no such model, `note` then says
+            why.
         seconds: that fitting the model took; None where nobody measured it.
         note: one line about how it was made, or why it was not.
     """
@@ -60,28 +60,29 @@ def write_predictions(
         run_dir: the run directory.
         name: of the model.
         rows: as in `Answers.rows`.
-        labels: [N] gold labels; None of question answering.
+        labels: [N] gold labels; None where the kind of task keeps none.
         spec: the task.
 
     Raises:
         ValueError: rows and labels do not fit together or to the task.
     """
-    columns = 2 if spec.is_span else spec.num_labels
-    if rows.ndim != 2 or rows.shape[1] != columns or (labels is None) != spec.is_span:
-        raise ValueError(f"answers {rows.shape} of {name!r}: need [N, {columns}], and labels but for spans")
+    head = spec.head
+    columns = head.kept_columns(spec)
+    if rows.ndim != 2 or rows.shape[1] != columns or (labels is None) != (head.label_dtype is None):
+        raise ValueError(f"answers {rows.shape} of {name!r}: need [N, {columns}], and labels if the kind keeps them")
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"answers {rows.shape} of {name!r} and {len(labels)} labels")
-    arrays = {"scores" if spec.is_span else "logits": rows.astype(np.float32)}
-    if labels is not None:
-        arrays["labels"] = labels.astype(np.float32 if spec.is_regression else np.int64)
+    arrays: dict[str, np.ndarray] = {head.kept: rows.astype(np.float32)}
+    if labels is not None and head.label_dtype is not None:
+        arrays["labels"] = labels.astype(head.label_dtype)
     path = predictions_path(run_dir, name)
     with write_atomic(path) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, allow_pickle=False, **arrays)
     return path
 
 
 def read_predictions(run_dir: str | os.PathLike[str], name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows and labels (None of question answering) that `write_predictions` wrote.
+    """Rows, and labels or None, that `write_predictions` wrote.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -89,9 +90,9 @@ def read_predictions(run_dir: str | os.PathLike[str], name: str) -> tuple[np.nda
     path = predictions_path(run_dir, name)
     try:
         with np.load(path, allow_pickle=False) as file:
-            spans = "scores" in file.files
-            rows = file["scores" if spans else "logits"]
-            labels = None if spans else file["labels"]
+            (kept,) = [array for array in file.files if array != "labels"]
+            rows = file[kept]
+            labels = file["labels"] if "labels" in file.files else None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: no readable predictions ({reason:.120}): resume the run") from error

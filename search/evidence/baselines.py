@@ -13,14 +13,11 @@ teacher is in the comparison already.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import normalize
 
 from engine.data import TaskData, TaskSpec
@@ -34,8 +31,6 @@ MAX_ROWS = 100_000
 """Rows it is trained on at most, a sample of more: it gains little beyond and should stay a matter of seconds."""
 STRENGTHS = (0.5, 2.0, 8.0, 32.0)
 """C of the logistic regression, 1 / alpha of ridge: weakest first; of equals on select the first is taken."""
-FLOOR = -30.0
-"""Log-probability of a class that train does not hold."""
 _TOKENS = r"(?u)\b\w+\b"
 
 
@@ -50,13 +45,12 @@ def bag_of_words(task: TaskData, seed: int = 0) -> Answers:
         log-probabilities [N, C], or values [N, 1]; without rows, and with a reason as `note`, for tasks of other
         kinds, texts without words and rows all of one class.
     """
-    reason = _why_none(task.spec)
-    labels = task.train.labels
-    if reason or labels is None:
-        return Answers(BAG_OF_WORDS, None, note=reason or "the rows of train have no labels")
+    simple, labels = task.spec.head.simple_models(), task.train.labels
+    if simple is None or labels is None:
+        return Answers(BAG_OF_WORDS, None, note=_why_none(task.spec))
     began = time.perf_counter()
     rows = task.train.sample(MAX_ROWS, derive_seed(seed, BAG_OF_WORDS))
-    if rows.labels is None or (not task.spec.is_regression and len(np.unique(rows.labels)) < 2):
+    if rows.labels is None or simple.is_trivial(rows.labels):
         return Answers(BAG_OF_WORDS, None, note="the rows of train are all of one class")
     features = _Features(task.spec.is_pair)
     try:
@@ -65,10 +59,13 @@ def bag_of_words(task: TaskData, seed: int = 0) -> Answers:
         return Answers(BAG_OF_WORDS, None, note="the texts of train have no words")
     select, dev = features(task.select.texts), features(task.dev.texts)
     best: tuple[float, float, np.ndarray] | None = None
-    for strength, model in _models(task.spec, train, rows.labels):
-        score = primary(task.spec, compute_metrics(task.spec, _rows(task.spec, model, select), task.select.labels))[1]
+    for strength in STRENGTHS:
+        # fitted from nothing: started from the one before, the solver takes its small gradients for the end (CoLA: MCC
+        # 11.7 instead of 17.2)
+        answer = simple.fit(train, rows.labels, task.spec.num_labels, strength)
+        score = primary(task.spec, compute_metrics(task.spec, answer(select), task.select.labels))[1]
         if best is None or score > best[0]:
-            best = score, strength, _rows(task.spec, model, dev)
+            best = score, strength, answer(dev)
     assert best is not None
     of = "" if len(rows) == len(task.train) else f" of {len(task.train):,}"
     note = f"{train.shape[1]:,} features, {len(rows):,}{of} rows, regularisation 1/{best[1]:g}"
@@ -77,24 +74,19 @@ def bag_of_words(task: TaskData, seed: int = 0) -> Answers:
 
 def majority(task: TaskData) -> Answers:
     """Always the most frequent class of `task.train`, or its mean value; without rows for other kinds of tasks."""
-    reason = _why_none(task.spec)
-    labels = task.train.labels
-    if reason or labels is None:
-        return Answers(MAJORITY, None, note=reason or "the rows of train have no labels")
+    simple, labels = task.spec.head.simple_models(), task.train.labels
+    if simple is None or labels is None:
+        return Answers(MAJORITY, None, note=_why_none(task.spec))
     began = time.perf_counter()
-    if task.spec.is_regression:
-        answer = np.array([labels.astype(np.float64).mean()])
-        note = f"the mean value, {answer[0]:.4g}"
-    else:
-        shares = np.bincount(labels, minlength=task.spec.num_labels) / len(labels)
-        answer = np.where(shares > 0, np.log(np.maximum(shares, 1e-300)), FLOOR)
-        note = f"the most frequent class, {task.spec.label_names[int(shares.argmax())]}"
+    answer, note = simple.constant(labels, task.spec.label_names)
     rows = np.repeat(answer[None].astype(np.float32), len(task.dev), axis=0)
     return Answers(MAJORITY, rows, time.perf_counter() - began, note)
 
 
 def _why_none(spec: TaskSpec) -> str:
-    return f"there is none for {spec.kind.replace('_', ' ')}" if spec.is_span or spec.is_choice else ""
+    if spec.head.simple_models() is None:
+        return f"there is none for {spec.kind.replace('_', ' ')}"
+    return "the rows of train have no labels"
 
 
 class _Features:
@@ -127,26 +119,3 @@ class _Features:
             shared = first.multiply(second)
             parts += [shared, sparse.csr_matrix(shared.sum(axis=1))]
         return parts[0] if len(parts) == 1 else sparse.hstack(parts, format="csr")
-
-
-def _models(spec: TaskSpec, features: sparse.csr_matrix, labels: np.ndarray) -> Iterator[tuple[float, object]]:
-    """A fitted model per strength, each as it is asked for and from nothing: started from the one before, the solver
-    takes its small gradients for the end (CoLA: MCC 11.7 instead of 17.2)."""
-    for strength in STRENGTHS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            if spec.is_regression:
-                model = Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, labels.astype(np.float64))
-            else:
-                model = LogisticRegression(C=strength, max_iter=200).fit(features, labels)
-        yield strength, model
-
-
-def _rows(spec: TaskSpec, model: object, features: sparse.csr_matrix) -> np.ndarray:
-    """[N, C] float32 log-probabilities of all classes of the task, or [N, 1] values."""
-    if isinstance(model, Ridge):
-        return model.predict(features)[:, None].astype(np.float32)
-    assert isinstance(model, LogisticRegression)
-    rows = np.full((features.shape[0], spec.num_labels), FLOOR, dtype=np.float32)
-    rows[:, model.classes_] = np.maximum(model.predict_log_proba(features), FLOOR)
-    return rows

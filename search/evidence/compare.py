@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.data import TaskSpec
 from search.evidence.answers import Answers
-from search.evidence.resample import metric, resampled
+from search.evidence.resample import resampled
 
 CONFIDENCE = 0.95
 _DIGITS = 12
@@ -84,7 +84,7 @@ class Comparison:
             raise ValueError(
                 f"{answers.name}: {len(rows)} answers to {0 if self.labels is None else len(self.labels)} rows"
             )
-        value = metric(self.spec, rows, self.labels)
+        value = self.spec.head.metric(self.spec, rows, self.labels)
         samples = resampled(self.spec, rows, self.labels, resamples=self.resamples, seed=self.seed)
         self._values[answers.name] = rows, value, samples
         return value, samples

@@ -5,7 +5,7 @@ models    [{name, title, kind, metric: {name, value, low, high}, difference: {va
           params: {encoder, total} or null, bytes, speed: [{side, batch, length, milliseconds}], seconds, note}]
 missing   [{name, reason}]: baselines there are none of
 speed     {processor, threads, device, precision}: how it was measured
-answers   of the found model, see `search.evidence.shown`
+answers   of the found model, see `engine.evaluation.shown`
 verdict   the sentence          advice   [lines]
 """
 
@@ -27,7 +27,6 @@ from search.evidence.answers import Answers, write_predictions
 from search.evidence.baselines import BAG_OF_WORDS, MAJORITY, bag_of_words, majority
 from search.evidence.compare import CONFIDENCE, Comparison, Difference
 from search.evidence.resample import default_resamples
-from search.evidence.shown import shown
 from search.evidence.speed import LENGTH, SECONDS, Timing, bytes_on_disk, measure_speed, parameters
 from search.evidence.verdict import advice, sentence, title
 
@@ -105,7 +104,7 @@ def gather(
     Returns:
         see the module.
     """
-    labels = None if task.spec.is_span else data.dev.labels
+    labels = None if task.spec.head.label_dtype is None else data.dev.labels
     found = next(s for s in subjects if s.kind == "found")
     others = [s for s in subjects if s is not found]
     words, constant = bag_of_words(task, seed), majority(task)
@@ -135,7 +134,7 @@ def gather(
         "models": models,
         "missing": [{"name": a.name, "reason": a.note} for a in (words, constant) if a.rows is None],
         "speed": _conditions(found) if timings else None,
-        "answers": shown(task.spec, found.rows, task.dev, samples=samples, seed=seed),
+        "answers": task.spec.head.shown(task.spec, found.rows, task.dev, samples=samples, seed=seed),
         **_in_words(comparison, answers, subjects, list(differences.values()), words),
     }
 

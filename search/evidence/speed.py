@@ -116,7 +116,7 @@ def _medians(runs: Mapping[tuple[str, str], Callable[[], object]], seconds: floa
     return {key: median(values) for key, values in interleaved(runs, rounds).items()}
 
 
-def _runs(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+def _runs(model: Any, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     """A forward pass per side; the device has finished it when the call returns."""
     device = next(model.parameters()).device
     model.eval()

@@ -24,7 +24,6 @@ from torch import nn
 
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset, EncodedTask
-from engine.distill.inherited import divergence
 from engine.evaluation.evaluation import evaluate, evaluate_dev, predict_rows
 from engine.objective import KDLoss
 from engine.teacher.settings import capped_steps
@@ -232,7 +231,7 @@ class Finisher:
     def _apart(self, model: nn.Module, data: EncodedDataset, wanted: np.ndarray) -> torch.Tensor:
         """Divergence from the teacher's answers, per row."""
         own = torch.from_numpy(predict_rows(model, data, precision=self.ctx.precision))
-        return divergence(own, torch.from_numpy(wanted), regression=self.ctx.spec.is_regression)
+        return self.ctx.spec.head.divergence(own, torch.from_numpy(wanted))
 
 
 class _SharedBar:

@@ -1,17 +1,10 @@
 """`budget.keep`: the smallest student that holds a share of the teacher's score.
 
-One student of every size on a ladder (shares of the encoder: 3/4 down to 1/16; the teacher's first layers, widths and
-heads by the solver) is trained in one last round. What each is short of the teacher by then, the full distillation
-about halves; the smallest student for which that is enough is distilled in full first. If it holds the share, the next
-smaller ones follow until one does not; if not, the next larger ones until one does.
-
-What is measured: the task's metric on all rows of the score and select splits, of student and teacher alike; dev
-decides nothing. Checkpoints of both were chosen on select, so those rows flatter both. The measured share decides, and
-not its interval: on a thousand rows of accuracy its lower end lies one or two points below, and a rule that asks for
-that finds hardly any student. Of several sizes that are looked at, the first to pass may owe it to chance; dev, which
-is reported, says more. Sizes between those of the ladder are not tried.
-
-Rejected: a budget that is bisected with a search each. Every step would train again what the ladder trains once.
+One student of every size on a ladder (shares of the encoder: 3/4 down to 1/16) is trained in one last round. What each
+is short of the teacher by then, the full distillation about halves; the smallest student for which that is enough is
+distilled in full first. If it holds the share, the next smaller ones follow until one does not; if not, the next larger
+ones until one does. Measured is the task's metric on the score and select splits, of student and teacher alike; dev
+decides nothing. Several sizes are looked at, so the first to pass may owe it to chance (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -31,7 +24,7 @@ from engine.evaluation.evaluation import predict_rows
 from search.config.schema import BudgetConfig
 from search.context import Context, Prepared
 from search.derive import Derived
-from search.evidence.resample import metric, resampled
+from search.evidence.resample import resampled
 from search.inherit.candidates import first_layers
 from search.inherit.last_round import Entrant, last_round, remove_round, scoring_rows
 from search.inherit.latency import Milliseconds
@@ -208,7 +201,7 @@ def _rows(ctx: Prepared, model: nn.Module, splits: Sequence[EncodedDataset], *, 
 
 
 def _score(ctx: Prepared, rows: np.ndarray, splits: Sequence[EncodedDataset]) -> float:
-    return metric(ctx.spec, rows, np.concatenate([split.labels for split in splits]))
+    return ctx.spec.head.metric(ctx.spec, rows, np.concatenate([split.labels for split in splits]))
 
 
 def _words(late: tuple[float, float, float]) -> str:

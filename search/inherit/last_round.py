@@ -21,10 +21,11 @@ from torch import Tensor
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
 from engine.distill import Member
-from engine.distill.inherited import InheritedDistiller, divergence
+from engine.distill.inherited import InheritedDistiller
 from engine.distill.population import PopulationStep, generator_state, side_by_side
 from engine.evaluation.evaluation import run_batches
 from engine.seeding import seed_everything
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.checkpoint import load_weights, remove_weights, save_weights, untrained
 from engine.training.loop import cycle
 from engine.training.settings import PhaseSettings
@@ -228,17 +229,14 @@ def teacher_answers(ctx: Context, data: EncodedDataset) -> list[tuple[Batch, Ten
 def mean_divergence(ctx: Context, model: torch.nn.Module, wanted: list[tuple[Batch, Tensor]]) -> float:
     """Mean KL divergence from the teacher's answers (regression: mean squared difference)."""
     found = run_batches(model, (batch for batch, _ in wanted), precision=ctx.precision)
-    rows = [
-        divergence(own, answer, regression=ctx.spec.is_regression)
-        for (_, own), (_, answer) in zip(found, wanted, strict=True)
-    ]
+    rows = [ctx.spec.head.divergence(own, answer) for (_, own), (_, answer) in zip(found, wanted, strict=True)]
     return float(torch.cat(rows).mean())
 
 
 _TABLES = ("token_embeddings", "position_embeddings", "segment_embeddings")
 
 
-def freeze_embeddings(model: torch.nn.Module, share: torch.nn.Module | None = None) -> None:
+def freeze_embeddings(model: FFNASPreTrainedModel, share: FFNASPreTrainedModel | None = None) -> None:
     """Tables of tokens, positions and segments are not trained; with `share`, they are that model's own."""
     own = model.base_model.embeddings
     for name in _TABLES:

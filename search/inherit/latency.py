@@ -148,7 +148,7 @@ def _least(
     return least
 
 
-def student_milliseconds(ctx: Prepared, model: torch.nn.Module) -> float:
+def student_milliseconds(ctx: Prepared, model: FFNASPreTrainedModel) -> float:
     """Least milliseconds of a finished student under the same conditions."""
     at = conditions(ctx)
     ids = torch.randint(0, model.config.vocab_size, (int(at["batch_size"]), int(at["sequence_length"])))

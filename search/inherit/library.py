@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from engine.architecture.architecture import Architecture, LayerSpec
 from engine.data import Batch
-from engine.distill.inherited import divergence
+from engine.data.task import TaskHead
 from engine.student.attention import extended_mask
 from engine.student.calibration import LayerStatistics, calibrate, fit_inner, refit, reorder
+from engine.student.encoder import FFNASLayer
 from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.training.loop import cycle
@@ -48,6 +49,7 @@ class Library:
         model: the teacher, neurons and heads of every layer sorted by importance; eval mode.
         statistics: of its layers, in that order.
         variants: what a layer may become.
+        head: of the task; says how far answers are apart.
         losses: [L, V], replace-one KL divergence.
         answers: held-out training texts with the teacher's logits, for scores without labels.
     """
@@ -55,6 +57,7 @@ class Library:
     model: FFNASPreTrainedModel
     statistics: list[LayerStatistics]
     variants: Variants
+    head: TaskHead
     losses: np.ndarray
     answers: list[tuple[Batch, Tensor]] = field(default_factory=list)
 
@@ -83,12 +86,13 @@ class Library:
         return lambda x, mask: layer(x, mask, plan)[0]
 
     @torch.no_grad()
-    def _fit(self, layer: nn.Module, spec: LayerSpec, index: int) -> None:
+    def _fit(self, layer: FFNASLayer, spec: LayerSpec, index: int) -> None:
         """Replaces the second product, and the output projection of attention, by their least-squares fits."""
         whole, found = self.model.base_model.encoder[index], self.statistics[index]
         shape = self.variants.shape
         if spec.stack:
-            ffn, source = layer.all_ffn[0], whole.all_ffn[0]
+            ffn: Any = layer.all_ffn[0]  # of full weights, which a type cannot tell
+            source: Any = whole.all_ffn[0]
             width = ffn.dense1.out_features
             if spec.expression != self.variants.expression:
                 weight, bias = fit_inner(ffn, spec.expression, source, self.variants.expression, found.inputs)
@@ -98,16 +102,17 @@ class Library:
                 weight, bias = source.dense2.weight, source.dense2.bias
             ffn.dense2.weight.copy_(weight)
             ffn.dense2.bias.copy_(bias)
-        if spec.heads and spec.heads < shape.num_heads:
-            attention = whole.attention
-            size = shape.hidden_size // shape.num_heads
+        if spec.heads and spec.heads < (shape.num_heads or 0):
+            attention = whole.block
+            size = attention.head_size
             weight, bias = refit(found.context, attention.dense.weight, attention.dense.bias, spec.heads * size)
-            layer.attention.dense.weight.copy_(weight)
-            layer.attention.dense.bias.copy_(bias)
+            layer.block.dense.weight.copy_(weight)
+            layer.block.dense.bias.copy_(bias)
 
     def _alone(self, index: int) -> FFNASModel:
         """Layer `index` as an encoder of one layer, on shared weights and next to no embeddings."""
         config = copy.deepcopy(self.model.config)
+        assert config.layers is not None  # since the configuration was made
         layer = config.layers[index]
         sizes = {"vocab_size": 1, "max_position_embeddings": 1, "type_vocab_size": 1, "num_hidden_layers": 1}
         for name, value in {**sizes, "layers": [layer], "pad_token_id": None, "source_layers": None}.items():
@@ -119,13 +124,16 @@ class Library:
         return base
 
 
-def without_dropout(module: nn.Module) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def without_dropout(module: Module) -> Module:
     """The module with every dropout off: short distillation is faster and no worse without."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         if isinstance(getattr(part, "p_drop", None), float):
-            part.p_drop = 0.0
+            setattr(part, "p_drop", 0.0)  # noqa: B010  of several classes
     return module
 
 
@@ -171,7 +179,8 @@ def _calibrated(ctx: Prepared, variants: Variants, batches: Iterator[Batch]) -> 
     model.set_attn_implementation("sdpa")
     model.requires_grad_(False).eval()
     statistics = reorder(model, calibrate(model, _until(batches, ctx.config.inherit.calibration_tokens)))
-    return Library(model, statistics, variants, np.zeros((variants.shape.num_layers, len(variants.specs))))
+    losses = np.zeros((variants.shape.num_layers, len(variants.specs)))
+    return Library(model, statistics, variants, ctx.spec.head, losses)
 
 
 def _score(
@@ -241,7 +250,6 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
     spec = variants.specs[choice]
     total, error, scale, rows = 0.0, 0.0, 0.0, 0
     if spec != variants.own:
-        regression = library.model.config.problem_type == "regression"
         block = library.block(index, spec)
         for (states, mask, real), (_, wanted) in zip(passes, library.answers, strict=True):
             x = block(states[index], mask)
@@ -250,8 +258,9 @@ def _scored(library: Library, index: int, choice: int, passes: list[tuple[list[T
             scale += float((target - target.mean()).square().sum())
             for later in range(index + 1, variants.shape.num_layers):
                 x = base.encoder[later](x, mask, base.planner.full[later])[0]
-            own = library.model.classify(x, real).view(wanted.shape)
-            total += float(divergence(own, wanted, regression=regression).sum())
+            own = library.model.answer(x, real)
+            assert own is not None
+            total += float(library.head.divergence(own.view(wanted.shape), wanted).sum())
             rows += len(wanted)
     architecture = with_layer(variants.whole, index, spec)
     return Trial(

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from engine.data import EncodedDataset, EncodedTask
-from engine.distill.inherited import NO_LABEL
+from engine.data.task import TaskHead
 from search.context import Prepared
 
 
@@ -20,7 +20,7 @@ def with_text(prepared: Prepared) -> EncodedTask:
     data, given = prepared.data, prepared.config.data.text
     if not given or data.spec.is_pair or not isinstance(data.text, EncodedDataset):
         return data
-    return replace(data, train=joined(data.train, data.text))
+    return replace(data, train=joined(data.train, data.text, data.spec.head))
 
 
 def unused(prepared: Prepared) -> str | None:
@@ -34,12 +34,11 @@ def unused(prepared: Prepared) -> str | None:
     return None
 
 
-def joined(train: EncodedDataset, text: EncodedDataset) -> EncodedDataset:
-    """The rows of both, those of `text` without labels (`engine.distill.inherited.NO_LABEL`, or NaN for values)."""
+def joined(train: EncodedDataset, text: EncodedDataset, head: TaskHead) -> EncodedDataset:
+    """The rows of both, those of `text` without labels (`TaskHead.no_labels`)."""
     labels = train.labels
     if labels is not None:
-        nothing = np.nan if labels.dtype.kind == "f" else NO_LABEL
-        labels = np.concatenate([labels, np.full(len(text), nothing, dtype=labels.dtype)])
+        labels = np.concatenate([labels, head.no_labels(len(text), labels)])
     return replace(
         train,
         tokens=np.concatenate([train.tokens, text.tokens]),

@@ -15,12 +15,11 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.architecture.architecture import Architecture
-from engine.distributed.claims import Claims
-from engine.distributed.parallel import Ranks
+from engine.training.claims import Claims
+from engine.training.parallel import Ranks
 from search.ledger.ledger import Ledger
 from search.ledger.records import Candidate, Trial
 
@@ -107,7 +106,7 @@ class RankBoard:
         ranks: the processes of the run.
         ledger: the first rank's is read and written; the others' is not touched.
         stage: name of the stage, and of nothing else in this run.
-        silence: as of `engine.distributed.claims.Claims`.
+        silence: as of `engine.training.claims.Claims`.
     """
 
     def __init__(self, ranks: Ranks, ledger: Ledger, stage: str, **options: float) -> None:
@@ -127,10 +126,8 @@ class RankBoard:
         self._claims.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._claims.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._claims.__exit__(kind, *rest)
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Architecture]:
         first = candidates[0].number

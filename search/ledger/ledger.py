@@ -1,19 +1,12 @@
 """The ledger: every trial that ended, kept in an Optuna study so that optuna-dashboard opens it.
 
 One study per stage, in a SQLite file of the run directory or in any database Optuna's storage knows. A trial is
-written once, in one transaction, when it ends; a kill at any instant leaves either the whole trial or none of it. Each
-carries a checksum of its values: SQLite notices a torn page, not a changed digit.
-A ledger that several workers share also holds candidates that wait or are being evaluated
-(`search.ledger.shared_board`).
+written once, in one transaction, when it ends, with a checksum of its values: a kill leaves all of it or nothing.
+A ledger that several workers share also holds candidates that wait or run (`search.ledger.shared_board`).
 
-Parameters of a trial are the stack and the ratio of every layer, as categories, for the dashboard's importances.
-Optuna holds a parameter's categories fixed within a study, so each study notes them when it is made and a value from
-outside them (a space that was widened) stays out of the parameters; the architecture text holds it in any case.
-
-Chosen: SQLite's rollback journal and a long timeout. Rejected: write-ahead logging; it needs shared memory, which
-network file systems of clusters lack, and it splits the ledger over three files, for writes that come seconds apart.
-Rejected: asking Optuna for the next trial (`ask`/`tell`) where one process searches; a trial begun and killed would
-stay in the study as running.
+Parameters of a trial are the stack and the ratio of every layer, as categories, for the dashboard's importances; a
+value from outside a study's categories stays out of them, the architecture text holds it in any case
+(docs/decisions/0027).
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ class Trial:
 
     stage: str
     number: int
-    architecture: PackedArchitecture = PackedArchitecture()  # a descriptor
+    if TYPE_CHECKING:
+        architecture: Architecture
+    else:
+        architecture: PackedArchitecture = PackedArchitecture()  # a descriptor
     key: str
     score: float | None
     params: int
@@ -144,23 +147,25 @@ def to_optuna(trial: Trial | Candidate, choices: dict[str, list[Any]], **attrs: 
             if value in allowed:
                 values[name] = value
                 distributions[name] = CategoricalDistribution(allowed)
-    about = {
+    about: dict[str, Any] = {
         "number": trial.number,
         "architecture": str(trial.architecture),
         "key": trial.key,
         "params": trial.params,
     }
     now = datetime.now()
-    state, value, began, ended = TrialState.WAITING, None, None, None
+    state, score = TrialState.WAITING, None
+    began: datetime | None = None
+    ended: datetime | None = None
     if isinstance(trial, Trial):
-        state, value = optuna_state(trial), trial.score
+        state, score = optuna_state(trial), trial.score
         began, ended = now - timedelta(seconds=trial.seconds), now
         about |= outcome(trial)
     return FrozenTrial(
         number=-1,  # the storage numbers entries by itself; ours is an attribute
         trial_id=-1,
         state=state,
-        value=value,
+        value=score,
         datetime_start=began,
         datetime_complete=ended,
         params=values,

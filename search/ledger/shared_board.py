@@ -1,18 +1,11 @@
 """Candidates shared out among workers on one ledger: any number, on any machines, joining and leaving at will.
 
-An entry of the study goes through Optuna's states: waiting when a worker proposes the candidate, running when one takes
-it (the storage lets exactly one do that), then complete, failed or pruned. A running entry gets signs of life through
-Optuna's heartbeat. When they stop, any worker fails the entry (`optuna.storages.fail_stale_trials`) and the candidate
-is offered again as a new one. A trial is written with its state last, so one that was cut short is not there at all.
+An entry of the study is waiting when a worker proposes the candidate, running when one takes it (the storage lets
+exactly one do that), then complete, failed or pruned. A running entry gives signs of life through Optuna's heartbeat;
+when they stop, any worker fails it and the candidate is offered again. A trial is written with its state last.
 
-Several entries may bear the same number: abandoned ones, and those of workers that proposed at the same moment. A
-finished one counts before a live one, and an earlier one before a later one; Optuna locks the study while it adds an
-entry, so all workers agree on which is earlier.
-
-Scores are comparable only if all workers train alike. So a study notes what its trials depend on
-(`search.config.identity`), and a worker that differs is refused.
-
-Rejected: a table of claims of our own beside Optuna's. The dashboard would not show who works on what.
+Several entries may bear the same number: a finished one counts before a live one, an earlier before a later. A study
+notes what its trials depend on (`search.config.identity`), and a worker that differs is refused (docs/decisions/0027).
 """
 
 from __future__ import annotations
@@ -27,6 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from engine.architecture.architecture import Architecture
@@ -165,6 +159,7 @@ class LedgerBoard:
         for entry in self._retrying(lambda: self.ledger.entries(self.stage)):
             if entry.run != self._tag:
                 self._refuse(self._noted() or {})
+            assert entry.number is not None  # ours, as its tag says
             if entry.number not in chosen or (entry.trial is not None and chosen[entry.number].trial is None):
                 chosen[entry.number] = entry
         return chosen
@@ -181,7 +176,7 @@ class LedgerBoard:
         storage, study = self.ledger.storage, self._study
         added = [
             self._retrying(
-                lambda c=c: storage.create_new_trial(study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
+                partial(storage.create_new_trial, study._study_id, to_optuna(c, self._choices, **{RUN: self._tag}))
             )
             for c in candidates
         ]
@@ -217,6 +212,7 @@ class LedgerBoard:
 
         if not self._retrying(take):
             return False
+        assert entry.number is not None  # of `_entries`
         self._mine[entry.number] = number
         self._retrying(lambda: storage.set_trial_user_attr(number, "worker", self.worker))
         return True

@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Answers:
-    """What summary.json holds under "evidence.answers" (`search.evidence.shown`).
+    """What summary.json holds under "evidence.answers" (`engine.evaluation.shown`).
 
     Attributes:
         classes: in the order of their ids.
@@ -93,8 +93,9 @@ def _list(path: Path, parent: Any, name: str) -> list[Any]:
 
 def _class(path: Path, raw: Any) -> ClassScores:
     prefix = f"{_PREFIX}classes."
-    scores = (field_of(path, raw, name, float, prefix) for name in ("precision", "recall", "f1"))
-    return ClassScores(field_of(path, raw, "label", str, prefix), *scores, field_of(path, raw, "support", int, prefix))
+    precision, recall, f1 = (field_of(path, raw, name, float, prefix) for name in ("precision", "recall", "f1"))
+    label, support = field_of(path, raw, "label", str, prefix), field_of(path, raw, "support", int, prefix)
+    return ClassScores(label, precision, recall, f1, support)
 
 
 def _confusion(path: Path, raw: Mapping[str, Any], classes: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.files import write_text_atomic
 from search.report.answers import confusions
@@ -200,7 +200,7 @@ def _failures(data: RunData) -> list[tuple[str, int]]:
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _resolved(data: RunData) -> list[dict[str, str]]:
+def _resolved(data: RunData) -> list[dict[str, Any]]:
     """Answers under other constraints: budget, score, costs, latency."""
     rows = []
     for name, answer in data.resolved.items():

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from engine.architecture.params import count_parameters
 from engine.data.task_data import TaskData
 from engine.evaluation.metrics import primary
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from engine.student.configuration import FFNASConfig
     from search.context import Prepared
     from search.derive import Derived
-
-MOST_CLASSES = 30
-"""Classes whose rows are counted in the card."""
 
 
 def card_facts(ctx: Prepared, best: Derived, found: dict[str, Any]) -> dict[str, Any]:
@@ -102,20 +97,10 @@ def trained_on(task: TaskData, name: str) -> list[str]:
         f" {len(task.select):,} to choose checkpoints, {len(task.dev):,} (dev) for the scores on this page alone"
     )
     lines.append(f"columns read: {', '.join(spec.text_columns)} (text), {spec.label_column} (label)")
-    if task.train.labels is None:
-        return lines
     labels = task.train.labels
-    if spec.is_regression:
-        lines.append(f"labels from {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}")
-    elif not spec.is_choice:
-        counts = np.bincount(labels, minlength=spec.num_labels)
-        pairs = list(zip(spec.label_names, counts.tolist(), strict=True))
-        told = ", ".join(
-            f"{label} {count:,} ({_percent(count / len(labels))})" for label, count in pairs[:MOST_CLASSES]
-        )
-        more = f" and {len(pairs) - MOST_CLASSES} more" if len(pairs) > MOST_CLASSES else ""
-        lines.append(f"classes of the rows to learn from: {told}{more}")
-    return lines
+    if labels is None:
+        return lines
+    return [*lines, *spec.head.card_lines(spec, labels)]
 
 
 def limits(ctx: Prepared, english: bool) -> list[str]:

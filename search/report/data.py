@@ -4,14 +4,13 @@
     stageN/candidates.csv   trials; stageN/best.json: the number of the stage's winner
     baselines/random/candidates.csv   trials of the random search
     best/architecture.json  the found architecture
-    log.jsonl               {"phase", "step", "total" (or "loss"), "hidden", "attention", "prediction", "seconds"}
+    log.jsonl               {"phase", "step", "total" (or "loss"), the terms of the loss, "seconds"}
     config.yaml             shown as it is
     stageN/sampler.json     how the sampler parted the space
     latency_table.json      predicted against measured latencies
     resolved/*/summary.json answers under other constraints
 
-Rejected: taking a finished run's objects from memory. The same report must be buildable later, elsewhere, and of a
-run that was interrupted.
+Nothing comes from the running process: reports are built later and elsewhere too (docs/decisions/0030).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from engine.architecture.architecture import Architecture
 from engine.architecture.file import load_architecture
 from engine.errors import UserError
+from engine.loss_terms import LOGGED
 from engine.model_sources import hub_name
 from search.console.phase_names import phase_name
 from search.report.evidence import Evidence, read_evidence
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from engine.latency.table import LatencyTable
 
 _log = logging.getLogger("ffnas.report")
-
-TERMS = ("total", "hidden", "attention", "prediction")
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,11 @@ class Model:
     layers: int | None = None
     hidden_size: int | None = None
 
+    @property
+    def score(self) -> float:
+        """The value of its primary metric; NaN if not evaluated."""
+        return math.nan if self.metric is None else self.metric.value
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -88,6 +91,11 @@ class Stage:
     @property
     def scored(self) -> list[Candidate]:
         return [t for t in self.trials if t.score is not None and t.state == "complete"]
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Parameters and score of each of them."""
+        return [(t.params, t.score) for t in self.trials if t.score is not None and t.state == "complete"]
 
     @property
     def failures(self) -> Counter[str]:
@@ -265,7 +273,7 @@ def _stage(folder: Path, key: str, phase: str) -> Stage | None:
     if "number" in record:
         best = field_of(folder / "best.json", record, "number", int)
     else:
-        best = min(scored, key=lambda t: (-t.score, t.params, t.number)).number if scored else None
+        best = min(scored, key=lambda t: (-(t.score or 0.0), t.params, t.number)).number if scored else None
     title = phase_name(phase)
     return Stage(key, title[:1].upper() + title[1:], trials, best)
 
@@ -279,7 +287,7 @@ def _curves(path: Path) -> dict[str, Curve]:
         try:
             entry = json.loads(line)
             phase, step = entry["phase"], entry["step"]
-            losses = {t: entry.get(t) for t in TERMS}
+            losses = {t: entry.get(t) for t in LOGGED}
             losses["total"] = entry.get("total", entry.get("loss"))
             point = {t: float(v) for t, v in losses.items() if v is not None and math.isfinite(v)}
             if not isinstance(phase, str) or not isinstance(step, int):

@@ -20,6 +20,6 @@ def field_of(path: Path, parent: Any, name: str, kind: type, prefix: str = "") -
     """
     value = parent.get(name) if isinstance(parent, Mapping) else None
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not fits or (kind is float and not math.isfinite(value)):
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"{path}: {prefix}{name}: must be {_KINDS[kind]}, got {value!r:.60}")
     return value

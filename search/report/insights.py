@@ -83,6 +83,7 @@ def operators(data: RunData) -> Figure | None:
     panels[0].set_yticks(range(len(names)), names)
     for label in panels[0].get_yticklabels():
         label.set_color(INK)
+    assert image is not None  # there is a panel
     bar = made.colorbar(image, ax=list(panels), shrink=0.8, pad=0.02, ticks=[0, 0.5, 1])
     bar.ax.set_yticklabels(["0 %", "50 %", "100 %"])
     bar.outline.set_visible(False)
@@ -147,9 +148,8 @@ def _front(panel: Axes, stage: Stage, name: str, unit: float) -> None:
         return
     color = STAGE_COLORS[stage.key]
     label = stage.title.partition(":")[0] if stage.key != "random" else "Random search"
-    panel.scatter(
-        *zip(*points, strict=True), s=20, marker=STAGE_MARKERS[stage.key], color=color, alpha=0.4, lw=0, label=label
-    )
+    costs, scores = [cost for cost, _ in points], [score for _, score in points]
+    panel.scatter(costs, scores, s=20, marker=STAGE_MARKERS[stage.key], color=color, alpha=0.4, lw=0, label=label)
     front = pareto_front(points)
     panel.step(*zip(*front, strict=True), where="post", color=color, lw=1.6)
     panel.plot(*zip(*front, strict=True), STAGE_MARKERS[stage.key], color=color, ms=4.5, mec="white", mew=0.6)

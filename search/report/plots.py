@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from engine.loss_terms import LOGGED
 from search.console.phase_names import phase_name
-from search.report.data import TERMS, Curve, Model, RunData, Stage
+from search.report.data import Curve, Model, RunData, Stage
 from search.report.theme import (
     BEST,
     INK,
@@ -91,8 +93,8 @@ def losses(data: RunData) -> Figure | None:
         panel.set_xlabel("optimizer step")
     shown = {line.get_label(): line for panel in panels for line in panel.get_lines()}
     made.legend(
-        [shown[t] for t in TERMS if t in shown],
-        [t for t in TERMS if t in shown],
+        [shown[t] for t in LOGGED if t in shown],
+        [t for t in LOGGED if t in shown],
         loc="outside upper left",
         ncols=4,
         fontsize=9.5,
@@ -139,7 +141,7 @@ def time_per_phase(data: RunData) -> Figure | None:
 def _scores(panel: Axes, stage: Stage) -> None:
     color = STAGE_COLORS[stage.key]
     scored, failed = stage.scored, [t.number for t in stage.trials if t.score is None]
-    numbers, scores = [t.number for t in scored], [t.score for t in scored]
+    numbers, scores = [t.number for t in scored], [score for _, score in stage.points]
     crowded = len(scored) > 150
     panel.scatter(numbers, scores, s=14 if crowded else 26, color=color, alpha=0.5, linewidths=0, label="trial")
     best = [max(scores[: i + 1]) for i in range(len(scores))]
@@ -147,7 +149,7 @@ def _scores(panel: Axes, stage: Stage) -> None:
         [*numbers, stage.trials[-1].number], [*best, best[-1]], where="post", color=color, lw=1.8, label="best so far"
     )
     winner = next((t for t in scored if t.number == stage.best), None)
-    if winner is not None:
+    if winner is not None and winner.score is not None:
         panel.scatter([winner.number], [winner.score], s=130, marker="*", color=BEST, edgecolors="white", zorder=5)
         left = winner.number > (stage.trials[0].number + stage.trials[-1].number) / 2
         panel.annotate(
@@ -184,14 +186,14 @@ def _fronts(panel: Axes, data: RunData, stages: list[Stage]) -> None:
         panel.axvspan(low / unit, high / unit, color="#8894a6", alpha=0.10, lw=0, label="budget")
     for stage in stages:
         color = STAGE_COLORS[stage.key]
-        points = [(t.params, t.score) for t in stage.scored]
+        points = stage.points
         x, y = [p / unit for p, _ in points], [s for _, s in points]
         label = stage.title.partition(":")[0] if stage.key != "random" else "Random search"
         panel.scatter(x, y, s=20, marker=STAGE_MARKERS[stage.key], color=color, alpha=0.45, linewidths=0, label=label)
         front = pareto_front(points)
         panel.step([p / unit for p, _ in front], [s for _, s in front], where="post", color=color, lw=1.6)
         winner = next((t for t in stage.scored if t.number == stage.best), None)
-        if winner is not None and stage.key != "random":
+        if winner is not None and winner.score is not None and stage.key != "random":
             panel.scatter(
                 [winner.params / unit], [winner.score], s=150, marker="*", color=color, edgecolors=INK, lw=0.9, zorder=5
             )
@@ -207,7 +209,7 @@ def _finished(panel: Axes, models: list[Model]) -> None:
     for model in models:
         panel.scatter(
             [model.params / unit],
-            [model.metric.value],
+            [model.score],
             s=300 if model.kind == "best" else 90,
             marker=MODEL_MARKERS[model.kind],
             color=MODEL_COLORS[model.kind],
@@ -220,16 +222,18 @@ def _finished(panel: Axes, models: list[Model]) -> None:
     first = models[0].metric
     panel.set_title("Finished models")
     panel.set_xlabel(f"parameters{name}")
-    panel.set_ylabel(f"{first.name} on {first.split}")
+    if first is not None:
+        panel.set_ylabel(f"{first.name} on {first.split}")
 
 
 def _label(panel: Axes, models: list[Model], unit: float) -> None:
     """Names beside their points, on the side with more room, pushed up where they would cover each other."""
-    panel.figure.draw_without_rendering()
-    point = panel.figure.dpi / 72
+    made: Any = panel.figure  # the whole figure: panels of ours lie in no other
+    made.draw_without_rendering()
+    point = made.dpi / 72
     box = panel.get_window_extent()
     placed: list[tuple[float, float, float]] = []
-    spots = [(*panel.transData.transform((m.params / unit, m.metric.value)), m) for m in models]
+    spots = [(*panel.transData.transform((m.params / unit, m.score)), m) for m in models]
     for x, y, model in sorted(spots, key=lambda s: s[1]):
         right = x < (box.x0 + box.x1) / 2
         width = 4.9 * point * max(len(shorten(model.name, 30)), 12)
@@ -255,7 +259,7 @@ def _label(panel: Axes, models: list[Model], unit: float) -> None:
 
 def _curve(panel: Axes, name: str, curve: Curve) -> None:
     largest, smallest = 0.0, math.inf
-    for term in TERMS:
+    for term in LOGGED:
         steps, values = curve.term(term)
         if not steps or (term != "total" and not any(values)):
             continue
@@ -272,7 +276,7 @@ def _curve(panel: Axes, name: str, curve: Curve) -> None:
     integer_ticks(panel)
 
 
-def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points no other beats: fewer (or equal) parameters and a higher score; by parameters, ascending."""
     front: list[tuple[float, float]] = []
     for params, score in sorted(points, key=lambda p: (p[0], -p[1])):
@@ -283,7 +287,8 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _comparable(stages: list[Stage]) -> bool:
     """Whether one scale serves all stages: no stage's scores would be squeezed into a third of it."""
-    spans = [(min(t.score for t in s.scored), max(t.score for t in s.scored)) for s in stages]
+    scores = [[score for _, score in s.points] for s in stages]
+    spans = [(min(found), max(found)) for found in scores]
     whole = max(h for _, h in spans) - min(low for low, _ in spans)
     return all(3 * (high - low) >= whole for low, high in spans)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.files import write_atomic
+from engine.loss_terms import TERMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ STAGE_COLORS = {
 }  # fmt: skip
 STAGE_MARKERS = {"1": "o", "2": "s", "3": "^", "library": "o", "round": "^", "random": "D"}
 BEST, TEACHER, BASELINE = "#D55E00", "#AA4499", "#7A7F87"
-TERM_COLORS = {"total": INK, "hidden": "#0072B2", "attention": "#E69F00", "prediction": "#009E73"}
+TERM_COLORS = {"total": INK, **{term.name: term.color for term in TERMS}}
 MODEL_COLORS = {"best": BEST, "teacher": TEACHER, "baseline": BASELINE}
 MODEL_MARKERS = {"best": "*", "teacher": "P", "baseline": "D"}
 
@@ -66,7 +67,8 @@ def style() -> Iterator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+        for name, value in _SETTINGS.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]  # names are literals to its stubs
         yield
 
 
@@ -74,10 +76,11 @@ def figure(width: float, height: float) -> Figure:
     """An empty figure, inches; drawn by Agg, without a display and without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    made = Figure(figsize=(width, height), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
+    made = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(made)
-    made.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
     return made
 
 

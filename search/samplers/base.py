@@ -14,16 +14,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
-from kernels.language.expression import Expression
 from search.ledger.ledger import Trial
 from search.ledger.records import PackedArchitecture, digest
+from search.samplers.neighbours import Bounded
 from search.space import NoNeighbour
 
 FORMAT = 2
@@ -31,27 +30,8 @@ MAX_TRIES = 20_000
 """Draws, at most, before a space counts as exhausted."""
 
 
-class Space(Protocol):
-    """What samplers ask of a search space (`search.space.SearchSpace`).
-
-    Attributes:
-        stacks, ratios: what a layer may have.
-        activations, binaries: operators of expressions.
-        linears: kinds of linear (`linear`, `kron`).
-        shares_expressions, shares_shapes: whether all layers of an architecture have the same.
-        fixed_expressions: one per layer where only (stack, ratio) is searched, else None.
-        fixed_shapes: one (stack, ratio) per layer where only expressions are searched, else None.
-    """
-
-    stacks: tuple[int, ...]
-    ratios: tuple[Fraction, ...]
-    activations: tuple[str, ...]
-    binaries: tuple[str, ...]
-    linears: tuple[str, ...]
-    shares_expressions: bool
-    shares_shapes: bool
-    fixed_expressions: tuple[Expression, ...] | None
-    fixed_shapes: tuple[tuple[int, Fraction], ...] | None
+class Space(Bounded, Protocol):
+    """What samplers ask of a search space (`search.space.SearchSpace`)."""
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """A random architecture of the space."""
@@ -90,7 +70,10 @@ class SpaceExhausted(RuntimeError):
 class Observation:
     """A finished trial as a sampler sees it; `score` is None where it failed."""
 
-    architecture: PackedArchitecture = PackedArchitecture()  # noqa: RUF009  a descriptor
+    if TYPE_CHECKING:
+        architecture: Architecture
+    else:
+        architecture: PackedArchitecture = PackedArchitecture()
     score: float | None
 
 

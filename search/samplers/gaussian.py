@@ -1,28 +1,15 @@
 """The `gaussian` sampler: a Gaussian process on structure and cost proposes the candidate that may be best.
 
-The model. Scores are standardized, with failed trials as the worst and what lies far below the median brought near to
-it. An architecture is a row of features per layer (`search.space.features`), each scaled by its spread in the space.
-With d_l^2 the squared distance of two architectures' rows l and k_l = exp(-d_l^2 / 2 s^2),
+Scores are standardized, failed trials the worst, outliers below brought near. An architecture is a row of features per
+layer (`search.space.features`), each scaled by its spread. With d_l^2 the squared distance of two architectures' rows l
+and k_l = exp(-d_l^2 / 2 s^2),
 
     k = a * mean_l k_l  +  b * mean_{l < m} k_l k_m  +  c * prod_l k_l
 
-the first term lets every layer have an effect of its own, the second pairs of layers, the third ties all together. The
-length s, the weights (a, b, c) and the noise are those of highest marginal likelihood on a small grid, found anew every
-`refit_every` trials.
-
-The proposal is the member of a pool with the highest upper confidence bound, mean + `CONFIDENCE` deviations. In the
-pool are draws of the space, one or more mutations of the best trials, and all neighbours of the very best
-(`search.samplers.neighbours`). Candidates still running count as if they had scored what the model expects of them,
-which keeps a batch apart (kriging believer).
-
-Measured on the first table of `benchmarks.samplers`, mean regret after 5 % of it in percentage points: 0.10 to 0.13
-with the bound at 2 deviations, 0.15 at 3, 0.13 at 1.5; with expected improvement 0.14 to 0.16, probability of
-improvement 0.17, Thompson's draws 0.17; without the term of pairs 0.13 where it is 0.10.
-Rejected: gradient-based fits of one length per feature. With tens of trials they follow the noise, and take a hundred
-times as long; a random forest, whose spread between trees says little far from the data; scores as normal quantiles of
-their ranks, which hide how far the best is ahead.
-
-Source: upper confidence bounds of Gaussian processes, Srinivas et al. 2010; additive kernels, Duvenaud et al. 2011.
+(single layers, pairs of layers, all together); s, (a, b, c) and the noise have the highest marginal likelihood on a
+small grid, found anew every `refit_every` trials. The proposal is the member of a pool (draws, mutations of the best,
+all neighbours of the very best) with the highest mean + `CONFIDENCE` deviations. Candidates still running count as if
+they had scored what is expected of them. Measured, and what was tried instead: docs/decisions/0025.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Architectures as a fixed set of categories, for optimizers that know nothing else.
+"""Architectures as a fixed set of categories, for optimizers that know nothing else (`tpe`, `nsga2`).
 
 Genes, per layer and only where the space leaves a choice:
 
@@ -7,14 +7,8 @@ Genes, per layer and only where the space leaves a choice:
     layer0.height                                of the tree
     layer0.wb1, layer0.wb2                       kinds of linear, where the space has several
 
-An expression is a tree of any shape; three places that every FFN has (`search.space.features.places`) and the height
-say what kind it is. Genes to an architecture: (stack, ratio) are taken as they are, and of a pool of expressions (draws
-of the space and those of the best trials) each layer gets the one that agrees with most of its genes. Where the result
-does not lie in the space, a mutation brings it there.
-
-Rejected: one category per node of a maximal tree with the lower ones conditional on the upper. Seven levels are 127
-conditional categories per layer, most of them unused in any one trial; and codons read modulo the number of productions
-(grammatical evolution), where one changed gene changes the meaning of all after it.
+Genes to an architecture: (stack, ratio) as they are, and of a pool of expressions (draws and those of the best trials)
+each layer gets the one that agrees with most of its genes; a mutation brings the result into the space if need be.
 """
 
 from __future__ import annotations

@@ -129,5 +129,6 @@ class LibrarySampler(Sampler):
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self._study = optuna.create_study(directions=list(self.directions))
+            directions: Any = list(self.directions)
+            self._study = optuna.create_study(directions=directions)
         return self._study

@@ -23,17 +23,33 @@ from search.space.rules import is_activation
 
 
 class Bounded(Protocol):
-    """What the neighbourhood asks of a space (`search.space.SearchSpace`)."""
+    """What the neighbourhood asks of a space (`search.space.SearchSpace`).
+
+    Attributes:
+        stacks, ratios: what a layer may have.
+        activations, binaries: operators of expressions.
+        linears: kinds of linear (`linear`, `kron`).
+        fixed_expressions: one per layer where only (stack, ratio) is searched, else None.
+        fixed_shapes: one (stack, ratio) per layer where only expressions are searched, else None.
+    """
 
     stacks: tuple[int, ...]
     ratios: tuple[Fraction, ...]
     activations: tuple[str, ...]
     binaries: tuple[str, ...]
     linears: tuple[str, ...]
-    shares_expressions: bool
-    shares_shapes: bool
     fixed_expressions: tuple[Expression, ...] | None
     fixed_shapes: tuple[tuple[int, Fraction], ...] | None
+
+    @property
+    def shares_expressions(self) -> bool:
+        """Whether all layers have the same expression."""
+        ...
+
+    @property
+    def shares_shapes(self) -> bool:
+        """Whether all layers have the same stack and ratio."""
+        ...
 
     def contains(self, arch: Architecture) -> bool:
         """Whether `arch` lies in the space."""

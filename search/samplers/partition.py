@@ -1,21 +1,12 @@
 """The `partition` sampler: a learned partition of the space decides where the next candidate is drawn.
 
 After `startup` random candidates a tree (`search.samplers.tree`) parts the observed architectures into good and bad
-regions; the next candidate comes from the leaf with the highest upper confidence bound. Drawing from a leaf is
-rejection: draws from the space and mutations of the leaf's best members, until one lies in the leaf. The tree is
-rebuilt every `rebuild_every` trials; visits and means are kept up to date in between, and candidates still running
-count as visits, so that a batch of proposals spreads over the leaves.
-
-A failed trial counts as the worst score seen: a region where training diverges is a bad region, and a leaf full of
-failures must not be chosen for ever.
-
-Rejected: always taking the pool's best predicted candidate. On synthetic objectives it lost to a random member of the
-leaf (3.70 against 3.80 standard deviations above the mean after 200 trials, 20 seeds): the linear models are right
-about regions and wrong about single candidates. Rejected too: drawing only from the space (2.96); what lies in a good
-leaf of a large space is found from its neighbours, hardly by chance.
+regions; the next candidate comes from the leaf with the highest upper confidence bound: draws from the space and
+mutations of the leaf's best members, until one lies in the leaf. The tree is rebuilt every `rebuild_every` trials. A
+failed trial counts as the worst score seen; candidates still running count as visits.
 
 Source: LaNAS, Wang et al. 2019, "Sample-Efficient Neural Architecture Search by Learning Action Space"; EfficientBERT,
-Dong et al. 2021, section 3 (80 random candidates, then a rebuild every 10).
+Dong et al. 2021, section 3 (80 random candidates, then a rebuild every 10). Variants: docs/decisions/0026.
 """
 
 from __future__ import annotations

@@ -1,20 +1,11 @@
 """Successive halving of proxy training: at rungs in between, candidates that lag behind stop.
 
-Rungs lie at total / reduction^k optimizer steps of the task phase, k = `rungs`..1. At each of them a candidate is
-scored, and it trains on only if it is among the best 1 / reduction of the candidates of the stage that have reached
-this rung: those whose scores the sampler had seen when it proposed this one, and those of the same population (of fewer
-than `reduction`, only the best). Any sampler may propose; it sees
-a stopped candidate with its score at the last rung.
+Rungs lie at total / reduction^k optimizer steps of the task phase, k = `rungs`..1. At each a candidate is scored, and
+trains on only if it is among the best 1 / reduction of the stage's candidates that have reached this rung: those whose
+scores the sampler had seen, and those of the same population. A stopped candidate has its score at the last rung.
+Trials keep their scores at the rungs, so a resumed run decides as the undisturbed one would have (docs/decisions/0028).
 
-What was decided can be found again: every trial keeps its scores at the rungs, so a resumed run reads them from the
-ledger, repeats no finished trial, and decides about the others as the undisturbed run would have. Populations
-that other processes happened to finish meanwhile do not count, so decisions do not depend on who was faster either.
-
-Rejected: pausing candidates and promoting the best later, as synchronous halving does. It keeps the weights and both
-moments of every paused candidate for the length of a stage, or trains them again.
-
-Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), MLSys 2020, in the form that stops
-instead of promoting.
+Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), MLSys 2020, in the form that stops.
 """
 
 from __future__ import annotations

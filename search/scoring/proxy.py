@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-
-import torch
+from typing import cast
 
 from engine.architecture.architecture import Architecture
 from engine.data import Batch, EncodedDataset
@@ -25,6 +24,7 @@ from engine.evaluation.evaluation import evaluate
 from engine.evaluation.metrics import primary
 from engine.seeding import seed_everything
 from engine.states import EncoderStates
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.supernet import extract
 from engine.student.vocabulary import WORTHWHILE, Vocabulary, of_first_batches
 from engine.training.loop import cycle
@@ -33,7 +33,7 @@ from engine.training.settings import PhaseSettings
 from search.config.schema import StageConfig
 from search.context import Context
 from search.ledger.ledger import Trial
-from search.phases import phase_data
+from search.phases import PhaseData, phase_data
 from search.scoring.halving import SuccessiveHalving, attributes
 from search.scoring.trials import Result
 
@@ -51,7 +51,7 @@ class ProxyTrainer:
         supernet: gives candidates their first weights.
     """
 
-    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: torch.nn.Module) -> None:
+    def __init__(self, ctx: Context, name: str, settings: StageConfig, supernet: FFNASPreTrainedModel) -> None:
         self.ctx = ctx
         self.name = name
         self.settings = settings
@@ -61,17 +61,16 @@ class ProxyTrainer:
             "text": ctx.distiller("text", stage=True),
         }
         self.sentinel = ctx.sentinel
-        self.text = phase_data(ctx, ctx.data.text, settings.text, "proxy-text")
-        self.task = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
+        self.text: PhaseData = phase_data(ctx, ctx.data.text, settings.text, "proxy-text")
+        self.task: PhaseData = phase_data(ctx, ctx.data.train, settings.task, "proxy-task")
         self.score_data = ctx.data.score.last(settings.score_share)
         self.text_targets = self._targets("text", settings.text)
         self.task_targets = self._targets("task", settings.task)
         self.total_steps = settings.task.total_steps(self.task.num_batches(settings.task.batch_size))
         self.vocabulary = self._vocabulary()
         if self.vocabulary is not None:
-            self.text, self.task, self.score_data = (
-                self.vocabulary.renumber(d) for d in (self.text, self.task, self.score_data)
-            )
+            both = [cast("EncodedDataset", data) for data in (self.text, self.task)]  # as `_vocabulary` has seen
+            self.text, self.task, self.score_data = map(self.vocabulary.renumber, (*both, self.score_data))
             self.supernet = self.vocabulary.student(supernet)
             self.vocabulary = self.vocabulary.to(ctx.device)
         self.halving = self._halving(())
@@ -196,7 +195,7 @@ class ProxyTrainer:
         self,
         members: list[Member],
         part: Part,
-        data: EncodedDataset,
+        data: PhaseData,
         settings: PhaseSettings,
         targets: TeacherTargets,
         after_step: Callable[[int], None] | None = None,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.architecture.architecture import Architecture
 from engine.errors import UserError
@@ -24,6 +24,7 @@ from engine.evaluation.metrics import primary
 from engine.evaluation.race_subnets import race_subnets
 from engine.evaluation.shared import SharedEvaluator
 from engine.exhaustion import free_memory, is_out_of_memory
+from engine.student.modeling import FFNASPreTrainedModel
 from engine.training.sentinel import Sentinel
 from search.context import Context
 from search.ledger.ledger import Trial
@@ -41,36 +42,41 @@ class SharedScorer:
         model: the trained supernet.
     """
 
-    def __init__(self, ctx: Context, model: nn.Module) -> None:
+    def __init__(self, ctx: Context, model: FFNASPreTrainedModel) -> None:
         self.ctx, self.model = ctx, model
         self.settings = ctx.config.stage3
         self.sentinel = ctx.sentinel
         data = ctx.data.score
         self.evaluator: SharedEvaluator | None = None
-        if ctx.spec.is_span or ctx.spec.is_choice:
+        if not ctx.spec.head.pooled:
             if self.settings.race > 1:
                 raise UserError(f"stage3.race: a {ctx.spec.kind} task cannot be raced: set it to 0")
             return
         slices = min(self.settings.race, len(data))
-        cut = {"slices": slices, "batch_size": RACE_BATCH, "seed": ctx.seed("stage3", "race")} if slices > 1 else {}
-        self.evaluator = SharedEvaluator(model, data, precision=ctx.precision, **cut)
+        if slices > 1:
+            seed = ctx.seed("stage3", "race")
+            cut = SharedEvaluator(model, data, precision=ctx.precision, slices=slices, batch_size=RACE_BATCH, seed=seed)
+            self.evaluator = cut
+        else:
+            self.evaluator = SharedEvaluator(model, data, precision=ctx.precision)
 
     def __call__(self, architectures: Sequence[Architecture], _: Sequence[Trial] = ()) -> list[Result]:
         """One result per candidate; none depends on earlier trials."""
         if self.evaluator is None:
-            return one_by_one(self._alone)(architectures)
+            return one_by_one(self._alone)(architectures, ())
         began = time.monotonic()
         if self.sentinel is not None:
             self._compare_backends(architectures[0], self.sentinel)
             self.sentinel = None
         try:
-            results = self._race(architectures) if len(self.evaluator.slices) > 1 else self._score(architectures)
+            score = self._race if len(self.evaluator.slices) > 1 else self._score
+            results = score(self.evaluator, architectures)
         except (RuntimeError, MemoryError) as error:  # without anything kept for others
             if not is_out_of_memory(error):
                 raise
             self.evaluator.store.clear()
             free_memory()
-            return one_by_one(self._alone)(architectures)
+            return one_by_one(self._alone)(architectures, ())
         share = (time.monotonic() - began) / len(architectures)
         return [Result(r.score, r.reason, share, r.pruned) for r in results]
 
@@ -85,12 +91,12 @@ class SharedScorer:
 
         sentinel.scoring("stage3", logits)
 
-    def _score(self, architectures: Sequence[Architecture]) -> list[Result]:
+    def _score(self, evaluator: SharedEvaluator, architectures: Sequence[Architecture]) -> list[Result]:
         spec = self.ctx.score_spec
-        return [Result(primary(spec, m)[1]) for m in self.evaluator.evaluate(architectures, spec)]
+        return [Result(primary(spec, m)[1]) for m in evaluator.evaluate(architectures, spec)]
 
-    def _race(self, architectures: Sequence[Architecture]) -> list[Result]:
-        finishes = race_subnets(self.evaluator, architectures, self.ctx.spec, confidence=self.settings.confidence)
+    def _race(self, evaluator: SharedEvaluator, architectures: Sequence[Architecture]) -> list[Result]:
+        finishes = race_subnets(evaluator, architectures, self.ctx.spec, confidence=self.settings.confidence)
         return [
             Result(f.score, None if f.survived else f"behind after {f.answered} examples", pruned=not f.survived)
             for f in finishes

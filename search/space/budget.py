@@ -1,16 +1,9 @@
 """The parameter budget: counting and drawing (stack, ratio) assignments that fit a window, exactly.
 
-A layer's FFNs cost n (2 H d + d + 3 H) parameters, or less with Kronecker weights, so the total of an assignment is a
-sum over layers; as a rule layers have the same choices. `BudgetTable` keeps, for k = 0..L, the distinct sums the last k
-layers can reach and how many assignments reach each; with running totals, the number of ways to finish any partly
-chosen assignment inside the window is two binary searches. Drawing layer after layer in proportion to those numbers is
-uniform over all assignments in the window, by integer arithmetic, without rejection.
-
-Sums that no completion can bring into the window are dropped, and counts are 64-bit where they fit, Python integers
-otherwise. For H = 540, L = 12 and 16 shapes the table takes under 0.1 s; a draw takes well under a millisecond.
-
-Rejected: drawing at random until one fits (the published code). A window that holds one assignment in a million then
-costs a million draws, and an empty one never ends.
+A layer's FFNs cost n (2 H d + d + 3 H) parameters, or less with Kronecker weights, so an assignment's total is a sum
+over layers. `BudgetTable` keeps, for k = 0..L, the distinct sums the last k layers can reach and how many assignments
+reach each; the number of ways to finish a partly chosen assignment inside the window is two binary searches. Drawing
+layer after layer in proportion to those numbers is uniform over all assignments in the window (docs/decisions/0024).
 """
 
 from __future__ import annotations
@@ -68,7 +61,8 @@ class BudgetTable:
     def _build(self, dtype: type) -> list[_Sums]:
         """For k = 0..L the sums of the last k layers."""
         cheapest, dearest = (np.concatenate([[0], np.cumsum(m)]) for m in (self.layers.min(1), self.layers.max(1)))
-        values, counts = np.zeros(1, dtype=np.int64), np.ones(1, dtype=dtype)
+        values = np.zeros(1, dtype=np.int64)
+        counts: np.ndarray = np.ones(1, dtype=dtype)
         tables = [_Sums.of(values, counts)]
         for first in range(self.num_layers - 1, -1, -1):
             sums = (values[None, :] + self.layers[first][:, None]).ravel()

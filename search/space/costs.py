@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from engine.architecture.architecture import Architecture
 from engine.architecture.flops import count_flops
@@ -65,7 +66,7 @@ class Costs:
 
     def objectives(self, names: list[str]) -> list[Callable[[Architecture], float]]:
         """A function for each of these objectives beside the score, all to be made small."""
-        return [lambda arch, name=OBJECTIVES[n]: self.cost(name, arch) for n in names if n != SCORE]
+        return [partial(self.cost, OBJECTIVES[n]) for n in names if n != SCORE]
 
 
 def text(name: str, value: float) -> str:

@@ -1,22 +1,19 @@
-"""Architectures as fixed-length vectors of numbers, for the learned parts of a search.
+"""Architectures as fixed-length vectors of numbers, for the learned parts of a search: the paper's encoding.
 
-One block per layer, then one for the whole; `feature_names` names every entry. Per layer:
+`feature_names` names every entry. Per layer:
 
     token_0..31      the expression's operators in text order (pre-order) as ids, 0 after the end; longer ones are cut
     height, size     of the tree
-    count_<op>       how often each operator occurs: those of the paper's space and gelu_erf always, others (`kron` too)
-                     where the space has them
+    count_<op>       how often each operator occurs: those of the paper's space and gelu_erf always, others where the
+                     space has them
     activation_mid   whether an activation is the operand of wb2 (the place of GELU in the hand-designed FFN)
     residual         whether x reaches the root past both weights (a binary operator above wb2)
     stack, ratio     n and r
     params_share     the layer's FFN parameters over the architecture's total
 
-and for the whole: total parameters as a position in the budget window (0 = low end, 1 = high end), mean stack, mean
-ratio. Token ids depend only on the operator table, never on the space: x 1, wb1 2, wb2 3 (-2 and -3 as Kronecker
-products), then 4 + the operator's place.
-
-Rejected: one-hot tokens. 14 times the length, for classifiers that split on thresholds anyway; the counts carry what
-is invariant to position. Source of the token sequence: EfficientBERT (Dong et al., 2021), section 3.3.
+and for the whole: total parameters as a position in the budget window, mean stack, mean ratio. Ids: x 1, wb1 2, wb2 3
+(-2 and -3 as Kronecker products), then 4 + the operator's place. Source: EfficientBERT (Dong et al., 2021), section
+3.3.
 """
 
 from __future__ import annotations

@@ -1,25 +1,13 @@
 """Random valid expressions, by a counting grammar: nothing is drawn that would have to be thrown away.
 
 A tree's class is (height, weights inside, width, kind of root): weights as a bit set (1 = wb1, 2 = wb2), width as one
-of the few width vectors over all inner widths (H, d, and the mix of both), kind one of leaf, activation, linear,
-binary.
-The table counts the trees of every class exactly, the rule of distinct operands included, so a production is drawn
-only where a valid tree exists, and the number of valid expressions of each height is known.
+of the few width vectors over all inner widths, kind one of leaf, activation, linear, binary. The table counts the trees
+of every class exactly, so a production is drawn only where a valid tree exists.
 
-Distribution. `sample` draws the height uniformly from the space's (those that have expressions), then grows a tree of
-exactly that height from the root down. At each node the kind is drawn among those possible, with weight (activation 1,
-linear 2, binary 1) times 1 + log2 of the number of trees behind it; then the operator uniformly. Of a binary node's
-operands one has the full remaining height and the other a height h drawn with weight 2^-h, again times 1 + log2 of the
-number of pairs, so side branches are small but do occur ("grow"). With probability 1/5 the tree is a "full" one
-instead, all of whose leaves lie at the same depth. Every production has positive weight: each valid expression can be
-drawn. The logarithm lets rich classes come more often than poor ones without drowning them: without it a fifth of all
-draws of height 4 in a two-operator space are one expression.
-
-Rejected: drawing uniformly from all valid expressions (the counts would allow it). Nearly all trees of height 7 are
-bushy with dozens of operators; the search would see no small ones. Also rejected: drawing freely and rejecting
-invalid trees; at height 7 almost all are invalid.
-
-Source: grow and full trees, Koza 1992 (ramped half-and-half).
+`sample` draws the height uniformly, then grows a tree of exactly that height from the root down. At each node the kind
+is drawn with weight (activation 1, linear 2, binary 1) times 1 + log2 of the trees behind it, then the operator
+uniformly; of a binary node's operands one has the full remaining height, the other height h with weight 2^-h. One tree
+in five is "full": all leaves at one depth. Each valid expression can be drawn. Why these weights: docs/decisions/0023.
 """
 
 from __future__ import annotations

@@ -4,15 +4,10 @@ FLOPs and latency are sums over layers, peak memory is a maximum, so a memory li
 `LimitedTable` draws assignments inside the parameter window and under any number of such sums, uniformly:
 
     first      draws from the exact table of the window (`search.space.budget`) that happen to lie under the limits
-    otherwise  from a grid: every sum is counted in coarse units, rounded down, so that the grid holds every assignment
-               that fits and few others; one pass backwards over the layers counts completions, and what is drawn in
-               proportion to them is kept if it really fits
+    otherwise  from a grid of sums in coarse units, rounded down, so that it holds every assignment that fits and few
+               others; what is drawn is kept if it really fits
 
-Both keep a uniform draw only if it fits, so both are uniform over what fits. Costs may differ from layer to layer, as
-latency does where expressions are fixed.
-
-Rejected: exact sums in several dimensions. Their number grows beyond memory at 12 layers. Rejected: rejection alone; a
-window that holds one assignment in a million would cost a million draws.
+Costs may differ from layer to layer, as latency does where expressions are fixed (docs/decisions/0024).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The rules an expression must obey to be in the space, one function per rule.
 
-Each rule takes an expression and the `Rules` and returns None, or one line that says what is broken. They are the
-definition of validity: the generator and the mutations are built so that they break none, and are checked by them.
+Each takes an expression and the `Rules` and returns None, or one line that says what is broken:
 
     weights_once           wb1 and wb2 once each, wb1 first in the text
     known_operators        only operators and kinds of linear of the space
@@ -9,11 +8,7 @@ definition of validity: the generator and the mutations are built so that they b
     no_nested_linear       no linear directly inside a linear
     distinct_operands      no binary operator on two identical operands (identical as trees)
     height_in_range        height (edges from the root to the deepest leaf) within the space's heights
-    widths_fit             every linear gets the width it takes and the value is H wide, at every inner width
-
-`widths_fit` asks for *every* ratio of the space, not only the one a layer has, so that stage 3 may change the ratio
-under a chosen expression. Rejected: validity per (expression, ratio) pair; it admits a few more expressions at r = 1
-only (such as wb2 applied to x), none of which could go through stage 3.
+    widths_fit             every linear gets the width it takes and the value is H wide, at *every* ratio of the space
 
 Source: EfficientBERT (Dong et al., Findings of EMNLP 2021), section 3.2 and its published code.
 """

@@ -1,17 +1,12 @@
 """The search space: which architectures there are, and how to draw, change, check and describe them.
 
-A `SearchSpace` joins three parts: rules of expressions (`rules`), random valid expressions (`generate`, `mutate`) and
-the parameter budget over (stack, ratio) (`choices`, `budget`). Trees of operators cost no parameters, so the two halves
-are independent and `sample` is: trees drawn layer by layer, then (stack, ratio) of all layers, and which of their
-weights are Kronecker products, uniformly from the assignments inside the budget window. Everything returned lies in
-the space; nothing is drawn to be thrown away.
+A `SearchSpace` joins rules of expressions (`rules`), random valid expressions (`generate`, `mutate`) and the parameter
+budget over (stack, ratio) (`choices`, `budget`). Trees of operators cost no parameters, so `sample` draws trees layer
+by layer, then (stack, ratio) of all layers, and which of their weights are Kronecker products, uniformly from the
+assignments inside the budget. Everything returned lies in the space.
 
-Stages: stage 1 searches the whole space, stage 2 `with_shapes` (expressions only), stage 3 `with_expressions`
-((stack, ratio) only). Expressions are valid at every ratio of the space, so stage 3 may move any layer.
-
-Rejected: one class per stage. The stages differ in what is fixed and in nothing else.
-
-Source: EfficientBERT (Dong et al., Findings of EMNLP 2021), sections 3.2 and 3.3.
+Stage 1 searches the whole space, stage 2 `with_shapes` (expressions only), stage 3 `with_expressions` ((stack, ratio)
+only). Source: EfficientBERT (Dong et al., Findings of EMNLP 2021), sections 3.2 and 3.3.
 """
 
 from __future__ import annotations
@@ -173,13 +168,6 @@ class SearchSpace:
         """Exact number of (stack, ratio) assignments in the budget window, Kronecker weights included."""
         return self._window.count()
 
-    def count_expressions(self) -> dict[int, int]:
-        """Exact number of valid expressions per height."""
-        return {
-            height: len(self.krons) * self.generator.count(height)
-            for height in range(self.heights[0], self.heights[1] + 1)
-        }
-
     @cached_property
     def generator(self) -> ExpressionGenerator:
         """Draws valid expressions."""
@@ -319,7 +307,7 @@ class SearchSpace:
     def _check_limits(self) -> None:
         """Raises `UserError` unless something within the limits is found, naming what is out of reach."""
         rng = np.random.default_rng(0)
-        drawn = [self.fixed_expressions] if self.fixed_expressions is not None else []
+        drawn: list[Sequence[Expression]] = [self.fixed_expressions] if self.fixed_expressions is not None else []
         if not drawn:
             drawn = [(GELU_FFN,) * self.shape.num_layers, *(self._draw_trees(rng) for _ in range(32))]
         self._window.check_limits(drawn, self.fixed_shapes is not None)

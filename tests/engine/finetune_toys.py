@@ -48,7 +48,7 @@ def make_task(source, spec, seed=0):
         drawn = generator.integers(0, 26, (count, 6))
         texts = [" ".join(letters[row[: generator.integers(1, 7)]]) for row in drawn]
         place = drawn[:, 0]
-        labels = (place / 25).astype(np.float32) if spec.is_regression else (place * 3 // 26).astype(np.int64)
+        labels = (place / 25).astype(np.float32) if spec.kind == "regression" else (place * 3 // 26).astype(np.int64)
         return Rows((texts,), labels)
 
     tokenizer = Teacher.load(source).tokenizer

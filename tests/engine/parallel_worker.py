@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from engine.data import EncodedDataset
-from engine.distributed.parallel import ALONE, RankLost, join
 from engine.errors import UserError
 from engine.objective import KDLoss, KDWeights
 from engine.seeding import seed_everything
 from engine.training import loop as training
 from engine.training.loop import cycle, run_phase
+from engine.training.parallel import ALONE, RankLost, join
 from engine.training.settings import PhaseSettings
 
 WEIGHTS = KDWeights(hidden=1.0, attention=0.5, prediction=2.0)
@@ -55,7 +55,7 @@ class ToySupernet(nn.Module):
         attention = (states @ states.transpose(1, 2))[pairs].square().mean()
         prediction = (states[:, 0].sum(-1) - 1).square().mean()
         total = WEIGHTS.hidden * hidden + WEIGHTS.attention * attention + WEIGHTS.prediction * prediction
-        return KDLoss(total, hidden, attention, prediction)
+        return KDLoss.of(total, hidden=hidden, attention=attention, prediction=prediction)
 
 
 class Killed(Exception):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from engine.data import TaskSpec
-from engine.data.columns import choose_metric, find_label_column, find_text_columns, glue_task
+from engine.data.columns import find_label_column, find_text_columns, glue_task
 from engine.data.labels import class_ids, class_names, infer_kind, label_keys, targets
+from engine.data.task import head_of
 from engine.errors import UserError
 
 
@@ -85,7 +86,7 @@ def test_glue_tasks_are_known_by_path_or_configuration(source, task):
     ],
 )
 def test_metric_follows_the_task_then_the_kind(kind, labels, pair, task, metric):
-    assert choose_metric(kind, labels, pair, task)[0] == metric
+    assert head_of(kind).choose_metric(labels, pair, task)[0] == metric
 
 
 # -- labels -------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_kind(values, column, given, kind):
 def test_task_spec_checks_itself_and_survives_a_round_trip():
     spec = TaskSpec("t", "classification", ("a", "b"), "label", ("no", "yes"), "f1")
     assert TaskSpec.from_dict(spec.to_dict()) == spec
-    assert (spec.num_labels, spec.is_pair, spec.is_regression) == (2, True, False)
+    assert (spec.num_labels, spec.is_pair, spec.head.kind) == (2, True, "classification")
     assert TaskSpec("t", "regression", ("a",), "y", metric="spearman").num_labels == 1
     with pytest.raises(UserError, match=r"metric 'pearson' does not fit a classification task: choose one of accuracy"):
         TaskSpec("t", "classification", ("a",), "label", ("no", "yes"), "pearson")

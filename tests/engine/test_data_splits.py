@@ -7,6 +7,7 @@ import pytest
 
 from engine.data import Rows
 from engine.data.splits import allocate, drop_duplicates, held_out_size, hold_out, row_keys, text_key, without
+from engine.data.task import head_of
 
 
 def numbered(count, labels):
@@ -15,17 +16,17 @@ def numbered(count, labels):
 
 def test_duplicates_keep_the_first_row_and_the_most_frequent_label():
     rows = Rows((["a", "b", " a", "a", "B", "c"],), np.array([0, 1, 1, 1, 0, 2]))
-    kept, dropped, conflicts = drop_duplicates(rows, is_regression=False)
+    kept, dropped, conflicts = drop_duplicates(rows, head_of("classification").merged)
     assert kept.texts[0] == ["a", "b", "B", "c"]
     assert kept.labels.tolist() == [1, 1, 0, 2]
     assert (dropped, conflicts) == (2, 1)
-    tied, _, _ = drop_duplicates(Rows((["a", "a"],), np.array([1, 0])), is_regression=False)
+    tied, _, _ = drop_duplicates(Rows((["a", "a"],), np.array([1, 0])), head_of("classification").merged)
     assert tied.labels.tolist() == [1]
 
 
 def test_duplicate_pairs_agree_in_both_texts_and_average_their_targets():
     rows = Rows((["a", "a", "a"], ["x", "y", "x"]), np.array([1.0, 2.0, 4.0], dtype=np.float32))
-    kept, dropped, conflicts = drop_duplicates(rows, is_regression=True)
+    kept, dropped, conflicts = drop_duplicates(rows, head_of("regression").merged)
     assert kept.texts == (["a", "a"], ["x", "y"])
     assert kept.labels.tolist() == [2.5, 2.0]
     assert kept.labels.dtype == np.float32

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.data import EncodedDataset, EncodedTask, TaskSpec
-from engine.data.task import Gold
+from engine.data.rows import Gold
 from engine.evaluation.answers import Answer, answer_metrics, answer_scores
 from engine.evaluation.evaluation import evaluate, evaluate_dev
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from finetune_toys import CLASSES, FRESH, NUMBERS, QUICK, assert_same_weights, make_task, weights_of
 from transformers import AutoModelForSequenceClassification
 
+from engine.data.task import head_of
 from engine.errors import UserError
 from engine.evaluation.evaluation import evaluate
 from engine.teacher import FinetuneSettings, Teacher
-from engine.teacher.finetune import finetune, task_loss
+from engine.teacher.finetune import finetune
 from engine.training.optim import build_optimizer, linear_schedule
 
 source, task = finetune_toys.source, finetune_toys.task
@@ -206,4 +207,4 @@ def test_what_goes_wrong_ends_in_one_line(source, task, tmp_path):
 
 def test_task_loss_regression_does_not_broadcast():
     logits, labels = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 3.0, 4.0])
-    assert task_loss(logits, labels, regression=True).item() == pytest.approx(1 / 3)
+    assert head_of("regression").gold_loss(logits, labels).item() == pytest.approx(1 / 3)

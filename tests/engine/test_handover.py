@@ -102,7 +102,7 @@ def test_an_operator_that_is_no_plain_pytorch_is_refused(monkeypatch):
     from engine.handover import generate
 
     row = OPERATORS["relu"]
-    odd = type(row)(row.name, 1, row.opcode, lambda a: torch._C._nn.gelu_(a), row.derivative)
+    odd = type(row)(row.name, 1, row.opcode, lambda a: torch._C._nn.gelu_(a), row.gradient)
     monkeypatch.setattr(generate, "OPERATORS", MappingProxyType({**OPERATORS, "relu": odd}))
     with pytest.raises(UserError, match="'relu' uses"):
         expressions_source(architecture([("linear(relu(linear(x,wb1)),wb2)", 1, 1)]), 4, 4, "truncate")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.data.task import head_of
 from engine.errors import UserError
 from engine.objective import KDWeights, kd_loss, layer_map
 from engine.states import EncoderStates
@@ -81,11 +82,11 @@ def test_terms_left_out_or_of_weight_zero_are_zero_and_need_nothing(setting):
 def test_regression_predicts_the_gold_labels(setting):
     student, teacher, mask, fit = setting
     student = EncoderStates(student.embeddings, student.hidden, student.queries, student.keys, torch.randn(B, 1))
-    labels = torch.tensor([0.5, 4.0, 2.5])
-    loss = kd_loss(student, teacher, mask, fit_dense=fit, weights=KDWeights(), labels=labels, regression=True)
+    labels, head = torch.tensor([0.5, 4.0, 2.5]), head_of("regression")
+    loss = kd_loss(student, teacher, mask, fit_dense=fit, weights=KDWeights(), labels=labels, head=head)
     torch.testing.assert_close(loss.prediction, (student.logits[:, 0] - labels).square().mean())
     with pytest.raises(UserError, match="needs labels"):
-        kd_loss(student, teacher, mask, fit_dense=fit, weights=KDWeights(), regression=True)
+        kd_loss(student, teacher, mask, fit_dense=fit, weights=KDWeights(), head=head)
 
 
 def test_paper_exact_counts_padding_and_averages_over_classes(setting):

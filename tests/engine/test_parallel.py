@@ -14,8 +14,8 @@ import pytest
 import torch
 from parallel_worker import ToySupernet, train
 
-from engine.distributed.parallel import ALONE, Ranks, join
 from engine.seeding import seed_everything
+from engine.training.parallel import ALONE, Ranks, join
 
 REPO = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).parent / "parallel_worker.py"

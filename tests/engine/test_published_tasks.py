@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from engine.data import DataConfig, encode_task, load_task
 from engine.data.catalog import GLUE_TASKS, TASKS, published
 from engine.data.parts import split
 from engine.data.published_files import find_split, read_split
+from engine.data.task import head_of
 from engine.distill.target_store import Layout, Store
 from engine.errors import UserError
 from engine.objective import KDWeights, kd_loss
@@ -54,7 +56,7 @@ def test_glue_files_give_texts_labels_and_names(folder, name):
         assert len(rows.texts) == len(spec.text_columns)
         for texts, label in zip(zip(*rows.texts, strict=True), rows.labels.tolist(), strict=True):
             words = set(" ".join(texts).split())
-            if spec.is_regression:
+            if spec.kind == "regression":
                 assert (label > 2.5) == bool(words & set(GOOD))
             elif name == "glue/mnli":
                 assert words & set(NLI[spec.label_names[label]])
@@ -176,7 +178,7 @@ def test_labelled_tokens_are_the_answer_in_every_window(folder, tokenizer, max_l
 
 
 def test_question_that_is_too_long_is_cut(tokenizer):
-    from engine.data.task import Gold, Rows
+    from engine.data.rows import Gold, Rows
 
     rows = Rows((["cat " * 200], ["Anna lives in Rome."]), None, ["1"], [Gold(("Rome",), (14,))])
     data = encode_task(rows, TASKS["squad"].spec, tokenizer, 40)
@@ -216,7 +218,9 @@ def test_span_distillation_is_the_mean_over_real_positions():
     def loss(s, t):
         weights = KDWeights(temperature=2.0)
         parts = (EncoderStates(empty, logits=x) for x in (s, t))
-        return kd_loss(*parts, mask, fit_dense=None, weights=weights, terms=("prediction",)).prediction
+        return kd_loss(
+            *parts, mask, fit_dense=None, weights=weights, terms=("prediction",), head=head_of("question_answering")
+        ).prediction
 
     expected = 0.0
     for row, length in enumerate((7, 4, 1)):
@@ -229,14 +233,20 @@ def test_span_distillation_is_the_mean_over_real_positions():
     assert loss(other, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(6, 2), (6, 5, 2), (2, 3)], ids=["classes", "spans", "choices"])
-def test_stored_answers_of_every_kind_come_back(tmp_path, shape):
-    heads = torch.randn(6, 2, 5, 4).transpose(1, 2).contiguous().transpose(1, 2)
-    states = EncoderStates(torch.randn(6, 5, 8), (torch.randn(6, 5, 8),), (heads,), (heads + 1,), torch.randn(shape))
-    shapes = {(0, 0): (6, 5)}
-    store = Store.create(tmp_path / "s", "key", Layout.of(states, shapes, "exact"))
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("glue/sst2", (8, 2)), ("squad", (8, 5, 2)), ("swag", (2, 4))],
+    ids=["classes", "spans", "choices"],
+)
+def test_stored_answers_of_every_kind_come_back(tmp_path, name, shape):
+    heads = torch.randn(8, 2, 5, 4).transpose(1, 2).contiguous().transpose(1, 2)
+    states = EncoderStates(torch.randn(8, 5, 8), (torch.randn(8, 5, 8),), (heads,), (heads + 1,), torch.randn(shape))
+    shapes, spec = {(0, 0): (8, 5)}, TASKS[name].spec
+    layout = Layout.of(states, shapes, partial(spec.head.answer_shape, spec), "exact")
+    store = Store.create(tmp_path / "s", "key", layout)
     store.write((0, 0), states)
     found = store.read((0, 0), torch.device("cpu"))
+    assert found.logits.shape == shape
     assert torch.equal(found.logits, states.logits)
     assert torch.equal(found.hidden[0], states.hidden[0])
     assert torch.equal(found.keys[0], states.keys[0])
@@ -250,19 +260,19 @@ def test_teacher_gives_the_states_of_rows_and_answers_of_the_task(folder, tokeni
     batch = encode_task(rows, spec, tokenizer, 40).collate([0, 3, 1])
     teacher = Teacher.load(folder / "teacher", spec)
     states = teacher.states(batch, [0, 1])
-    rows = 3 if spec.is_span else 12
+    rows = 3 if spec.head.windows else 12
     assert states.hidden[0].shape[0] == states.queries[0].shape[0] == rows
-    assert states.logits.shape == ((3, batch.input_ids.shape[1], 2) if spec.is_span else (3, 4))
+    assert states.logits.shape == ((3, batch.input_ids.shape[1], 2) if spec.head.windows else (3, 4))
     text = teacher.states(batch, [1], need_logits=False)
     assert torch.equal(text.hidden[0], states.hidden[1])
     output = teacher.model(**teacher.inputs(batch))
-    expected = output.start_logits if spec.is_span else output.logits
-    assert torch.equal(states.logits[..., 0] if spec.is_span else states.logits, expected)
+    expected = output.start_logits if spec.head.windows else output.logits
+    assert torch.equal(states.logits[..., 0] if spec.head.windows else states.logits, expected)
 
 
 def test_held_out_groups_are_whole_and_seeded():
+    from engine.data.rows import Rows
     from engine.data.splits import hold_out_groups
-    from engine.data.task import Rows
 
     rng = random.Random(0)
     groups = [f"g{rng.randrange(20)}" for _ in range(100)]

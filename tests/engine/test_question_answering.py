@@ -15,7 +15,7 @@ from published_toys import write_squad, write_teacher
 from engine.data import DataConfig, encode_task, load_task
 from engine.data.catalog import TASKS
 from engine.data.published_files import read_split
-from engine.data.task import Gold
+from engine.data.rows import Gold
 from engine.evaluation.answers import (
     Answer,
     AnswerCollector,
@@ -24,7 +24,7 @@ from engine.evaluation.answers import (
     best_threshold,
     text_metrics,
 )
-from engine.evaluation.evaluation import evaluate, predict_answers
+from engine.evaluation.evaluation import answers_of, evaluate
 from engine.teacher import Teacher
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "squad" / "train-v2.0-part.json"
@@ -138,7 +138,7 @@ def test_a_model_that_points_at_the_labels_is_always_right(windows):
 
 def test_evaluation_is_the_same_whatever_the_batches(windows):
     rows, data, teacher = windows
-    one, many = (predict_answers(teacher.model, data, batch_size=size) for size in (1, 64))
+    one, many = (answers_of(teacher.model, data, TASKS["squad_v2"].spec, batch_size=size) for size in (1, 64))
     assert [a.text for a in one] == [a.text for a in many]
     assert [a.score for a in one] == pytest.approx([a.score for a in many], abs=1e-5)  # other GEMM shapes
     metrics = evaluate(teacher.model, data, TASKS["squad_v2"].spec)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from engine.distributed.rendezvous import fresh
+from engine.training.rendezvous import fresh
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from engine.data import EncodedDataset
+from engine.data import EncodedDataset, TaskSpec
 from engine.data.parts import split
 from engine.distill import TeacherTargets
 from engine.distill.target_cache import BatchPlan, DiskTargets, PartTargets, teacher_hash
@@ -36,6 +36,7 @@ class Counting:
             vocab_size=40, hidden_size=35, num_hidden_layers=3, num_attention_heads=5, intermediate_size=24
         )
         self.teacher = SimpleNamespace(model=BertModel(config).eval())
+        self.spec = TaskSpec("toy", "classification", ("text",), "label", ("a", "b", "c"))
         self.layers, self.teacher_precision, self.device = LAYERS, "fp32", torch.device("cpu")
         self.dtype = dtype
         self.passes = 0

@@ -245,11 +245,11 @@ def test_without_memory_for_a_candidate_the_search_goes_on_to_the_same_end(searc
         *(
             pytest.param(step, marks=pytest.mark.slow)
             for step in (
-                "search.context/Teacher.load@1",
+                "search.context.prepared/Teacher.load@1",
                 "engine.teacher.finetune/cycle@1",
                 "engine.training.optim/AdamW.step@3",
                 "engine.distill.distiller/Distiller.targets@2",
-                "search.context/Context.new_student@1",
+                "search.context.models/Models.new_student@1",
                 "search.scoring.proxy/extract@1",
                 "search.pipeline/evaluate_dev@1",
                 "search.derive/extract@1",

@@ -1,4 +1,4 @@
-"""What README.md tells people to type, and how to find out whether it would work without doing it.
+"""What README.md and docs/performance.md tell people to type, and how to find out whether it would work.
 
 A command that is not run is started by its real entry point and stopped where the work begins: with the first file that
 may lie on the hub, or with the libraries that every command quietens first. Until then its options, their values and
@@ -23,7 +23,7 @@ from search.cli import COMMANDS, main
 from search.config.options import parse
 
 PROGRAMS = ("ffnas", ".venv/bin/ffnas", "make", "python", "pytest", "torchrun", "pip")
-TEXT = (REPO / "README.md").read_text(encoding="utf-8")
+TEXT = "\n".join((REPO / page).read_text(encoding="utf-8") for page in ("README.md", "docs/performance.md"))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")
 _OPTIONAL = re.compile(r"\[(--[^\]]*)\]")

@@ -1,4 +1,4 @@
-"""README.md as people use it: every snippet runs, and every command runs or would.
+"""README.md and docs/performance.md as people use them: every snippet runs, and every command runs or would.
 
 The commands are typed as they stand there, in a folder where everything they name lies under that name: `runs/NAME` is
 a finished run, `a.csv` a table. Those that end in seconds are run; of the others the table says why not, and they are
@@ -68,6 +68,10 @@ NOT_RUN = {
     "python -m benchmarks.search_speed --rounds 7 --seeds 0 1 2 3 4 5 6": DEVICE,
     "python -m benchmarks.kd_step": DEVICE,
     "python -m benchmarks.kd_step --memory": DEVICE,
+    "python -m benchmarks.kd_step --apart": DEVICE,
+    "python -m benchmarks.losses": DEVICE,
+    "python -m benchmarks.losses --parts attention": DEVICE,
+    "python -m benchmarks.kron": DEVICE,
     "python -m benchmarks.gpu_check": DEVICE,
 }
 """Commands that are not run, and why."""

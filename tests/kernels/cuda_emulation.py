@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kernels.build import BuildError, build_once, compiler_key, find_compiler, run_compiler, source_folder
+from kernels import generate_header
+from kernels.build import (
+    BuildError,
+    build_once,
+    compiler_key,
+    find_compiler,
+    run_compiler,
+    shared_headers,
+    source_folder,
+)
 from kernels.cache import cache_dir
 
 FLAGS = (
@@ -26,9 +35,9 @@ def emulation_path() -> Path:
     if compiler is None or sources is None:
         pytest.skip("no C++ compiler, or no sources, to build the emulation of the CUDA kernels from")
     digest = hashlib.sha256(repr(FLAGS).encode())
-    files = [sources / "opcodes.h", *sorted(f for f in (sources / "cuda").rglob("*") if f.is_file())]
-    for file in files:
+    for file in [*shared_headers(sources), *sorted(f for f in (sources / "cuda").rglob("*") if f.is_file())]:
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    digest.update(generate_header.render().encode())
     key = f"emulation-{digest.hexdigest()[:24]}"
     target = cache_dir() / f"{key}-{compiler_key(compiler)}.so"
     if not target.exists():
@@ -39,7 +48,8 @@ def emulation_path() -> Path:
 def _build(compiler: str, sources: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         made = Path(folder) / "emulation.so"
-        error = run_compiler([compiler, *FLAGS, str(sources / "cuda/emulation/emulation.cpp"), "-o", str(made)])
+        flags = [*FLAGS, generate_header.write(Path(folder))]
+        error = run_compiler([compiler, *flags, str(sources / "cuda/emulation/emulation.cpp"), "-o", str(made)])
         if error is not None:
             raise BuildError(error)
         os.replace(made, target)

@@ -11,7 +11,7 @@ from kernels.language.expression import Expression, X, apply, linear, parse_expr
 from kernels.language.lowering import load_program, lower
 from kernels.language.operators import BINARY, OPERATORS, UNARY
 from kernels.language.program import DUAL, FIRST_INSTRUCTION, GRADIENT, INSTRUCTION_WORDS, PAIR, Program
-from kernels.reference.ffn import evaluate_part
+from kernels.reference.ffn import evaluate_subtree
 
 RELEASED = (
     "tanh(linear(gelu(linear(x,wb1)),wb2))",
@@ -145,7 +145,7 @@ def undecided_rows(case: Case, inputs: list[torch.Tensor], tolerance: float = 1e
     undecided = torch.zeros(case.tokens, dtype=torch.bool)
     for node in case.expression.walk():
         if node.op in KINKED:
-            operands = [evaluate_part(a, x, weights, case.policy) for a in node.args]
+            operands = [evaluate_subtree(a, x, weights, case.policy) for a in node.args]
             if len(operands) == 2:
                 width = min(a.shape[-1] for a in operands)
                 operands = [operands[0][:, :width] - operands[1][:, :width]]

@@ -112,7 +112,7 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
     if ISAS.index(isa) not in usable_isas(load_backend("cpu")._library):
         pytest.skip(f"this machine does not run {isa}")
     monkeypatch.setenv(ENVIRONMENT, isa)
-    kernels = CpuBackend(library_path()).losses
+    kernels = CpuBackend(library_path()).tensor_ops
     dtype = torch.bfloat16 if "bf16" in isa or isa == "amx" else torch.float32
     own, (q_t, k_t), upstream = make((2, 2, 75, 45, 64), dtype)
     q, k, v = (t.detach() for t in own)

@@ -9,9 +9,10 @@ import torch
 
 from kernels import dispatch
 from kernels.backends.reference import ReferenceBackend
-from kernels.call import BackendUnavailable
+from kernels.call import Backend, BackendUnavailable
 from kernels.dispatch import BackendError, BackendFallbackWarning, available_backends, use_backend
 from kernels.ffn.ops import fused_ffn
+from kernels.losses.ops import soft_cross_entropy
 
 TEXT = "linear(gelu(linear(x,wb1)),wb2)"
 
@@ -31,9 +32,9 @@ class Recording(ReferenceBackend):
         self.ran.append("forward")
         return super().forward(call, save)
 
-    def backward(self, call, grad_out, saved, needs):
+    def backward(self, call, grad_out, saved, needs, overwrite=False):
         self.ran.append("backward")
-        return super().backward(call, grad_out, saved, needs)
+        return super().backward(call, grad_out, saved, needs, overwrite)
 
 
 @pytest.fixture
@@ -98,6 +99,34 @@ def test_backward_runs_where_forward_ran(backends):
     out.sum().backward()
     assert backends["reference"].ran == ["forward", "backward"]
     assert backends["cpu"].ran == []
+
+
+class Smallest(Backend):
+    """A backend with what it must have and nothing else: FFNs, run by the reference."""
+
+    name = "cpu"
+    supports = ReferenceBackend.supports
+    forward = ReferenceBackend.forward
+    saved_like = ReferenceBackend.saved_like
+    backward = ReferenceBackend.backward
+
+
+def test_a_backend_needs_four_methods(backends):
+    """What it leaves out has defaults: no groups, no losses, layout 0."""
+    backends["cpu"] = Smallest()
+    out = call()
+    out.sum().backward()
+    with use_backend("reference"):
+        torch.testing.assert_close(out, call())
+    assert Smallest().saved_layout == 0
+    assert Smallest().supports_group([]) == "it serves one call at a time"
+    logits = torch.randn(2, 3)
+    with pytest.warns(BackendFallbackWarning, match="'cpu' not used: it has no losses and no attention"):
+        loss = soft_cross_entropy(logits, logits)
+    assert loss > 0
+    assert not dispatch.has_kernels(logits)
+    with use_backend("cpu", strict=True), pytest.raises(BackendError, match="soft cross-entropy: it has no losses"):
+        soft_cross_entropy(logits, logits)
 
 
 def test_unknown_names_are_refused(backends, monkeypatch):

@@ -16,7 +16,7 @@ from losses_cases import (
 from kernels.backends.cpu import CpuBackend
 from kernels.build import library_path
 from kernels.dispatch import load_backend, use_backend
-from kernels.losses import registration as losses_library
+from kernels.losses import registration
 from kernels.losses.ops import (
     attention_score_mse,
     attention_score_mse_layers,
@@ -125,7 +125,7 @@ def test_projection_follows_autocast():
     exact = with_gradients(lambda h, w, b: hidden_mse(h, w, b, teacher.double(), mask), as_dtype(inputs, torch.float64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = with_gradients(lambda h, w, b: hidden_mse(h, w, b, teacher, mask), inputs)
-        direct = losses_library.hidden_mse([student], [*fit.parameters()], [teacher], mask, [True] * 3, None)[0]
+        direct = registration.hidden_mse([student], [*fit.parameters()], [teacher], mask, [True] * 3, None)[0]
     assert low[0].dtype == torch.float32
     assert torch.equal(direct, low[0])
     assert error(low[1], exact[1]) < 1e-2  # nothing lower than bfloat16 products
@@ -165,7 +165,7 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
     if ISAS.index(isa) not in usable_isas(library):
         pytest.skip(f"this machine does not run {isa}")
     monkeypatch.setenv(ENVIRONMENT, isa)
-    own = CpuBackend(library_path()).losses
+    own = CpuBackend(library_path()).tensor_ops
     dtype = torch.bfloat16 if "bf16" in isa or isa == "amx" else torch.float32
     for kind in ("prefix", "gaps"):
         inputs = [t.detach() for t in score_inputs((2, 2, 75, 45, 64), dtype)]
@@ -230,9 +230,9 @@ def operator_calls(dtype):
     teacher = [torch.randn(2, 9, 6, dtype=dtype) for _ in range(2)]
     logits = torch.randn(4, 3, dtype=dtype, requires_grad=True), torch.randn(4, 3, dtype=dtype)
     return {
-        "score_mse": (losses_library.score_mse, ([q_s], [k_s], [q_t], [k_t], mask, 0.5, 1.0, "tiled", 4, True)),
-        "hidden_mse": (losses_library.hidden_mse, (states, fit, teacher, mask, [True, True, True], None)),
-        "soft_cross_entropy": (losses_library.soft_cross_entropy, (*logits, 2.0, True)),
+        "score_mse": (registration.score_mse, ([q_s], [k_s], [q_t], [k_t], mask, 0.5, 1.0, "tiled", 4, True)),
+        "hidden_mse": (registration.hidden_mse, (states, fit, teacher, mask, [True, True, True], None)),
+        "soft_cross_entropy": (registration.soft_cross_entropy, (*logits, 2.0, True)),
     }
 
 

@@ -15,10 +15,10 @@ pytest.importorskip("triton")
 from kernels.call import FFNCall
 from kernels.language.lowering import lower
 from kernels.triton import specialize
+from kernels.triton.ahead import compile_ahead, programs
 from kernels.triton.device_program import ProgramBuffer
 from kernels.triton.evaluate import interpret
 from kernels.triton.launch import interpreted, statistics
-from kernels.triton.prepare import prepare, programs
 from kernels.triton.specialize import THRESHOLD, SpecializationWarning, program_of
 
 TEXT = "linear(gelu(linear(x,wb1)),wb2)"
@@ -126,13 +126,15 @@ def test_unaligned_tensors_stay_with_the_interpreting_kernels(pool):
 
 
 @pytest.mark.slow
-def test_after_preparation_no_form_of_expression_compiles_anything(monkeypatch, tmp_path):
+def test_after_compiling_ahead_no_form_of_expression_compiles_anything(monkeypatch, tmp_path):
     """About 40 kernels are compiled, and then none for expressions of other operators."""
     x, w1, b1, w2, b2 = (torch.zeros(s) for s in ((4, 16), (16, 16), (16,), (16, 16), (16,)))
-    assert prepare(x, [w1], [b1], [w2], [b2], arch=90) > 0
+    program = lower(TEXT)
+    like = FFNCall(x, [w1], [b1], [w2], [b2], [], [], program.tensor, int(program.flags), 0.0, None, 1e-12, x.dtype)
+    assert compile_ahead(like, arch=90) > 0
     before = statistics.variants
     monkeypatch.setattr(
-        "kernels.triton.prepare.programs", lambda: [lower(str(p.expression).replace("gelu", "elu")) for p in programs()]
+        "kernels.triton.ahead.programs", lambda: [lower(str(p.expression).replace("gelu", "elu")) for p in programs()]
     )
-    assert prepare(x, [w1], [b1], [w2], [b2], arch=90) > 0
+    assert compile_ahead(like, arch=90) > 0
     assert statistics.variants == before

@@ -17,8 +17,8 @@ from published_toys import WORDS, write_glue, write_teacher
 
 from engine.data import DataConfig, load_task
 from engine.data.dataset import join
+from engine.data.rows import Rows
 from engine.data.splits import hold_out, hold_out_groups
-from engine.data.task import Rows
 from engine.errors import UserError
 from engine.objective import layer_map, published_stage_map
 from engine.student.configuration import FFNASConfig

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 
 from engine.data import TaskSpec, encode_task
 from engine.data.encode_published import kept_lengths
-from engine.data.task import Rows
+from engine.data.rows import Rows
 from engine.model_sources import load_tokenizer, resolve
 from engine.teacher import Teacher
 

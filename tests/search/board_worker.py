@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from engine.architecture.shape import ModelShape
-from engine.distributed.parallel import RankLost, join
+from engine.training.parallel import RankLost, join
 from kernels.language.expression import GELU_FFN
 from search.console.progress import silent
 from search.ledger.board import Board, RankBoard

@@ -12,7 +12,8 @@ from test_run import write_task
 
 from engine.architecture.file import load_architecture
 from engine.data.load import load_task
-from engine.data.task import Rows, TaskSpec
+from engine.data.rows import Rows
+from engine.data.task import TaskSpec
 from engine.data.task_data import TaskData
 from engine.published.presets import PRESETS
 from search.cli import main

@@ -13,10 +13,11 @@ from sklearn.pipeline import make_pipeline
 from engine.data import Rows, TaskData, TaskSpec
 from engine.errors import UserError
 from engine.evaluation.metrics import compute_metrics
+from engine.evaluation.simple import FLOOR
 from search.evidence import Answers, Comparison, bag_of_words, compare, majority, read_predictions, write_predictions
 from search.evidence import baselines as module
 from search.evidence.compare import Difference, Score
-from search.evidence.resample import _counts, default_resamples, metric, resampled
+from search.evidence.resample import _counts, default_resamples, resampled
 from search.evidence.verdict import advice, sentence
 
 REGRESSION = TaskSpec("toy", "regression", ("a", "b"), "y", metric="pearson")
@@ -39,7 +40,7 @@ CASES = [
 
 def answers_for(spec, count, seed=1):
     rng = np.random.default_rng(seed)
-    if spec.is_regression:
+    if spec.kind == "regression":
         labels = np.round(rng.normal(size=count), 1).astype(np.float32)  # rounded: ties
         return np.round(labels + rng.normal(size=count), 0).astype(np.float32)[:, None] * 7 + 1000, labels
     labels = rng.integers(0, spec.num_labels, count)
@@ -54,7 +55,7 @@ def test_each_resample_is_measured_as_scikit_learn_and_scipy_measure_its_rows(sp
         assert drawn.sum() == count
         chosen = np.repeat(np.arange(count), drawn.astype(int))
         assert value == pytest.approx(compute_metrics(spec, rows[chosen], labels[chosen])[spec.metric], abs=1e-9)
-    assert metric(spec, rows, labels) == compute_metrics(spec, rows, labels)[spec.metric]
+    assert spec.head.metric(spec, rows, labels) == compute_metrics(spec, rows, labels)[spec.metric]
 
 
 def test_blocks_draw_what_one_block_draws(monkeypatch):
@@ -119,7 +120,7 @@ def test_a_model_is_level_with_itself_and_seeds_decide(spec):
     rows, labels = answers_for(spec, 50)
     same = compare(Answers("a", rows), Answers("b", rows.copy()), labels, spec)
     assert (same.value, same.low, same.high, same.words) == (0, 0, 0, "level with")
-    if spec.is_regression:
+    if spec.kind == "regression":
         scaled = compare(Answers("a", rows), Answers("b", 3 * rows - 7), labels, spec)
         assert (scaled.low, scaled.high, scaled.words) == (0, 0, "level with"), "rounding is no difference"
     other, _ = answers_for(spec, 50, seed=9)
@@ -179,13 +180,13 @@ def test_majority_is_the_most_frequent_class_of_train():
 def test_pairs_are_told_apart_by_what_they_share():
     splits = [pairs(n, seed) for seed, n in enumerate((400, 30, 60, 90))]
     data = TaskData(REGRESSION, *splits, text=[])
-    assert metric(REGRESSION, bag_of_words(data).rows, data.dev.labels) > 0.9
+    assert REGRESSION.head.metric(REGRESSION, bag_of_words(data).rows, data.dev.labels) > 0.9
     constant = majority(data)
     assert np.unique(constant.rows) == pytest.approx([float(np.mean(data.train.labels, dtype=np.float64))])
-    assert metric(REGRESSION, constant.rows, data.dev.labels) == 0
+    assert REGRESSION.head.metric(REGRESSION, constant.rows, data.dev.labels) == 0
     spec = TaskSpec("toy", "classification", ("a", "b"), "y", ("no", "yes"), metric="mcc")
     data = TaskData(spec, *(pairs(n, s, number=False) for s, n in enumerate((400, 30, 60, 90))), text=[])
-    assert metric(spec, bag_of_words(data).rows, data.dev.labels) > 0.8
+    assert spec.head.metric(spec, bag_of_words(data).rows, data.dev.labels) > 0.8
 
 
 def test_features_are_limited(monkeypatch):
@@ -203,7 +204,7 @@ def test_a_class_missing_in_train_gets_a_finite_answer():
     data = replace(data, train=data.train.take(kept))
     for made in (bag_of_words(data), majority(data)):
         assert made.rows.shape == (70, 3)
-        assert (made.rows[:, 1] == module.FLOOR).all()
+        assert (made.rows[:, 1] == FLOOR).all()
         assert np.isfinite(
             compute_metrics(replace(data.spec, metric="neg_log_loss"), made.rows, data.dev.labels)["neg_log_loss"]
         )
@@ -283,17 +284,17 @@ def test_log_likelihoods_are_told_as_they_are():
 @pytest.mark.parametrize("spec", [named(3, "f1"), REGRESSION, SPANS], ids=lambda s: s.kind)
 def test_predictions_survive_the_file(tmp_path, spec):
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(11, 2 if spec.is_span else spec.num_labels)).astype(np.float32)
-    labels = None if spec.is_span else np.arange(11) % max(2, spec.num_labels)
+    rows = rng.normal(size=(11, 2 if (spec.head.label_dtype is None) else spec.num_labels)).astype(np.float32)
+    labels = None if (spec.head.label_dtype is None) else np.arange(11) % max(2, spec.num_labels)
     path = write_predictions(tmp_path, "found", rows, labels, spec)
     assert path == tmp_path / "predictions" / "found.npz"
     first = path.read_bytes()
     read, gold = read_predictions(tmp_path, "found")
     assert np.array_equal(read, rows)
-    assert (gold is None) == spec.is_span
+    assert (gold is None) == (spec.head.label_dtype is None)
     if labels is not None:
         assert np.array_equal(gold, labels)
-        assert gold.dtype == (np.float32 if spec.is_regression else np.int64)
+        assert gold.dtype == (np.float32 if spec.kind == "regression" else np.int64)
     write_predictions(tmp_path, "found", rows, labels, spec)
     assert path.read_bytes() == first
     assert [p.name for p in path.parent.iterdir()] == ["found.npz"]

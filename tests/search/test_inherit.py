@@ -19,12 +19,15 @@ import engine  # noqa: F401  registers the model type
 from engine.architecture.architecture import SKIP, Architecture, LayerSpec
 from engine.architecture.shape import ModelShape
 from engine.data import Batch
+from engine.data.task import head_of
 from kernels.language.expression import parse_expression
 from search.evidence import read_predictions
 from search.inherit.controls import random_students, uniform
 from search.inherit.last_round import rungs_of
 from search.inherit.variants import kept, variants, with_layer
 from search.ledger.ledger import Ledger
+
+HEAD = head_of("classification")
 
 GELU = parse_expression("linear(gelu_erf(linear(x,wb1)),wb2)")
 SHAPE = ModelShape(24, 4, 96, vocab_size=100, embedding_size=None, num_heads=4)
@@ -201,7 +204,9 @@ def test_rungs_are_spread_evenly(steps, count, expected):
 
 
 def test_a_divergence_is_zero_for_equal_answers_and_matches_the_formula():
-    from engine.distill.inherited import divergence, hidden_difference
+    from engine.distill.inherited import hidden_difference
+
+    divergence = HEAD.divergence
 
     own, wanted = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     p, q = wanted.softmax(-1), own.softmax(-1)
@@ -228,7 +233,7 @@ def test_a_block_gives_the_same_every_time_and_the_whole_block_what_the_teacher_
     ids = torch.randint(1, 24, (6, 9))
     batch = Batch(ids, torch.ones_like(ids).bool(), torch.zeros_like(ids))
     made = variants(SHAPE, GELU, (Fraction(1), Fraction(1, 4)), (Fraction(1), Fraction(1, 2)))
-    library = Library(model, reorder(model, calibrate(model, [batch])), made, np.zeros((4, len(made.specs))))
+    library = Library(model, reorder(model, calibrate(model, [batch])), made, HEAD, np.zeros((4, len(made.specs))))
     x = torch.randn(2, 5, 24)
     for index, spec in ((0, made.specs[1]), (3, made.specs[2])):
         first = library.block(index, spec)(x, None)

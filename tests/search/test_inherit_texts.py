@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
 from fault_runs import Nursery, make_inputs, options
 
 from engine.data import EncodedDataset, TaskSpec
-from engine.distill.inherited import NO_LABEL, InheritedDistiller, InheritWeights
+from engine.data.rows import NO_LABEL
+from engine.data.task import head_of
+from engine.distill.inherited import InheritedDistiller, InheritWeights
 from search.inherit.texts import joined
 
 
@@ -29,9 +31,13 @@ def rows_of(texts: list[list[int]], labels: np.ndarray | None) -> EncodedDataset
     )
 
 
-@pytest.mark.parametrize(("labels", "nothing"), [(np.array([1, 0]), -100), (np.array([0.5, 2], np.float32), np.nan)])
-def test_joined_rows_are_those_of_both(labels, nothing):
-    both = joined(rows_of([[5, 6, 7], [8]], labels), rows_of([[9, 10], [11, 12, 13, 14]], None))
+@pytest.mark.parametrize(
+    ("kind", "labels", "nothing"),
+    [("classification", np.array([1, 0]), -100), ("regression", np.array([0.5, 2], np.float32), np.nan)],
+)
+def test_joined_rows_are_those_of_both(kind, labels, nothing):
+    head = head_of(kind)
+    both = joined(rows_of([[5, 6, 7], [8]], labels), rows_of([[9, 10], [11, 12, 13, 14]], None), head)
     whole = both.collate(range(4))
     expected = [[5, 6, 7, 0], [8, 0, 0, 0], [9, 10, 0, 0], [11, 12, 13, 14]]
     assert whole.input_ids.tolist() == expected
@@ -54,23 +60,23 @@ def test_rows_without_a_class_do_not_count_among_labels():
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([2, NO_LABEL, 0, NO_LABEL, 1])
     made = distiller(spec_of("classification"))
-    value = made._gold(logits, labels)
+    value = made.spec.head.gold_loss(logits, labels)
     torch.testing.assert_close(value, F.cross_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]]))
     (gradient,) = torch.autograd.grad(value, logits)
     assert gradient[[1, 3]].abs().max() == 0
-    assert made._gold(logits, torch.full((5,), NO_LABEL)).item() == 0
+    assert made.spec.head.gold_loss(logits, torch.full((5,), NO_LABEL)).item() == 0
 
 
 def test_rows_without_a_value_do_not_count_among_values():
     answers = torch.randn(4, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     values = torch.tensor([0.5, float("nan"), -1.0, float("nan")])
     made = distiller(spec_of("regression"))
-    value = made._gold(answers, values)
+    value = made.spec.head.gold_loss(answers, values)
     torch.testing.assert_close(value, F.mse_loss(answers[[0, 2], 0], values[[0, 2]]))
     (gradient,) = torch.autograd.grad(value, answers)
     assert gradient.isfinite().all()
     assert gradient[[1, 3]].abs().max() == 0
-    assert made._gold(answers, torch.full((4,), float("nan"))).item() == 0
+    assert made.spec.head.gold_loss(answers, torch.full((4,), float("nan"))).item() == 0
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from engine.data import Rows, TaskData, TaskSpec
 from engine.errors import UserError
 from engine.evaluation.evaluation import evaluate_dev
 from engine.student import FFNASConfig, FFNASForSequenceClassification
-from engine.student.supernet import extract, task_fields
+from engine.student.supernet import extract
 from kernels.language.expression import GELU_FFN
 from search.config.options import parse
 from search.config.schema import SearchConfig
@@ -71,7 +71,7 @@ def run():
     own = tokenizer()
     fields = {"vocab_size": len(own), "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     more = {"intermediate_size": 2 * HIDDEN, "embedding_type": "full", "max_position_embeddings": 20}
-    model = FFNASForSequenceClassification(FFNASConfig(**fields, **more, **task_fields(SPEC))).eval()
+    model = FFNASForSequenceClassification(FFNASConfig(**fields, **more, **SPEC.head.config_fields(SPEC))).eval()
     return SimpleNamespace(
         task=task,
         data=task.encode(own, 12),

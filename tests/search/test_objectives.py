@@ -5,7 +5,7 @@ import pytest
 
 from engine.architecture.shape import ModelShape
 from engine.data import TaskSpec
-from engine.data.task import METRICS
+from engine.data.task import head_of
 from engine.errors import UserError
 from search.config.options import parse
 from search.context import scored
@@ -45,7 +45,7 @@ def test_wrong_objectives_are_named(arguments, match):
 
 @pytest.mark.parametrize("kind", ["regression", "question_answering"])
 def test_a_task_without_classes_has_no_likelihood(kind):
-    spec = TaskSpec("toy", kind, ("a", "b"), "label", metric=METRICS[kind][0])
+    spec = TaskSpec("toy", kind, ("a", "b"), "label", metric=head_of(kind).metrics[0])
     config, _ = parse(["--objectives.score", "neg_log_loss"])
     with pytest.raises(UserError, match=f"objectives.score: 'neg_log_loss' is none of a {kind} task: use metric"):
         scored(spec, config)

@@ -18,7 +18,7 @@ from published_toys import write_glue, write_race, write_squad, write_teacher
 
 from engine.data.catalog import GLUE_TASKS, TASKS
 from engine.data.published_files import find_split, read_split
-from engine.data.task import Rows
+from engine.data.rows import Rows
 from engine.teacher import Teacher
 from search.cli import main
 from search.commands.predict_files import submission_files

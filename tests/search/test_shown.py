@@ -13,10 +13,10 @@ from test_report import Page, quick  # noqa: F401  quick is a fixture
 
 from engine.data import Rows, TaskSpec
 from engine.errors import UserError
+from engine.evaluation.shown import LONGEST, SHOWN
 from engine.export.answers import answers_section
 from engine.export.markdown import plain
 from search.console.phase_names import phase_name
-from search.evidence.shown import LONGEST, SHOWN, shown
 from search.report import build_report
 from search.report.answers import confusions
 from search.report.data import read_run
@@ -26,6 +26,10 @@ from search.report.titles import part, teacher_name
 LABELS = ("<script>alert(1)</script>", "a|b", "`tick`", "never")
 TEXTS = ["<b>bold</b> | cell", "`code` and\nnew line\r\n# heading", "plain", "x" * 500, "[a](http://b.c) $1$ **"]
 TINY = {"layers": 2, "hidden": 24, "trials": 4, "teacher_layers": 4}
+
+
+def shown(spec, rows, dev, *, samples=True, seed=0):
+    return spec.head.shown(spec, rows, dev, samples=samples, seed=seed)
 
 
 def classified(rows=200, seed=0):

@@ -38,7 +38,7 @@ def test_paper_numbers(paper):
     assert paper.count_shapes() == 4_480_424  # "4.48 M of 16^6"
     assert paper.contains(RELEASED)
     assert paper.parameters(RELEASED) == 15_737_724
-    assert paper.count_expressions()[3] == 55
+    assert paper.generator.count(3) == 55
     assert paper.budget == (15_000_000, 16_000_000)
 
 

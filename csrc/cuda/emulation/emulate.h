@@ -43,6 +43,7 @@ inline int block() { return emulation::place.block; }
 inline int blocks() { return emulation::place.blocks; }
 inline void sync_threads() { emulation::sync_block(); }
 inline void sync_warp() { emulation::exchange(nullptr, 0); }
+inline void stop() { __builtin_trap(); }
 inline uint8_t* shared_memory() { return emulation::place.shared; }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }

@@ -21,8 +21,8 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from engine.distributed.parallel import RankLost, Ranks, contact
 from engine.errors import UserError
+from engine.training.parallel import RankLost, Ranks, contact
 
 BEAT = 0.25
 """Seconds between two signs of life."""

@@ -1,8 +1,8 @@
 """Compiling every interpreting kernel of a shape family ahead of its first call.
 
-    prepare(x, w1, b1, w2, b2, ln_weight, ln_bias, p_drop=0.1)
+    compile_ahead(call)
 
-After it, no expression compiles anything in calls with tensors of those shapes, strides and dtypes: the kernels come
+After it, no expression compiles anything in calls with tensors of its shapes, strides and dtypes: the kernels come
 from the forms an expression can take (serial or parallel, which segments there are, which of them read x) and from the
 number of slots, not from the expression. `programs` gives one expression of every form.
 
@@ -13,11 +13,11 @@ Rejected: shipping compiled kernels. They are tied to a Triton version, a driver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from kernels.call import FFNCall
 from kernels.language.lowering import lower
@@ -34,25 +34,11 @@ def programs() -> Iterator[Program]:
         yield lower(post.format(f"add(gelu(linear({first},wb1)),linear({second},wb2))"))
 
 
-def prepare(
-    x: Tensor,
-    w1: Sequence[Tensor],
-    b1: Sequence[Tensor],
-    w2: Sequence[Tensor],
-    b2: Sequence[Tensor],
-    ln_weight: Sequence[Tensor] = (),
-    ln_bias: Sequence[Tensor] = (),
-    *,
-    p_drop: float = 0.0,
-    compute_dtype: torch.dtype | None = None,
-    training: bool = True,
-    arch: int | None = None,
-) -> int:
-    """Compiles what calls with such tensors can need; the arguments are those of `kernels.ffn.ops.fused_ffn_stack`.
+def compile_ahead(like: FFNCall, *, training: bool = True, arch: int | None = None) -> int:
+    """Compiles what calls with such tensors can need.
 
     Args:
-        p_drop: as the calls will have it; only whether it is 0 matters.
-        compute_dtype: of the products, where autocast will choose another than x's.
+        like: a call as they will be. Its program does not matter, and of p_drop only whether it is 0.
         training: whether backward will run, with gradients for every input.
         arch: see `kernels.triton.recipe.compile_recipe`; None compiles for the device of x, whichever it is.
 
@@ -66,19 +52,16 @@ def prepare(
         nonlocal asked
         asked += 1
 
-    seed = torch.zeros(1, dtype=torch.int64, device=x.device) if p_drop else None
-    dtype = compute_dtype or x.dtype
+    device = like.x.device
     for program in programs():
-        if not program.rule.allows(x.shape[1], w1[0].shape[0]):
+        if not program.rule.allows(like.hidden, like.inner):
             continue
-        call = FFNCall(
-            x, w1, b1, w2, b2, ln_weight, ln_bias, program.tensor, int(program.flags), p_drop, seed, 1e-12, dtype
-        )
+        call = replace(like, program=program.tensor, flags=int(program.flags))
         passes = [recipe(call, False, None)]
         if training:
             passes += [recipe(call, True, None), recipe(call, True, [True] * (1 + len(call.parameters)))]
         for made, slots in product(passes, SLOT_VARIANTS):
             if made is not None:
-                with torch.cuda.device(x.device.index if x.is_cuda else -1):
+                with torch.cuda.device(device.index if device.type == "cuda" else -1):
                     compile_recipe(program.words, made, arch, count, generated=False, slots=slots)
     return asked

@@ -29,24 +29,16 @@ MOST_CONFUSED = 30
 """Classes of a table of confusions that can still be read."""
 
 
-def shown(spec: TaskSpec, rows: np.ndarray, dev: Rows, *, samples: bool = True, seed: int = 0) -> dict[str, Any]:
-    """What the module says, as JSON; nothing for question answering and multiple choice.
+def shown_classes(spec: TaskSpec, rows: np.ndarray, dev: Rows, *, samples: bool, seed: int) -> dict[str, Any]:
+    """Classes, confusions and samples, as the module says.
 
     Args:
         spec: the task.
-        rows: [N, C] logits or [N, 1] values of the model, a row per row of `dev`.
+        rows: [N, C] logits, a row per row of `dev`.
         dev: the texts and their labels.
         samples: whether texts may be shown.
         seed: of the rows that are drawn.
     """
-    if spec.kind == "regression" and dev.labels is not None:
-        return _regression(spec, rows, dev, samples)
-    if spec.kind == "classification" and dev.labels is not None:
-        return _classification(spec, rows, dev, samples, seed)
-    return {}
-
-
-def _classification(spec: TaskSpec, rows: np.ndarray, dev: Rows, samples: bool, seed: int) -> dict[str, Any]:
     gold, answers, ids = dev.labels, rows.argmax(axis=1), range(spec.num_labels)
     each = zip(*precision_recall_fscore_support(gold, answers, labels=ids, zero_division=0.0), strict=True)
     classes = [
@@ -73,7 +65,8 @@ def _samples(spec: TaskSpec, rows: np.ndarray, dev: Rows, answers: np.ndarray, s
     return {"right": [told(i) for i in drawn.tolist()], "wrong": [told(i) for i in surest.tolist()]}
 
 
-def _regression(spec: TaskSpec, rows: np.ndarray, dev: Rows, samples: bool) -> dict[str, Any]:
+def shown_values(spec: TaskSpec, rows: np.ndarray, dev: Rows, *, samples: bool) -> dict[str, Any]:
+    """Values and largest errors, as the module says; rows are [N, 1], arguments as of `shown_classes`."""
     assert dev.labels is not None
     gold, answers = dev.labels.astype(np.float64), rows[:, 0].astype(np.float64)
     off = np.abs(answers - gold)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.call import TensorOps
 from kernels.reference import attention as attention_reference
 from kernels.reference import losses as losses_reference
 
 
-class ReferenceLosses:
-    """Serves every call; arguments and results as in `kernels.reference.losses` and `kernels.reference.attention`."""
+class ReferenceTensorOps(TensorOps):
+    """Serves every call."""
 
     score_mse = staticmethod(losses_reference.score_mse)
     hidden_mse = staticmethod(losses_reference.hidden_mse)
@@ -36,4 +37,5 @@ class ReferenceLosses:
         outs = [torch.nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
         if residual is None:
             return outs
-        return [torch.nn.functional.layer_norm(residual + outs[0], outs[0].shape[-1:], *norm, eps)]
+        weight, bias = norm
+        return [torch.nn.functional.layer_norm(residual + outs[0], outs[0].shape[-1:], weight, bias, eps)]

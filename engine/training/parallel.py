@@ -1,21 +1,13 @@
 """Ranks: the processes `torchrun` starts for one run, and what they say to one another.
 
-Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`), candidates are
-shared out one by one (`engine.distributed.claims`); everything else is done by the first rank alone while the others
-wait (`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the first rank writes and prints. One
-process is the same code with nothing to send.
+Every rank walks through the same phases. Training phases are data parallel (`Ranks.data_parallel`, torch's
+DistributedDataParallel), candidates are shared out one by one (`engine.training.claims`); everything else is done by
+the first rank alone while the others wait (`Ranks.first`, `Ranks.agree`), and its results are sent to them. Only the
+first rank writes and prints. One process is the same code with nothing to send.
 
-Chosen: torch's DistributedDataParallel. The student, its gradients and AdamW's moments take 16 bytes per parameter,
-0.25 GB for the paper's 16 million: there is nothing to shard, so FSDP would only add gathering. It is told to look for
-unused parameters, since a supernet step uses those of one subnet only; a parameter that no rank used keeps no gradient,
-and AdamW leaves it alone, exactly as in one process. Rejected: giving the unused ones a gradient of zero. It spares
-the search through the graph, but momentum and weight decay would then move weights that the step did not use. Nor was
-it faster: two gloo ranks of one thread each, four layers of width 312, 16 x 32 tokens, torch 2.13 on a busy 2-core CPU,
-forward and backward 349, 307, 504, 482 ms with the search, 341, 381, 620, 474 ms with zeros (alone 324, 295, 363, 500).
-
-Waiting: all messages about the run go through gloo, on the CPU, whose waiting threads sleep. A rank may wait for as
-long as the candidates of a stage take, so there is no useful time limit; a dead rank closes its connections, which
-ends the others at once.
+All messages about the run go through gloo, on the CPU, whose waiting threads sleep, without a time limit: a rank may
+wait for as long as the candidates of a stage take. A dead rank closes its connections, which ends the others
+(docs/decisions/0017).
 """
 
 from __future__ import annotations
@@ -33,8 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.distributed.rendezvous import fresh
 from engine.errors import ToldElsewhere, UserError
+from engine.training.rendezvous import fresh
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights
+from kernels.call import TensorOps
 from kernels.reference.losses import gradient_like
 from kernels.reference.philox import drop_threshold
 
@@ -30,8 +31,8 @@ _NO_VIEW = (0, 0, 0)
 Tensors = Sequence[Tensor]
 
 
-class CpuLosses:
-    """See the module; the methods have the arguments and results of `kernels.reference.losses`.
+class CpuTensorOps(TensorOps):
+    """See the module.
 
     Args:
         library: the loaded library.
@@ -84,7 +85,7 @@ class CpuLosses:
         weight, bias = fit[0], fit[1] if len(fit) > 1 else None
         loss = torch.zeros((), dtype=torch.float32)
         grads = [gradient_like(h) if needs[0] else None for h in h_s]
-        shared = [torch.zeros_like(p, memory_format=torch.contiguous_format) if n else None
+        shared = [torch.zeros_like(p, memory_format=torch.contiguous_format) if p is not None and n else None
                   for p, n in zip((weight, bias), needs[1:], strict=True)]  # fmt: skip
         if mask.numel() and weight.numel():
             inputs = [[_rows_contiguous(h) for h in group] for group in (h_s, h_t)]
@@ -164,10 +165,11 @@ class CpuLosses:
         return outs
 
     def _attention_words(
-        self, operation: int, inputs: list[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],
+        self, operation: int, inputs: Sequence[Tensor | None], mask: Tensor, scalars: tuple[Tensor | None, ...],
         context: Tensor, p_drop: float, seed: Tensor | None,
     ) -> array[int]:  # fmt: skip
         q, q_t = inputs[0], inputs[3]
+        assert q is not None
         given = [t for t in inputs if t is not None]
         words = self._words(operation, _common_dtype(*given), *(0 if t is None else t.data_ptr() for t in scalars))
         words.extend(_mask(mask))
