@@ -88,7 +88,7 @@ class FFNASForSequenceClassification(HeadedModel):
             return FFNASClassifierOutput(loss=loss, logits=logits)
         out = self.ffnas(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-            first_token_only=True, runtime=False, **kwargs,
+            first_token_only=True, **kwargs,
         )  # fmt: skip
         logits = self._logits(out.pooler_output)
         return FFNASClassifierOutput(
@@ -148,7 +148,7 @@ class FFNASForQuestionAnswering(HeadedModel):
         if logits is None:
             out = self.ffnas(
                 input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
-                runtime=False, **kwargs,
+                **kwargs,
             )  # fmt: skip
             logits = self.qa_outputs(out.last_hidden_state)
         start, end = logits.unbind(dim=-1)
@@ -209,7 +209,7 @@ class FFNASForMultipleChoice(HeadedModel):
         ids, mask, types, positions = rows
         scores, out = self._fast(ids, mask, types, positions, embedded, kwargs), FFNASModelOutput()
         if scores is None:
-            out = self.ffnas(*rows, embedded, return_dict=True, first_token_only=True, runtime=False, **kwargs)
+            out = self.ffnas(*rows, embedded, return_dict=True, first_token_only=True, **kwargs)
             scores = self._score(out.pooler_output)
         logits = scores.view(len(inputs), -1)
         return FFNASMultipleChoiceOutput(

@@ -194,7 +194,6 @@ class FFNASModel(FFNASPreTrainedModel):
         output_attentions: bool | None = None,
         score_targets: Sequence[TeacherHeads] | None = None,
         first_token_only: bool = False,
-        runtime: bool = True,
         **kwargs: Any,
     ) -> FFNASModelOutput:
         """Runs the encoder.
@@ -211,19 +210,17 @@ class FFNASModel(FFNASPreTrainedModel):
                 computes it (`engine.student.attention`), `states` hold it in place of queries and keys.
             first_token_only: the caller reads no other row of the output: `last_hidden_state` is [B, 1, H] where that
                 is less work (`engine.student.first_token`).
-            runtime: whether the last layer's output may come from the runtime (`engine.student.fast_pass`).
             **kwargs: passed on to the attention function.
 
         Raises:
             UserError: bad arguments, see `Planner` and `FFNASEmbeddings`.
         """
-        if runtime and not first_token_only:
+        if not first_token_only:
             not_known = (position_ids, inputs_embeds, architecture, states_layers, score_targets)
             others = {"hidden": output_hidden_states, "attentions": output_attentions, **kwargs}
-            rows = self.from_runtime("hidden", (input_ids, attention_mask, token_type_ids), not_known, others)
-            if rows is not None:
-                pooled = None if self.cls_pooler is None else self.cls_pooler(rows, attention_mask)
-                return FFNASModelOutput(last_hidden_state=rows, pooler_output=pooled)
+            found = self._rows_from_runtime((input_ids, attention_mask, token_type_ids), not_known, others)
+            if found is not None:
+                return found
         keep_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep_attention = self.config.output_attentions if output_attentions is None else output_attentions
         if keep_attention and self.config._attn_implementation != "eager":
@@ -263,6 +260,15 @@ class FFNASModel(FFNASPreTrainedModel):
             attentions=cast("tuple[Tensor, ...]", tuple(attentions)) if keep_attention else None,
             states=states,
         )
+
+    def _rows_from_runtime(
+        self, given: tuple[Any, Any, Any], not_known: Sequence[Any], others: Mapping[str, Any]
+    ) -> FFNASModelOutput | None:
+        rows = self.from_runtime("hidden", given, not_known, others)
+        if rows is None:
+            return None
+        pooled = None if self.cls_pooler is None else self.cls_pooler(rows, given[1])
+        return FFNASModelOutput(last_hidden_state=rows, pooler_output=pooled)
 
     def _run_layer(
         self, layer: FFNASLayer, x: Tensor, mask: Any, plan: FFNPlan, kwargs: dict[str, Any]
