@@ -5,7 +5,9 @@
 #else
 #include "elementary.h"
 #endif
-#include "activations.h"
+#define FFNAS_FUNCTION inline
+#include "../activations.h"
+#undef FFNAS_FUNCTION
 #include "segment.h"
 #include "tile.h"
 #include "gemm_f32.h"
