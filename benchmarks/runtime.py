@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="+")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: on a busy machine, one thread")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: on a busy machine, one thread only"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args(arguments)
