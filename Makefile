@@ -12,7 +12,7 @@ DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
 .PHONY: help setup search test test-all test-faults test-oldest mutations fuzz sanitize coverage check-long types \
-  compile-check wheel-check lint gpu-check clean
+  compile-check wheel-check runtime-wheel lint gpu-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -54,7 +54,8 @@ fuzz: $(DEV_STAMP) ## a million hostile inputs for the expression parser, thousa
 PROGRAMS ?= 20000
 SANITIZED ?= $(addprefix tests/kernels/,test_cpu_ffn.py test_saved_memory.py test_packed_weights.py test_linear.py test_cpu_math.py test_losses_fused.py test_attention.py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
-sanitize: $(DEV_STAMP) ## CPU kernels under AddressSanitizer and UBSan: kernel tests and corrupted programs
+sanitize: $(DEV_STAMP) ## CPU kernels and the runtime under AddressSanitizer and UBSan
+	@$(BIN)/python -m pytest -q -n 0 -m slow -k sanitizers tests/engine/test_native_programs.py
 	@env FFNAS_CXXFLAGS="$(SANITIZE)" FFNAS_CACHE=$(CURDIR)/.cache-sanitize OMP_NUM_THREADS=2 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -85,6 +86,9 @@ wheel-check: $(STAMP) ## build the wheel, install it into an environment of its 
 	@.venv-wheel/bin/python -m pip install -q --disable-pip-version-check --no-deps build/wheel/ffnas-*.whl
 	@cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/tests/firstuse/installed.py
 	@rm -rf .venv-wheel build/wheel
+
+runtime-wheel: $(STAMP) ## a wheel of the runtime alone, in build/runtime: texts to answers without PyTorch
+	@$(BIN)/python -m kernels.runtime.wheel build/runtime
 
 compile-check: $(DEV_STAMP) ## compile all GPU kernels for sm_80 and sm_90, without a GPU; registers, spills, tensor cores
 	@$(BIN)/python -m kernels.compile_check $(ARGS)

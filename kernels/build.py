@@ -76,6 +76,7 @@ _X86_UNITS = (
     Unit("kernels_i8_avxvnni.cpp", (*_AVX2, "-mavxvnni"), "FFNAS_WITH_AVXVNNI"),
     Unit("kernels_i8_avx2.cpp", _AVX2, "FFNAS_WITH_AVX2"),
 )
+_ARM_UNITS = (Unit("kernels_neon.cpp", (), "FFNAS_WITH_NEON"),)
 
 
 def library_path() -> Path:
@@ -122,7 +123,7 @@ def source_key(sources: Path) -> str:
     for file in [*shared_headers(sources), *sorted((sources / "cpu").iterdir())]:
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
     digest.update(generate_header.render().encode())
-    digest.update(repr((_UNITS, _X86_UNITS, _COMMON_FLAGS, _extra_flags(), platform.machine())).encode())
+    digest.update(repr((_UNITS, _X86_UNITS, _ARM_UNITS, _COMMON_FLAGS, _extra_flags(), platform.machine())).encode())
     return "ffnas-" + digest.hexdigest()[:24]
 
 
@@ -174,8 +175,8 @@ def build_library(target: Path, sources: Path, compiler: str) -> None:
 
 def _compile_units(folder: Path, work: Path, compiler: str) -> tuple[list[str], list[str]]:
     """(object files, macros) of every unit this compiler can compile."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    units = [*(_X86_UNITS if x86 else ()), *_UNITS]
+    own = {"x86_64": _X86_UNITS, "amd64": _X86_UNITS, "aarch64": _ARM_UNITS, "arm64": _ARM_UNITS}
+    units = [*own.get(target_machine(compiler), ()), *_UNITS]
 
     def compile_unit(unit: Unit) -> str | None:
         return _compile(compiler, folder / unit.source, work / f"{unit.source}.o", unit.flags)
@@ -190,6 +191,12 @@ def _compile_units(folder: Path, work: Path, compiler: str) -> tuple[list[str], 
         elif unit.macro is None or not _flags_unknown(compiler, unit.flags, work):
             raise BuildError(error)
     return objects, macros
+
+
+def target_machine(compiler: str) -> str:
+    """The processor family that `compiler` makes code for, in small letters; a cross-compiler's is another."""
+    result = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=False)
+    return (result.stdout.strip().split("-")[0] or platform.machine()).lower()
 
 
 def _flags_unknown(compiler: str, flags: tuple[str, ...], work: Path) -> bool:

@@ -22,6 +22,7 @@ namespace avx512 { extern const Kernels kernels; }
 namespace avx512bf16 { extern const Kernels kernels; }
 namespace amx { extern const Kernels kernels; }
 namespace amx_fp32 { extern const Kernels kernels; }
+namespace neon { extern const Kernels kernels; }
 
 namespace {
 
@@ -36,7 +37,16 @@ enum Status : int {
   kCrowded = 4,  // done; told once
   kBadFile = 5,
 };
-enum Isa : int { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kAmxFloat32 = 5, kIsaCount = 6 };
+enum Isa : int {
+  kGeneric = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAvx512Bf16 = 3,
+  kAmx = 4,
+  kAmxFloat32 = 5,
+  kNeon = 6,
+  kIsaCount = 7,
+};
 
 const Kernels* kernels_of(int64_t isa) {
   switch (isa) {
@@ -54,8 +64,21 @@ const Kernels* kernels_of(int64_t isa) {
     case kAmx: return &amx::kernels;
     case kAmxFloat32: return &amx_fp32::kernels;
 #endif
+#ifdef FFNAS_WITH_NEON
+    case kNeon: return &neon::kernels;
+#endif
     default: return nullptr;
   }
+}
+
+// The best instruction set of this machine, up to `limit`, for float32 or bfloat16 products.
+int64_t best_isa(bool bf16_products, int64_t limit) {
+  int64_t best = kGeneric;
+  for (int64_t isa = 0; isa < kIsaCount && isa <= limit; ++isa) {
+    const bool serves = bf16_products ? isa != kAmxFloat32 : isa != kAvx512Bf16 && isa != kAmx;
+    if (serves && kernels_of(isa) != nullptr && cpu_runs(static_cast<int>(isa))) best = isa;
+  }
+  return best;
 }
 
 // Reads the words of a call in order.
@@ -157,6 +180,7 @@ int run(const int64_t* words, int64_t count, double eps, double drop_scale, bool
 #include "int8_api.h"
 
 #include "encoder_api.h"
+#include "write_watch.h"
 
 // Both may be null: then everything runs on the calling thread.
 FFNAS_EXPORT void ffnas_set_threads(void* parallel_for, void* get_num_threads) {
@@ -172,6 +196,8 @@ FFNAS_EXPORT int64_t ffnas_abi_version() { return ffnas::kAbiVersion; }
 FFNAS_EXPORT int ffnas_built(int isa) { return ffnas::kernels_of(isa) != nullptr; }
 // Whether this machine can run them.
 FFNAS_EXPORT int ffnas_runs(int isa) { return ffnas::cpu_runs(isa) ? 1 : 0; }
+// The best one up to `limit` that both hold for, for products in bfloat16 or in float32.
+FFNAS_EXPORT int64_t ffnas_best_isa(int bf16_products, int64_t limit) { return ffnas::best_isa(bf16_products != 0, limit); }
 
 // The instruction set that a call of so many tokens runs on, where `isa` was asked for.
 FFNAS_EXPORT int64_t ffnas_isa_for(int64_t isa, int64_t tokens) { return ffnas::isa_for(isa, tokens); }

@@ -51,6 +51,8 @@ bool cpu_runs(int isa) {
   static const bool amx = avx512bf16 && amx_granted();
   const bool runs[] = {true, avx2, avx512, avx512bf16, amx, amx};
   return isa >= 0 && isa < 6 && runs[isa];
+#elif defined(__aarch64__)
+  return isa == 0 || isa == 6;
 #else
   return isa == 0;
 #endif

@@ -5,71 +5,22 @@
 // thread, which grows to the largest batch it has seen.
 #pragma once
 
-#include <cmath>
-#include <cstdlib>
-#include <memory>
+#include <algorithm>
 #include <vector>
 
+#include "encoder_model.h"
+#include "encoder_rows.h"
 #include "pool.h"
 
 namespace ffnas {
-
-enum Embedding : int64_t { kFullTable = 0, kFactorized = 1, kTrigram = 2 };
-enum Pooling : int64_t { kNoPooling = 0, kFirstToken = 1, kMeanOfTokens = 2 };
-enum PoolerActivation : int64_t { kPoolTanh = 0, kPoolRelu = 1, kPoolGelu = 2, kPoolGeluErf = 3 };
-enum Head : int64_t { kNoHead = 0, kSequenceHead = 1, kTokenHead = 2 };
-enum Wanted : int64_t { kWantHead = 0, kWantHidden = 1, kWantPooled = 2 };
-
-struct Dense {
-  View w, b;
-  int64_t outputs = 0, inputs = 0;
-};
-struct Norm {
-  View weight, bias;
-};
-struct EncoderLayer {
-  int64_t heads = 0, stack = 0, inner = 0;
-  Dense query, key, value, output;
-  Norm norm;
-  Program program = {};
-  std::vector<Instruction> code;
-  std::vector<Dense> first, second;
-  std::vector<Norm> norms;
-};
-
-struct EncoderModel {
-  int64_t hidden, head_size, vocabulary, positions, types, embedding, width;  // width: of the token table
-  float eps;
-  View token_table, position_table, type_table;
-  Dense embedding_dense;
-  Norm embedding_norm;
-  std::vector<EncoderLayer> layers;
-  int64_t pooling, activation, head, labels;
-  Dense pooler, classifier;
-};
-
-// Memory from malloc, freed with its owner.
-struct Freed {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, Freed>;
-
-// The weights as one instruction set wants them.
-struct PackedEncoder {
-  struct Layer {
-    Buffer query, key, value, output;
-    std::vector<Buffer> first, second;
-  };
-  bool ready = false;
-  Buffer embedding, pooler, classifier;
-  std::vector<Layer> layers;
-};
 
 struct EncoderInput {
   const int64_t* ids;     // [batch, length]
   const uint8_t* mask;    // [batch, length], not 0 at real tokens; nullptr: all real
   const int64_t* types;   // [batch, length]; nullptr: all 0
   int64_t batch, length;
+  const int64_t* places = nullptr;  // scores per token: of these alone, counted through [batch, length], each a real one
+  int64_t place_count = 0;
 };
 
 // Who packs weights and multiplies by them: an instruction set in floating point, or on codes (int8.h).
@@ -90,8 +41,9 @@ class EncoderPass {
               const EncoderInput& in)
       : m_(model), packed_(packed), products_(products), others_(others), in_(in) {}
 
-  int run(Wanted wanted, float padding, float* out) {
-    const bool short_last = m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead));
+  int run(int64_t asked, float padding, float* out) {
+    const int64_t wanted = asked & ~int64_t{kOfLengthOne};
+    const bool short_last = wanted == kWantFirst || (m_.pooling == kFirstToken && (wanted == kWantPooled || (wanted == kWantHead && m_.head == kSequenceHead)));
     if (!gather(short_last)) return kBadCall;
     if (!room()) return kOutOfMemory;
     if (const int failed = embeddings()) return failed;
@@ -101,13 +53,11 @@ class EncoderPass {
     for (int64_t l = 0; l <= last; ++l)
       if (const int failed = layer(l, short_last && l == last)) return failed;
     if (wanted == kWantHidden) return scatter(x_, m_.hidden, 0.0f, out);
-    if (m_.head == kTokenHead && wanted == kWantHead) {
-      if (const int failed = dense(others_.linear, m_.classifier, packed_.classifier, rows(x_, tokens(), m_.hidden), tokens(), rows(wide_, tokens(), m_.classifier.outputs))) return failed;
-      return scatter(wide_, m_.classifier.outputs, padding, out);
-    }
-    if (const int failed = pool(short_last)) return failed;
-    if (wanted == kWantPooled) return copy(y_, in_.batch * m_.hidden, out);
-    return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, rows(out, in_.batch, m_.classifier.outputs));
+    if (wanted == kWantHead && m_.per_token()) return in_.places == nullptr ? token_scores(padding, out) : scores_at_places(out);
+    if (const int failed = pool(wanted, short_last && last >= 0)) return failed;
+    if (wanted == kWantHead) return dense(others_.linear, m_.classifier, packed_.classifier, rows(y_, in_.batch, m_.hidden), in_.batch, rows(out, in_.batch, m_.labels));
+    for (int64_t b = 0; b < in_.batch && (asked & kOfLengthOne) != 0; ++b) to_length_one(y_ + b * m_.hidden, m_.hidden);
+    return copy(y_, in_.batch * m_.hidden, out);
   }
 
  private:
@@ -128,6 +78,7 @@ class EncoderPass {
         ids_.push_back(static_cast<int32_t>(in_.ids[at]));
         types_.push_back(static_cast<int32_t>(type));
         positions_.push_back(static_cast<int32_t>(i));
+        places_.push_back(at);
       }
       if (tokens() == start_.back()) return false;
       start_.push_back(tokens());
@@ -136,7 +87,7 @@ class EncoderPass {
   }
 
   bool room() {
-    int64_t heads = 0, wide = m_.head == kTokenHead ? m_.classifier.outputs : 0;
+    int64_t heads = 0, wide = 0;
     for (const EncoderLayer& l : m_.layers) heads = heads < l.heads ? l.heads : heads;
     const int64_t inputs = m_.embedding == kFullTable ? 0 : m_.embedding_dense.inputs;
     if (wide < inputs) wide = inputs;
@@ -144,7 +95,9 @@ class EncoderPass {
     const int64_t n = tokens() < in_.batch ? in_.batch : tokens();
     const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
     const int64_t context = aligned(n * heads * m_.head_size), row = aligned(n * m_.hidden);
-    auto* base = static_cast<float*>(scratch(kEncoder, static_cast<size_t>(aligned(n * wide) + context + 2 * row) * sizeof(float)));
+    const int64_t scores = m_.per_token() ? head_rows() * (m_.head_width + m_.labels) : 0;
+    const int64_t rest = std::max(aligned(n * wide), aligned(scores));
+    auto* base = static_cast<float*>(scratch(kEncoder, static_cast<size_t>(rest + context + 2 * row) * sizeof(float)));
     if (base == nullptr) return false;
     x_ = base;
     y_ = x_ + row;
@@ -307,36 +260,65 @@ class EncoderPass {
   }
 
   // The samples' vectors, to y_.
-  int pool(bool short_last) {
-    if (m_.pooling == kMeanOfTokens) {
-      for (int64_t b = 0; b < in_.batch; ++b) mean(b);
+  int pool(int64_t wanted, bool first_alone) {
+    const bool own = wanted == kWantHead || wanted == kWantPooled;
+    if (wanted == kWantMean || wanted == kWantMax || (own && m_.pooling == kMeanOfTokens)) {
+      const auto of_rows = wanted == kWantMax ? max_of_rows : mean_of_rows;
+      for (int64_t b = 0; b < in_.batch; ++b) {
+        const int64_t from = start_[static_cast<size_t>(b)], to = start_[static_cast<size_t>(b) + 1];
+        of_rows(x_ + from * m_.hidden, to - from, m_.hidden, y_ + b * m_.hidden);
+      }
       return kOk;
     }
-    if (!short_last) {
+    if (!first_alone) {
       first_rows(y_);
       swap();
     }
+    if (!own) return copy(x_, in_.batch * m_.hidden, y_);
     if (const int failed = dense(others_.linear, m_.pooler, packed_.pooler, rows(x_, in_.batch, m_.hidden), in_.batch, rows(y_, in_.batch, m_.hidden))) return failed;
-    for (int64_t i = 0; i < in_.batch * m_.hidden; ++i) y_[i] = activated(y_[i]);
+    activate(m_.activation, y_, in_.batch * m_.hidden);
     return kOk;
   }
 
-  void mean(int64_t b) {
-    const int64_t from = start_[static_cast<size_t>(b)], to = start_[static_cast<size_t>(b) + 1];
-    float* sum = y_ + b * m_.hidden;
-    for (int64_t j = 0; j < m_.hidden; ++j) sum[j] = 0.0f;
-    for (int64_t t = from; t < to; ++t)
-      for (int64_t j = 0; j < m_.hidden; ++j) sum[j] += x_[t * m_.hidden + j];
-    for (int64_t j = 0; j < m_.hidden; ++j) sum[j] /= static_cast<float>(to - from);
+  // Rows whose scores are computed together, so that those of a vocabulary do not take the memory of all tokens.
+  int64_t head_rows() const { return std::clamp<int64_t>((int64_t{1} << 21) / m_.labels, 32, 1024); }
+
+  // Scores of `count` rows.
+  int head(const float* x, int64_t count, float* out) {
+    const View from = rows(const_cast<float*>(x), count, m_.hidden);
+    if (m_.head == kTokenHead) return dense(others_.linear, m_.classifier, packed_.classifier, from, count, rows(out, count, m_.labels));
+    const int64_t width = m_.head_width;
+    float* inner = wide_ + head_rows() * m_.labels;
+    if (const int failed = dense(others_.linear, m_.head_dense, packed_.head_dense, from, count, rows(inner, count, width))) return failed;
+    activate(kActGelu, inner, count * width);
+    const auto *weight = static_cast<const float*>(m_.head_norm.weight.data), *bias = static_cast<const float*>(m_.head_norm.bias.data);
+    for (int64_t r = 0; r < count; ++r) normalize_row(inner + r * width, width, m_.eps, weight, bias);
+    return dense(others_.linear, m_.classifier, packed_.classifier, rows(inner, count, width), count, rows(out, count, m_.labels));
   }
 
-  float activated(float v) const {
-    switch (m_.activation) {
-      case kPoolRelu: return v > 0.0f ? v : 0.0f;
-      case kPoolGelu: return 0.5f * v * (1.0f + std::tanh(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-      case kPoolGeluErf: return 0.5f * v * (1.0f + std::erf(v * 0.7071067811865476f));
-      default: return std::tanh(v);
+  int token_scores(float padding, float* out) {
+    std::fill(out, out + in_.batch * in_.length * m_.labels, padding);
+    for (int64_t t = 0; t < tokens(); t += head_rows()) {
+      const int64_t count = std::min(head_rows(), tokens() - t);
+      if (const int failed = head(x_ + t * m_.hidden, count, wide_)) return failed;
+      for (int64_t r = 0; r < count; ++r)
+        copy(wide_ + r * m_.labels, m_.labels, out + places_[static_cast<size_t>(t + r)] * m_.labels);
     }
+    return kOk;
+  }
+
+  int scores_at_places(float* out) {
+    for (int64_t p = 0; p < in_.place_count; p += head_rows()) {
+      const int64_t count = std::min(head_rows(), in_.place_count - p);
+      if (count > tokens()) return kBadCall;  // y_ has room for so many rows
+      for (int64_t r = 0; r < count; ++r) {
+        const auto found = std::lower_bound(places_.begin(), places_.end(), in_.places[p + r]);
+        if (found == places_.end() || *found != in_.places[p + r]) return kBadCall;
+        copy(x_ + (found - places_.begin()) * m_.hidden, m_.hidden, y_ + r * m_.hidden);
+      }
+      if (const int failed = head(y_, count, out + p * m_.labels)) return failed;
+    }
+    return kOk;
   }
 
   void first_rows(float* to) const {
@@ -346,10 +328,8 @@ class EncoderPass {
 
   // Rows to their places in [batch, length, width], `padding` elsewhere.
   int scatter(const float* from, int64_t width, float padding, float* out) const {
-    for (int64_t i = 0; i < in_.batch * in_.length * width; ++i) out[i] = padding;
-    for (int64_t b = 0; b < in_.batch; ++b)
-      for (int64_t t = start_[static_cast<size_t>(b)]; t < start_[static_cast<size_t>(b) + 1]; ++t)
-        copy(from + t * width, width, out + (b * in_.length + positions_[static_cast<size_t>(t)]) * width);
+    std::fill(out, out + in_.batch * in_.length * width, padding);
+    for (int64_t t = 0; t < tokens(); ++t) copy(from + t * width, width, out + places_[static_cast<size_t>(t)] * width);
     return kOk;
   }
 
@@ -369,7 +349,7 @@ class EncoderPass {
   const LossKernels& others_;
   const EncoderInput& in_;
   std::vector<int32_t> ids_, positions_, types_;
-  std::vector<int64_t> start_;
+  std::vector<int64_t> start_, places_;
   std::vector<Layer> ffns_;
   float *x_ = nullptr, *y_ = nullptr, *context_ = nullptr, *wide_ = nullptr;
 };

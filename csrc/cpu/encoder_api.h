@@ -12,16 +12,6 @@
 namespace ffnas {
 namespace {
 
-// The best instruction set of this machine for float32 or bfloat16 products.
-int64_t best_isa(bool bf16_products) {
-  int64_t best = kGeneric;
-  for (int64_t isa = 0; isa < kIsaCount; ++isa) {
-    const bool serves = bf16_products ? isa != kAmxFloat32 : isa != kAvx512Bf16 && isa != kAmx;
-    if (serves && kernels_of(isa) != nullptr && cpu_runs(static_cast<int>(isa))) best = isa;
-  }
-  return best;
-}
-
 // Reads the words of a model in order, and knows where its matrices may lie: anywhere (addresses, from a caller that has
 // checked them), or inside the bytes of a weights file (offsets, from a file that anybody may have written).
 struct ModelReader {
@@ -117,12 +107,17 @@ class Encoder {
     m.embedding_dense = in.dense(!full, m.hidden, m.embedding == kTrigram ? 3 * m.width : m.width);
     m.embedding_norm = in.norm(m.hidden);
     for (int64_t* v : {&m.pooling, &m.activation, &m.head, &m.labels}) *v = in.next();
-    if (in.wrong || m.pooling < kNoPooling || m.pooling > kMeanOfTokens || m.activation < kPoolTanh || m.activation > kPoolGeluErf ||
-        m.head < kNoHead || m.head > kTokenHead || (m.head == kSequenceHead && m.pooling == kNoPooling) ||
+    if (in.wrong || m.pooling < kNoPooling || m.pooling > kMeanOfTokens || m.activation < kActTanh || m.activation > kActGeluErf ||
+        m.head < kNoHead || m.head > kMaskHead || (m.head == kSequenceHead && m.pooling == kNoPooling) ||
         (m.head != kNoHead && (m.labels < 1 || m.labels > kMost)))
       return kBadCall;
     m.pooler = in.dense(m.pooling == kFirstToken, m.hidden, m.hidden);
-    m.classifier = in.dense(m.head != kNoHead, m.labels, m.hidden);
+    const bool masks = m.head == kMaskHead;
+    m.head_width = in.next();
+    if (masks ? m.head_width < 1 || m.head_width > kMost : m.head_width != 0) return kBadCall;
+    m.head_dense = in.dense(masks, m.head_width, m.hidden);
+    if (masks) m.head_norm = in.norm(m.head_width);
+    m.classifier = in.dense(m.head != kNoHead, m.labels, masks ? m.head_width : m.hidden);
     const int64_t layers = in.next();
     if (in.wrong || layers < 1 || layers > kMostLayers) return kBadCall;
     m.layers.resize(static_cast<size_t>(layers));
@@ -135,12 +130,12 @@ class Encoder {
 
   const EncoderModel& model() const { return model_; }
   // The memory that a model's matrices lie in, where it is not the caller's.
-  void own(Buffer&& weights) { weights_ = std::move(weights); }
+  void own(Mapped&& weights) { weights_ = std::move(weights); }
 
   int64_t isa() const { return isa_; }
 
   // On instruction set `asked`, or what serves so few tokens in its place.
-  int run(int64_t asked, const EncoderInput& in, Wanted wanted, float padding, float* out) {
+  int run(int64_t asked, const EncoderInput& in, int64_t wanted, float padding, float* out) {
     // Who finds the pool at work for somebody else goes on alone, instead of waiting: no bit depends on it.
     std::unique_lock<std::mutex> hold(pool_.lock(), std::defer_lock);
     Pool alone(1);
@@ -158,8 +153,7 @@ class Encoder {
     const int64_t isa = asked < kInt8First ? isa_for(asked, tokens) : base_of(asked);
     const Kernels* kernels = kernels_of(isa);
     const LossKernels* others = loss_kernels_of(isa);
-    if (kernels == nullptr || others == nullptr || (wanted == kWantHead && model_.head == kNoHead) ||
-        (wanted == kWantPooled && model_.pooling == kNoPooling))
+    if (kernels == nullptr || others == nullptr || !can(wanted) || (in.places != nullptr && !(wanted == kWantHead && model_.per_token())))
       return kBadCall;
     const int32_t type = isa == kAmx || isa == kAvx512Bf16 ? kBFloat16 : kFloat32;
     const Products plain{others->linear, kernels->forward, kernels->packed_bytes, kernels->pack, type};
@@ -175,6 +169,22 @@ class Encoder {
 
  private:
   static constexpr int64_t kMostLayers = 1024, kMostStack = 64, kMost = int64_t{1} << 28;
+
+  bool can(int64_t wanted) const {
+    switch (wanted) {
+      case kWantHead: return model_.head != kNoHead;
+      case kWantPooled:
+      case kWantPooled + kOfLengthOne: return model_.pooling != kNoPooling;
+      case kWantHidden:
+      case kWantMean:
+      case kWantFirst:
+      case kWantMax:
+      case kWantMean + kOfLengthOne:
+      case kWantFirst + kOfLengthOne:
+      case kWantMax + kOfLengthOne: return true;
+      default: return false;
+    }
+  }
 
   Status read_layer(ModelReader& in, EncoderLayer& layer) {
     for (int64_t* v : {&layer.heads, &layer.stack, &layer.inner}) *v = in.next();
@@ -226,7 +236,7 @@ class Encoder {
   // The embeddings' and the layers' weights for `products`, those after the last layer for `plain`.
   bool pack(const Products& products, const Products& plain, PackedEncoder& to) {
     bool ok = pack(products, model_.embedding_dense, to.embedding) && pack(plain, model_.pooler, to.pooler) &&
-              pack(plain, model_.classifier, to.classifier);
+              pack(plain, model_.classifier, to.classifier) && pack(plain, model_.head_dense, to.head_dense);
     to.layers.clear();
     to.layers.resize(model_.layers.size());
     for (size_t l = 0; l < model_.layers.size() && ok; ++l) {
@@ -244,7 +254,7 @@ class Encoder {
 
   const int64_t isa_;
   EncoderModel model_ = {};
-  Buffer weights_;
+  Mapped weights_;
   PackedEncoder packed_[kIsaCount], packed_codes_[kInt8End - kInt8First];
   bool deep_ = false;  // whether a product is too deep for codes
   std::mutex packing_;
@@ -288,42 +298,47 @@ FFNAS_EXPORT void* ffnas_encoder_read(const char* folder, int64_t isa, int64_t t
     return nullptr;
   }
 }
-// See csrc/ffnas_encoder.h.
+// See csrc/ffnas_encoder.h, also for what follows.
 FFNAS_EXPORT void* ffnas_encoder_open(const char* folder, int precision, int threads, int* status) {
   *status = ffnas::kBadCall;
   if (precision < 0 || precision > 2) return nullptr;
-  return ffnas_encoder_read(folder, precision == 2 ? ffnas::best_int8() : ffnas::best_isa(precision == 1), threads, status);
+  return ffnas_encoder_read(folder, precision == 2 ? ffnas::best_int8() : ffnas::best_isa(precision == 1, ffnas::kIsaCount - 1), threads, status);
 }
-// Sizes by which results are allocated: scores a sequence (or token), whether they are per token, hidden width, positions,
-// and whether there are vectors per sequence.
 FFNAS_EXPORT int64_t ffnas_encoder_size(void* encoder, int which) {
   const ffnas::EncoderModel& m = static_cast<ffnas::Encoder*>(encoder)->model();
   switch (which) {
     case 0: return m.head == ffnas::kNoHead ? 0 : m.labels;
-    case 1: return m.head == ffnas::kTokenHead;
+    case 1: return m.per_token();
     case 2: return m.hidden;
     case 3: return m.positions;
     case 4: return m.pooling != ffnas::kNoPooling;
+    case 5: return m.head;
     default: return -1;
   }
 }
-// A pass on an instruction set other than the model's own; else as `ffnas_encoder_run`.
+// A pass on an instruction set other than the model's own; else as `ffnas_encoder_run`, or, with `places`, as
+// `ffnas_encoder_run_at`.
 FFNAS_EXPORT int ffnas_encoder_run_on(void* encoder, int64_t isa, const int64_t* ids, const uint8_t* mask, const int64_t* types,
-                                      int64_t batch, int64_t length, int64_t wanted, double padding, float* out) {
+                                      int64_t batch, int64_t length, int64_t wanted, double padding, const int64_t* places,
+                                      int64_t count, float* out) {
   using namespace ffnas;
-  if (batch < 1 || length < 1 || wanted < kWantHead || wanted > kWantPooled) return kBadCall;
+  if (batch < 1 || length < 1 || (places != nullptr && count < 1)) return kBadCall;
   try {
-    return static_cast<Encoder*>(encoder)->run(isa, {ids, mask, types, batch, length}, static_cast<Wanted>(wanted),
+    return static_cast<Encoder*>(encoder)->run(isa, {ids, mask, types, batch, length, places, count}, wanted,
                                                static_cast<float>(padding), out);
   } catch (const std::exception&) {
     return kOutOfMemory;
   }
 }
-// ids, types [batch, length] of int64, mask of bytes; types and mask may be null. `wanted`: see Wanted; `padding` stands at
-// padded tokens of scores per token. kBadCall also where an id is outside the vocabulary or a sample has no token.
 FFNAS_EXPORT int ffnas_encoder_run(void* encoder, const int64_t* ids, const uint8_t* mask, const int64_t* types, int64_t batch,
                                    int64_t length, int64_t wanted, double padding, float* out) {
   return ffnas_encoder_run_on(encoder, static_cast<ffnas::Encoder*>(encoder)->isa(), ids, mask, types, batch, length, wanted,
-                              padding, out);
+                              padding, nullptr, 0, out);
+}
+FFNAS_EXPORT int ffnas_encoder_run_at(void* encoder, const int64_t* ids, const uint8_t* mask, const int64_t* types, int64_t batch,
+                                      int64_t length, const int64_t* places, int64_t count, float* out) {
+  if (places == nullptr) return ffnas::kBadCall;
+  return ffnas_encoder_run_on(encoder, static_cast<ffnas::Encoder*>(encoder)->isa(), ids, mask, types, batch, length,
+                              ffnas::kWantHead, 0.0, places, count, out);
 }
 FFNAS_EXPORT void ffnas_encoder_free(void* encoder) { delete static_cast<ffnas::Encoder*>(encoder); }

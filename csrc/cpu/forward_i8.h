@@ -1,5 +1,5 @@
-// Forward of a stack of FFNs on codes, for inference: as forward.h, but the second product's operand is coded when all of a
-// row is known, so it stands in floats before. Included inside an ISA namespace.
+// Forward of a stack of FFNs on codes, for inference: as forward.h, but the second product's operand is coded when all
+// of a row is known, so it stands in floats before. Included inside an ISA namespace.
 
 struct CodeForwardShared {
   struct Vectors {
@@ -32,12 +32,12 @@ struct CodeForwardShared {
 
 struct CodeForwardBlock {
   Registers reg;
-  Code *first, *second;    // operands of the two products
+  Code *first, *second;  // operands of the two products
   RowCode *row1, *row2;
-  float* m;                // an operand before it is coded
-  Range* range;            // of its rows
+  float* m;      // an operand before it is coded
+  Range* range;  // of its rows
   int32_t* panel[2];
-  float *z, *between;      // LayerNorm's input; what lies between two FFNs
+  float *z, *between;  // LayerNorm's input; what lies between two FFNs
   int64_t m_stride, z_stride;
 
   void carve(Carver& c, const Call& call, int64_t most_rows) {
@@ -90,7 +90,8 @@ inline int32_t lone_operator(const SegmentCode& s) {
 template <class Fn>
 inline bool with_lone_operator(int32_t op, const Fn& fn) {
   switch (op) {
-#define FFNAS_CASE(NAME, CODE) case CODE: fn(NAME{}); return true;
+#define FFNAS_CASE(NAME, CODE) \
+  case CODE: fn(NAME{}); return true;
     FFNAS_UNARY_OPERATORS(FFNAS_CASE)
 #undef FFNAS_CASE
     default: return false;
@@ -142,26 +143,29 @@ struct CodeForwardLayer {
 
   bool first_beside(const Widths& w) {
     return with_lone_operator(lone_operator(call.program.segment[kMid]), [&](auto op) {
-      for_sums(block.panel, rows, block.first, block.row1, w.in1, w1, w.out1, vectors.b1, [&](int64_t c, const SumsRow& sums) {
-        return CodeMidRow<decltype(op)>{sums, block.m + c, block.m_stride, w.out1 - c, block.range};
-      });
+      for_sums(block.panel, rows, block.first, block.row1, w.in1, w1, w.out1, vectors.b1,
+               [&](int64_t c, const SumsRow& sums) {
+                 return CodeMidRow<decltype(op)>{sums, block.m + c, block.m_stride, w.out1 - c, block.range};
+               });
     });
   }
   bool second_beside(const Widths& w) {
     return !call.program.parallel && with_lone_operator(lone_operator(call.program.segment[kPost]), [&](auto op) {
-      for_sums(block.panel, rows, block.second, block.row2, w.in2, w2, w.out2, vectors.b2, [&](int64_t c, const SumsRow& sums) {
-        return AddRow<decltype(op)>{sums, x + c, x_stride, w.out2 - c, block.z + c, block.z_stride};
-      });
+      for_sums(block.panel, rows, block.second, block.row2, w.in2, w2, w.out2, vectors.b2,
+               [&](int64_t c, const SumsRow& sums) {
+                 return AddRow<decltype(op)>{sums, x + c, x_stride, w.out2 - c, block.z + c, block.z_stride};
+               });
     });
   }
 
   // Registers' tiles of a product, a panel at a time: fn(row, rows, column).
-  void numbers(const Code* a, const RowCode* row, int64_t depth, const PackedCodes& w, int64_t c, int64_t width, const float* bias,
-               int32_t* sums) {
+  void numbers(const Code* a, const RowCode* row, int64_t depth, const PackedCodes& w, int64_t c, int64_t width,
+               const float* bias, int32_t* sums) {
     code_product(a, code_stride(depth), rows, w, depth, c, width, sums, SumsWork<NoRow>{});
     SumsRow from{sums, row, w.sums + c, w.scale + c, bias + c};
     for (int64_t r = 0; r < rows; ++r, from.next())  // in place: floats where the integers were
-      for (int j = 0; j < kTileColumns; j += kLanes) store(reinterpret_cast<float*>(sums) + r * kTileColumns + j, from.value(j));
+      for (int j = 0; j < kTileColumns; j += kLanes)
+        store(reinterpret_cast<float*>(sums) + r * kTileColumns + j, from.value(j));
   }
   void tile_of(const int32_t* sums, int64_t r, int n, float* tile) const {
     __builtin_memcpy(tile, sums + r * kTileColumns, static_cast<size_t>(n) * kTileColumns * sizeof(float));
@@ -178,7 +182,8 @@ struct CodeForwardLayer {
         reg.run(mid, n, c, call.hidden);
         for (int i = 0; i < n; ++i)
           for (int j = 0; j < kTileColumns; j += kLanes) {
-            const F v = keep_lanes(load(reg[mid.value] + i * kTileColumns + j), static_cast<int>(least(most(w.out1 - c - j, 0), kLanes)));
+            const F v = keep_lanes(load(reg[mid.value] + i * kTileColumns + j),
+                                   static_cast<int>(least(most(w.out1 - c - j, 0), kLanes)));
             store(block.m + (r + i) * block.m_stride + c + j, v);
             block.range[r + i].add(v);
           }
@@ -223,8 +228,16 @@ inline int code_forward(Call& call) {
     for (int64_t l = 0; l < call.layers; ++l) {
       const View out = l + 1 == call.layers ? rows_of(call.out, first) : View{block.between, block.z_stride, kFloat32};
       const Layer& layer = call.layer[l];
-      CodeForwardLayer{call, shared.layer[l], block, PackedCodes(layer.packed1, w.out1, w.in1), PackedCodes(layer.packed2, w.out2, w.in2),
-                       static_cast<const float*>(x.data), x.stride, rows, out}.run();
+      CodeForwardLayer{call,
+                       shared.layer[l],
+                       block,
+                       PackedCodes(layer.packed1, w.out1, w.in1),
+                       PackedCodes(layer.packed2, w.out2, w.in2),
+                       static_cast<const float*>(x.data),
+                       x.stride,
+                       rows,
+                       out}
+          .run();
       x = out;
     }
   };

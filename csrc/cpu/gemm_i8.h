@@ -1,9 +1,9 @@
-// Products of codes, see int8.h: 32-bit sums of a block of rows with one panel of a packed weight, and what is done with them
-// row by row. Included inside an ISA namespace.
+// Products of codes, see int8.h: 32-bit sums of a block of rows with one panel of a packed weight, and what is done
+// with them row by row. Included inside an ISA namespace.
 //
-// Sums are stored as integers and read again, which costs less than it looks (they are in L1): so vectors can work on one
-// panel's sums while tile registers multiply the next one, as forward_beside.h does, and no product needs to know what
-// follows it.
+// Sums are stored as integers and read again, which costs less than it looks (they are in L1): so vectors can work on
+// one panel's sums while tile registers multiply the next one, as forward_beside.h does, and no product needs to know
+// what follows it.
 
 // Work on the rows of a panel that are still to do, `piece` of them at each step.
 template <class Row>
@@ -37,8 +37,8 @@ struct CodeScope {
   ~CodeScope() { _tile_release(); }
 };
 
-// to[32][32] = A times B over `steps` of 64; the second 16 rows only if TALL, the second 16 columns only if WIDE. Meanwhile
-// `lines` cache lines a step of the next panel are fetched: waiting for them took a third of the time.
+// to[32][32] = A times B over `steps` of 64; the second 16 rows only if TALL, the second 16 columns only if WIDE.
+// Meanwhile `lines` cache lines a step of the next panel are fetched: waiting for them took a third of the time.
 template <bool TALL, bool WIDE, class Work>
 __attribute__((flatten)) inline Work multiply_codes(int64_t steps, const Code* a, int64_t stride, const int32_t* b,
                                                     const int32_t* next, int64_t lines, int32_t* to, Work work) {
@@ -77,12 +77,14 @@ __attribute__((flatten)) inline Work multiply_codes(int64_t steps, const Code* a
 }
 
 // Products per panel at which `work` may do a step.
-inline int64_t work_steps(int64_t rows, int64_t depth) { return (rows + 15) / 16 * (code_words(depth) / 16) * 2; }
+inline int64_t work_steps(int64_t rows, int64_t depth) {
+  return (rows + 15) / 16 * (code_words(depth) / 16) * 2;
+}
 
 // to[rows][kTileColumns] = the sums of rows `a` with the panel at `column` of a weight that is `width` wide.
 template <class Work>
-inline Work code_product(const Code* a, int64_t stride, int64_t rows, const PackedCodes& w, int64_t depth, int64_t column,
-                         int64_t width, int32_t* to, Work work) {
+inline Work code_product(const Code* a, int64_t stride, int64_t rows, const PackedCodes& w, int64_t depth,
+                         int64_t column, int64_t width, int32_t* to, Work work) {
   const int64_t steps = code_words(depth) / 16;
   const int32_t* panel = w.words + column * code_words(depth);
   const bool wide = width - column > 16;
@@ -106,7 +108,8 @@ struct CodeScope {
 };
 
 template <int ROWS, int VECTORS>
-__attribute__((noinline)) void multiply_codes(int64_t words, const Code* a, int64_t stride, const int32_t* b, int32_t* to) {
+__attribute__((noinline)) void multiply_codes(int64_t words, const Code* a, int64_t stride, const int32_t* b,
+                                              int32_t* to) {
   I sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
@@ -132,20 +135,26 @@ __attribute__((noinline)) void multiply_codes(int64_t words, const Code* a, int6
     for (int j = 0; j < VECTORS; ++j) store_i(to + i * kTileColumns + j * kLanes, sum[i][j]);
 }
 
-inline int64_t work_steps(int64_t, int64_t) { return 1; }
+inline int64_t work_steps(int64_t, int64_t) {
+  return 1;
+}
 
 template <class Work>
-inline Work code_product(const Code* a, int64_t stride, int64_t rows, const PackedCodes& w, int64_t depth, int64_t column,
-                         int64_t, int32_t* to, Work work) {
+inline Work code_product(const Code* a, int64_t stride, int64_t rows, const PackedCodes& w, int64_t depth,
+                         int64_t column, int64_t, int32_t* to, Work work) {
   const int64_t words = (depth + kPerWord - 1) / kPerWord;
   const int32_t* panel = w.words + column * code_words(depth);
   constexpr int kHalf = kMicroRows >= 12 ? 8 : kMicroRows;
   for (int64_t r = 0; r < rows; r += kMicroRows, a += kMicroRows * stride, to += kMicroRows * kTileColumns) {
     const int64_t n = rows - r;
-    if (n > kHalf) multiply_codes<kMicroRows, kMicroVectors>(words, a, stride, panel, to);
-    else if (n > 4) multiply_codes<kHalf, kMicroVectors>(words, a, stride, panel, to);
-    else if (n > 2) multiply_codes<4, kMicroVectors>(words, a, stride, panel, to);
-    else multiply_codes<2, kMicroVectors>(words, a, stride, panel, to);
+    if (n > kHalf)
+      multiply_codes<kMicroRows, kMicroVectors>(words, a, stride, panel, to);
+    else if (n > 4)
+      multiply_codes<kHalf, kMicroVectors>(words, a, stride, panel, to);
+    else if (n > 2)
+      multiply_codes<4, kMicroVectors>(words, a, stride, panel, to);
+    else
+      multiply_codes<2, kMicroVectors>(words, a, stride, panel, to);
   }
   return work;
 }
@@ -168,11 +177,12 @@ struct SumsRow {
   }
 };
 
-// For every panel of a product over a block: multiplies, then hands its rows to row_of(column, sums), which returns what
-// run() does one of at a time. `panel`: room for two panels of sums.
+// For every panel of a product over a block: multiplies, then hands its rows to row_of(column, sums), which returns
+// what run() does one of at a time. `panel`: room for two panels of sums.
 template <class RowOf>
-__attribute__((flatten)) inline void for_sums(int32_t* const* panel, int64_t rows, const Code* a, const RowCode* row, int64_t depth,
-                                              const PackedCodes& w, int64_t width, const float* bias, const RowOf& row_of) {
+__attribute__((flatten)) inline void for_sums(int32_t* const* panel, int64_t rows, const Code* a, const RowCode* row,
+                                              int64_t depth, const PackedCodes& w, int64_t width, const float* bias,
+                                              const RowOf& row_of) {
   SumsWork<decltype(row_of(0, SumsRow{}))> work{};
   const int64_t steps = work_steps(rows, depth);
   work.piece = (rows + steps - 1) / steps;
@@ -188,7 +198,9 @@ __attribute__((flatten)) inline void for_sums(int32_t* const* panel, int64_t row
 }
 
 // Vectors of a row's end: n lanes of them exist, which may be none or all.
-inline F load_at(const float* p, int64_t n) { return n >= kLanes ? load(p) : n > 0 ? loadn(p, static_cast<int>(n)) : zero(); }
+inline F load_at(const float* p, int64_t n) {
+  return n >= kLanes ? load(p) : n > 0 ? loadn(p, static_cast<int>(n)) : zero();
+}
 template <class T>
 inline void store_at(T* p, F a, int64_t n) {
   if (n >= kLanes)

@@ -4,11 +4,21 @@
 #include "int8.h"
 
 namespace ffnas {
-namespace i8_generic { extern const Int8Kernels int8_kernels; }
-namespace i8_avx2 { extern const Int8Kernels int8_kernels; }
-namespace i8_avxvnni { extern const Int8Kernels int8_kernels; }
-namespace i8_avx512vnni { extern const Int8Kernels int8_kernels; }
-namespace i8_amx { extern const Int8Kernels int8_kernels; }
+namespace i8_generic {
+extern const Int8Kernels int8_kernels;
+}
+namespace i8_avx2 {
+extern const Int8Kernels int8_kernels;
+}
+namespace i8_avxvnni {
+extern const Int8Kernels int8_kernels;
+}
+namespace i8_avx512vnni {
+extern const Int8Kernels int8_kernels;
+}
+namespace i8_amx {
+extern const Int8Kernels int8_kernels;
+}
 
 namespace {
 
@@ -45,7 +55,8 @@ int64_t base_of(int64_t set) {
 
 // Whether a model may be asked for on `isa`: an instruction set, or one of these sets with its base.
 bool serves(int64_t isa) {
-  return isa < kInt8First ? kernels_of(isa) != nullptr : int8_kernels_of(isa) != nullptr && kernels_of(base_of(isa)) != nullptr;
+  return isa < kInt8First ? kernels_of(isa) != nullptr
+                          : int8_kernels_of(isa) != nullptr && kernels_of(base_of(isa)) != nullptr;
 }
 
 // The best set of this machine.
@@ -60,14 +71,17 @@ int64_t best_int8() {
 }  // namespace ffnas
 
 // Whether a set is in this build and this machine runs it.
-FFNAS_EXPORT int ffnas_int8_runs(int64_t set) { return ffnas::serves(set) && ffnas::cpu_runs_int8(set) ? 1 : 0; }
+FFNAS_EXPORT int ffnas_int8_runs(int64_t set) {
+  return ffnas::serves(set) && ffnas::cpu_runs_int8(set) ? 1 : 0;
+}
 // Test hook: x [rows, depth] and w [outputs, depth] of float32 as codes, and the sums of their products, see int8.h.
-FFNAS_EXPORT int ffnas_int8_sums(int64_t set, float* x, int64_t rows, int64_t depth, float* w, int64_t outputs, int32_t* codes,
-                                 float* scale, int32_t* zero, int32_t* sums) {
+FFNAS_EXPORT int ffnas_int8_sums(int64_t set, float* x, int64_t rows, int64_t depth, float* w, int64_t outputs,
+                                 int32_t* codes, float* scale, int32_t* zero, int32_t* sums) {
   using namespace ffnas;
   const Int8Kernels* kernels = int8_kernels_of(set);
   if (kernels == nullptr || rows < 1 || depth < 1 || depth > kInt8Depth || outputs < 1) return kBadCall;
-  void* packed = std::aligned_alloc(64, static_cast<size_t>((kernels->packed_bytes(rows, outputs, depth) + 63) / 64 * 64));
+  void* packed =
+      std::aligned_alloc(64, static_cast<size_t>((kernels->packed_bytes(rows, outputs, depth) + 63) / 64 * 64));
   if (packed == nullptr) return kOutOfMemory;
   kernels->pack({w, depth, kFloat32}, outputs, depth, packed);
   kernels->sums({x, depth, kFloat32}, rows, depth, packed, outputs, codes, scale, zero, sums);

@@ -1,11 +1,13 @@
-// Everything above the vector type that products on codes need, in order; included last inside the namespace of one set, as
-// kernels.h is. `int8_kernels` is what it offers.
+// Everything above the vector type that products on codes need, in order; included last inside the namespace of one
+// set, as kernels.h is. `int8_kernels` is what it offers.
 #ifdef __AVX512F__
 #include "elementary_fast.h"  // its errors are far below those of a code
 #else
 #include "elementary.h"
 #endif
+#define FFNAS_FUNCTION inline
 #include "../activations.h"
+#undef FFNAS_FUNCTION
 #include "segment.h"
 #include "tile.h"
 #include "gemm_f32.h"
@@ -30,8 +32,8 @@ struct SumsScratch {
 };
 
 // Test hook, see int8.h.
-inline void code_sums(const View& x, int64_t rows, int64_t depth, const void* packed, int64_t outputs, int32_t* codes, float* scale,
-                      int32_t* zeros, int32_t* sums) {
+inline void code_sums(const View& x, int64_t rows, int64_t depth, const void* packed, int64_t outputs, int32_t* codes,
+                      float* scale, int32_t* zeros, int32_t* sums) {
   SumsScratch room;
   if (!carve(kShared, room, rows, depth)) return;
   const PackedCodes w(packed, outputs, depth);
@@ -40,7 +42,8 @@ inline void code_sums(const View& x, int64_t rows, int64_t depth, const void* pa
   for (int64_t c = 0; c < outputs; c += kTileColumns) {
     code_product(room.codes, code_stride(depth), rows, w, depth, c, outputs, room.sums, SumsWork<NoRow>{});
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = c; j < least(outputs, c + kTileColumns); ++j) sums[r * outputs + j] = room.sums[r * kTileColumns + j - c];
+      for (int64_t j = c; j < least(outputs, c + kTileColumns); ++j)
+        sums[r * outputs + j] = room.sums[r * kTileColumns + j - c];
   }
   for (int64_t r = 0; r < rows; ++r) {
     scale[r] = room.row[r].scale;

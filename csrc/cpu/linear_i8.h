@@ -1,5 +1,5 @@
-// Linear layers of an inference pass on codes; the calls of linear.h, whose threads share the work in the same way. Included
-// inside an ISA namespace.
+// Linear layers of an inference pass on codes; the calls of linear.h, whose threads share the work in the same way.
+// Included inside an ISA namespace.
 
 constexpr int64_t kFewCodeRows = 64;
 
@@ -39,7 +39,9 @@ struct CodeLinearBlock {
   }
 };
 
-inline const float* float_row(const View& v, int64_t row) { return static_cast<const float*>(v.data) + row * v.stride; }
+inline const float* float_row(const View& v, int64_t row) {
+  return static_cast<const float*>(v.data) + row * v.stride;
+}
 
 template <class Row>
 inline void write_rows(Row row, int64_t rows) {
@@ -47,7 +49,8 @@ inline void write_rows(Row row, int64_t rows) {
 }
 
 // Rows [row, row + rows) of all layers.
-inline void code_linear_block(const LinearCall& call, const CodeLinearShared& shared, CodeLinearBlock& block, int64_t row, int64_t rows) {
+inline void code_linear_block(const LinearCall& call, const CodeLinearShared& shared, CodeLinearBlock& block,
+                              int64_t row, int64_t rows) {
   quantize_rows(call.x, row, rows, call.inputs, block.x, block.row);
   for (int64_t l = 0; l < call.layers; ++l) {
     const LinearLayer& layer = call.layer[l];
@@ -66,8 +69,9 @@ inline void code_linear_block(const LinearCall& call, const CodeLinearShared& sh
       });
     else
       each([&](int64_t c, const SumsRow& sums) {
-        return AddRow<Identity>{sums, float_row(call.residual, row) + c, call.residual.stride, layer.outputs - c, block.z + c,
-                                block.z_stride};
+        return AddRow<Identity>{
+            sums,          float_row(call.residual, row) + c, call.residual.stride, layer.outputs - c, block.z + c,
+            block.z_stride};
       });
   }
   if (call.residual.data != nullptr)
@@ -90,12 +94,15 @@ inline int code_linear_by_panels(LinearCall& call, const CodeLinearShared& share
       const LinearLayer& layer = call.layer[l];
       const PackedCodes w(layer.packed, layer.outputs, call.inputs);
       const int64_t c = (p - first) * kTileColumns;
-      code_product(shared.x, code_stride(call.inputs), call.tokens, w, call.inputs, c, layer.outputs, sums, SumsWork<NoRow>{});
+      code_product(shared.x, code_stride(call.inputs), call.tokens, w, call.inputs, c, layer.outputs, sums,
+                   SumsWork<NoRow>{});
       const SumsRow from{sums, shared.row, w.sums + c, w.scale + c, shared.b[l] + c};
       if (layer.out.dtype == kFloat32)
-        write_rows(OutRow<float>{from, static_cast<float*>(layer.out.data) + c, layer.out.stride, layer.outputs - c}, call.tokens);
+        write_rows(OutRow<float>{from, static_cast<float*>(layer.out.data) + c, layer.out.stride, layer.outputs - c},
+                   call.tokens);
       else
-        write_rows(OutRow<bf16>{from, static_cast<bf16*>(layer.out.data) + c, layer.out.stride, layer.outputs - c}, call.tokens);
+        write_rows(OutRow<bf16>{from, static_cast<bf16*>(layer.out.data) + c, layer.out.stride, layer.outputs - c},
+                   call.tokens);
     }
   };
   parallel_tasks((total + share - 1) / share, task);

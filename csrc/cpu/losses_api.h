@@ -12,6 +12,7 @@ FFNAS_DECLARE(avx512)
 FFNAS_DECLARE(avx512bf16)
 FFNAS_DECLARE(amx)
 FFNAS_DECLARE(amx_fp32)
+FFNAS_DECLARE(neon)
 #undef FFNAS_DECLARE
 
 namespace {
@@ -41,6 +42,9 @@ const LossKernels* loss_kernels_of(int64_t isa) {
 #ifdef FFNAS_WITH_AMX
     case kAmx: return &amx::loss_kernels;
     case kAmxFloat32: return &amx_fp32::loss_kernels;
+#endif
+#ifdef FFNAS_WITH_NEON
+    case kNeon: return &neon::loss_kernels;
 #endif
     default: return nullptr;
   }

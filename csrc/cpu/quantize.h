@@ -1,4 +1,5 @@
-// Numbers as eight-bit codes, see int8.h: rows of activations at every call, weights once. Included inside an ISA namespace.
+// Numbers as eight-bit codes, see int8.h: rows of activations at every call, weights once. Included inside an ISA
+// namespace.
 
 struct RowCode {
   float scale;
@@ -14,8 +15,8 @@ struct Range {
   }
 };
 
-// Sets how the row is coded, and returns what to divide its numbers by, inverted. Rows that hold a NaN or an infinity get a
-// scale of NaN, and so do their products.
+// Sets how the row is coded, and returns what to divide its numbers by, inverted. Rows that hold a NaN or an infinity
+// get a scale of NaN, and so do their products.
 inline float code_of(const Range& range, RowCode& row) {
   const float low = least_lane(range.low), width = largest_lane(range.high) - low;
   const float inverse = width > 0.0f ? 255.0f / width : 0.0f;
@@ -26,7 +27,9 @@ inline float code_of(const Range& range, RowCode& row) {
 }
 
 // In units of Code: whole cache lines and one more, so that rows do not meet in a set of the cache.
-inline int64_t code_stride(int64_t width) { return round_up(width, 64) + 64; }
+inline int64_t code_stride(int64_t width) {
+  return round_up(width, 64) + 64;
+}
 
 template <class T>
 inline void write_codes(const T* x, int64_t width, float inverse, const RowCode& row, Code* to) {
@@ -58,14 +61,16 @@ inline void quantize_rows(const View& x, int64_t first, int64_t rows, int64_t wi
     quantize_rows(static_cast<const bf16*>(x.data) + first * x.stride, x.stride, rows, width, to, row);
 }
 
-// A packed weight: panels of kTileColumns outputs, [words of the depth][kTileColumns] words each, zero-padded; then the sums
-// of each output's codes, then the outputs' scales.
+// A packed weight: panels of kTileColumns outputs, [words of the depth][kTileColumns] words each, zero-padded; then the
+// sums of each output's codes, then the outputs' scales.
 #ifdef __AMX_INT8__
 constexpr int64_t kWordUnit = 16;  // of the depth: what a tile register takes
 #else
 constexpr int64_t kWordUnit = 1;
 #endif
-inline int64_t code_words(int64_t inputs) { return round_up((inputs + kPerWord - 1) / kPerWord, kWordUnit); }
+inline int64_t code_words(int64_t inputs) {
+  return round_up((inputs + kPerWord - 1) / kPerWord, kWordUnit);
+}
 
 struct PackedCodes {
   int32_t* words;
@@ -85,7 +90,8 @@ inline int64_t packed_code_bytes(int64_t, int64_t outputs, int64_t inputs) {
 }
 
 // Column j of a panel from one row of the weight, `row` [inputs] of floats; codes are room for as many.
-inline void pack_output(const float* row, int64_t inputs, WeightCode* codes, int32_t* panel, int j, int32_t* sum, float* scale) {
+inline void pack_output(const float* row, int64_t inputs, WeightCode* codes, int32_t* panel, int j, int32_t* sum,
+                        float* scale) {
   float most_of = 0.0f;
   bool finite = true;
   for (int64_t k = 0; k < inputs; ++k) {
@@ -102,7 +108,8 @@ inline void pack_output(const float* row, int64_t inputs, WeightCode* codes, int
     total += codes[k];
   }
   for (int64_t k = inputs; k < code_words(inputs) * kPerWord; ++k) codes[k] = 0;
-  for (int64_t w = 0; w < code_words(inputs); ++w) __builtin_memcpy(panel + w * kTileColumns + j, codes + w * kPerWord, 4);
+  for (int64_t w = 0; w < code_words(inputs); ++w)
+    __builtin_memcpy(panel + w * kTileColumns + j, codes + w * kPerWord, 4);
   *sum = total;
   *scale = finite ? most_of / 127.0f : __builtin_nanf("");
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from engine.errors import UserError
 from engine.files import atomic_directory
 from engine.student.modeling import FFNASPreTrainedModel
 from engine.student.native import describe
-from kernels.runtime.folder import TOKENIZER, WEIGHTS, files
+from kernels.runtime.folder import TOKENIZER, WEIGHTS
+from kernels.runtime.writing import files
 
 
 def write_native(
@@ -41,11 +41,14 @@ def write_native(
     """
     longest = None if tokenizer is None else int(min(tokenizer.model_max_length, 2**20))
     description, arrays = describe(model, longest)
+    mask = getattr(tokenizer, "mask_token", None)
+    if description.answers.head == "mask" and mask:
+        description = description._replace(answers=description.answers._replace(mask_token=str(mask)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is not None and backend is None:
         raise UserError(f"--native: {type(tokenizer).__name__} is no fast tokenizer; convert it, or use --onnx")
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    description = replace(description, answers=replace(description.answers, precision=precision))
+    description = description._replace(answers=description.answers._replace(precision=precision))
     extra: dict[str, Any] = {"model_type": model.config.model_type, "class": type(model).__name__}
     if measured is not None:
         extra["measured"] = dict(measured)

@@ -183,6 +183,7 @@ def measure(
     rounds: int = 7,
     limit: float = 30.0,
     progress: Callable[[int, int, Timing], None] = lambda done, total, timing: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Times every side of every subject in every case.
 
@@ -193,12 +194,14 @@ def measure(
         rounds: timed runs per side and case.
         limit: a side whose first run takes longer than this many seconds is left out of the case.
         progress: called after each side of a case.
+        clock: seconds. `time.process_time` tells sides of one thread apart beside busy neighbours, but it leaves
+            waiting and sleeping out.
     """
     result: list[Timing] = []
     total = sum(side in s.sides for s in subjects for side in sides) * len(cases)
     for case in cases:
         with _threads(case.threads):
-            timings = _measure_case(subjects, case, sides, rounds, limit)
+            timings = _measure_case(subjects, case, sides, rounds, limit, clock)
         for timing in timings:
             result.append(timing)
             progress(len(result), total, timing)
@@ -206,7 +209,12 @@ def measure(
 
 
 def _measure_case(
-    subjects: Sequence[Subject], case: Case, sides: Sequence[str], rounds: int, limit: float
+    subjects: Sequence[Subject],
+    case: Case,
+    sides: Sequence[str],
+    rounds: int,
+    limit: float,
+    clock: Callable[[], float],
 ) -> list[Timing]:
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     left_out: dict[tuple[str, str], str] = {}
@@ -224,7 +232,7 @@ def _measure_case(
                 left_out[subject.name, side] = f"one pass takes {took:.0f} s"
             else:
                 runs[subject.name, side] = run
-    times = interleaved(runs, rounds)
+    times = interleaved(runs, rounds, clock)
     done = [
         Timing(model, side, case, statistics.median(values), min(values), max(values))
         for (model, side), values in times.items()
@@ -232,21 +240,23 @@ def _measure_case(
     return done + [Timing(model, side, case, None, note=note) for (model, side), note in left_out.items()]
 
 
-def interleaved(runs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
+def interleaved(
+    runs: Mapping[Any, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Any, list[float]]:
     """Seconds per call of every side, `rounds` values each, taken in turns, the order reversed each time."""
     repeats = {}
     for key, run in runs.items():
-        began = time.perf_counter()
+        began = clock()
         run()
-        repeats[key] = max(1, round(SLICE / max(time.perf_counter() - began, 1e-7)))
+        repeats[key] = max(1, round(SLICE / max(clock() - began, 1e-7)))
     times: dict[Any, list[float]] = {key: [] for key in runs}
     order = list(runs)
     for _ in range(rounds):
         for key in order:
-            began = time.perf_counter()
+            began = clock()
             for _ in range(repeats[key]):
                 runs[key]()
-            times[key].append((time.perf_counter() - began) / repeats[key])
+            times[key].append((clock() - began) / repeats[key])
         order.reverse()
     return times
 

@@ -1,14 +1,13 @@
 """Predictions on `kernels.runtime`: one call into C++ for the whole encoder, instead of one per layer and step.
 
-A model takes it by itself where the answer is the same and nothing asks for more than the head's scores or the pooled
-vector: on a CPU, in evaluation mode, without gradients, in float32 or under bfloat16 autocast, all layers plain
-(`kernels.readable`). `FFNAS_RUNTIME=0` turns it off.
+A model takes it by itself where the answer is the same and nothing asks for more than the head's scores or the last
+layer's output: on a CPU, in evaluation mode, without gradients, in float32 or under bfloat16 autocast, all layers plain
+(`kernels.readable`). Answers per token have rows for padding too, which the runtime does not compute: those of a batch
+with padding come from the layers. `FFNAS_RUNTIME=0` turns it off.
 
-Matrices are packed once and used until one of their bytes differs: every call first reads all of them for a checksum
-(csrc/cpu/fingerprint.h), and everything else is read from the parameters themselves. So whatever is written to a
+Matrices are packed once and used until one of their bytes differs, which every call first looks for
+(`kernels.runtime.unchanged`); everything else is read from the parameters themselves. So whatever is written to a
 weight, and however, the next answer knows it. `kernels.runtime.Session` on an exported folder does without.
-
-Rejected: trusting version counters. Writes through `.data` and NumPy views do not move them.
 """
 
 from __future__ import annotations
@@ -85,16 +84,19 @@ class FastPass:
     def __call__(
         self, model: PreTrainedModel, input_ids: Any, attention_mask: Any, token_type_ids: Any, wanted: str
     ) -> Tensor | None:
-        """Scores (`head`) or vectors (`pooled`) as the runtime's `Encoder.run` gives them; None where PyTorch's layers
+        """Scores (`head`) or rows (`hidden`) as the runtime's `Encoder.run` gives them; None where PyTorch's layers
         have to run."""
         precision = _precision(model, input_ids, attention_mask, token_type_ids)
         if precision is None:
+            return None
+        per_token = wanted == "hidden" or model.native_head == "tokens"
+        if per_token and attention_mask is not None and not bool((attention_mask != 0).all()):
             return None
         key = _key(model, precision)
         if key is None or key == self._refused:
             return None
         ready = self._ready
-        if ready is None or ready.key != key or not ready.encoder.unchanged():
+        if ready is None or ready.key != key or not ready.encoder.unchanged(not torch.cuda.is_initialized()):
             ready = self._make(model, key)
             if ready is None:
                 return None
@@ -105,7 +107,7 @@ class FastPass:
         except NativeError:  # ids that are none: PyTorch says it in its own words; samples of padding alone
             return None
         answer = torch.from_numpy(found)
-        return answer if precision == "fp32" else answer.to(torch.bfloat16)
+        return answer if precision == "fp32" or wanted == "hidden" else answer.to(torch.bfloat16)
 
     def _make(self, model: PreTrainedModel, key: tuple[Any, ...]) -> _Ready | None:
         with self._lock:

@@ -23,6 +23,7 @@ from engine.student.modeling import FFNASModel, FFNASPreTrainedModel
 from engine.student.outputs import (
     FFNASClassifierOutput,
     FFNASMaskedLMOutput,
+    FFNASModelOutput,
     FFNASMultipleChoiceOutput,
     FFNASQuestionAnsweringOutput,
 )
@@ -52,14 +53,8 @@ class HeadedModel(FFNASPreTrainedModel):
         others: Mapping[str, Any],
     ) -> Tensor | None:  # fmt: skip
         """The head's scores where one call of the runtime gives them (`engine.student.fast_pass`), else None."""
-        asked = (
-            position_ids is not None
-            or inputs_embeds is not None
-            or any(v is not None and v is not False for v in others.values())
-        )
-        if asked or self.config.output_hidden_states or self.config.output_attentions:
-            return None
-        return self.fast_pass(self, input_ids, attention_mask, token_type_ids, "head")
+        given = (input_ids, attention_mask, token_type_ids)
+        return self.from_runtime("head", given, (position_ids, inputs_embeds), others)
 
 
 class FFNASForSequenceClassification(HeadedModel):
@@ -116,6 +111,8 @@ class FFNASForQuestionAnswering(HeadedModel):
     """Start and end scores per token."""
 
     native_head = "tokens"
+    native_scores = "qa_outputs"
+    native_labels = ("start", "end")
     hand_over = HandOver(
         "AutoModelForQuestionAnswering",
         "question-answering",
@@ -146,10 +143,14 @@ class FFNASForQuestionAnswering(HeadedModel):
 
         The logits in `states` are [B, S, 2].
         """
-        out = self.ffnas(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        logits = self.qa_outputs(out.last_hidden_state)
+        logits = self._fast(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs)
+        out = FFNASModelOutput()
+        if logits is None:
+            out = self.ffnas(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True,
+                **kwargs,
+            )  # fmt: skip
+            logits = self.qa_outputs(out.last_hidden_state)
         start, end = logits.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -171,6 +172,7 @@ class FFNASForQuestionAnswering(HeadedModel):
 class FFNASForMultipleChoice(HeadedModel):
     """One score per choice from its pooled sequence."""
 
+    native_head = "choice"
     hand_over = HandOver("AutoModelForMultipleChoice", "multiple-choice", choices=True, pipeline=False)
 
     def __init__(self, config: FFNASConfig) -> None:
@@ -204,8 +206,12 @@ class FFNASForMultipleChoice(HeadedModel):
             for value in (input_ids, attention_mask, token_type_ids, position_ids)
         ]
         embedded = None if inputs_embeds is None else inputs_embeds.flatten(0, -3)
-        out = self.ffnas(*rows, embedded, return_dict=True, first_token_only=True, **kwargs)
-        logits = self._score(out.pooler_output).view(len(inputs), -1)
+        ids, mask, types, positions = rows
+        scores, out = self._fast(ids, mask, types, positions, embedded, kwargs), FFNASModelOutput()
+        if scores is None:
+            out = self.ffnas(*rows, embedded, return_dict=True, first_token_only=True, **kwargs)
+            scores = self._score(out.pooler_output)
+        logits = scores.view(len(inputs), -1)
         return FFNASMultipleChoiceOutput(
             loss=None if labels is None else F.cross_entropy(logits, labels),
             logits=logits,
@@ -242,6 +248,7 @@ class MaskedLMHead(nn.Module):
 class FFNASForMaskedLM(HeadedModel):
     """Token scores; the decoder shares the token table."""
 
+    native_head = "mask"
     hand_over = MASKED_LM
 
     _tied_weights_keys = {  # noqa: RUF012  transformers reads a dict

@@ -10,7 +10,7 @@ and they differ between the versions of transformers we support.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -61,12 +61,32 @@ class FFNASPreTrainedModel(PreTrainedModel):
 
     native_head: ClassVar[str | None] = None
     """The head's kind for `engine.student.native`, which does not know every one."""
+    native_scores: ClassVar[str] = "classifier"
+    """The attribute that holds the head's last layer."""
+    native_labels: ClassVar[tuple[str, ...] | None] = None
+    """Names of the scores; None for those of the configuration."""
     hand_over: ClassVar[HandOver]
     """How others know it."""
 
     def __init__(self, config: FFNASConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.fast_pass = FastPass()
+
+    def from_runtime(
+        self, wanted: str, given: tuple[Any, Any, Any], not_known: Sequence[Any], others: Mapping[str, Any]
+    ) -> Tensor | None:
+        """What one call of the runtime gives (`engine.student.fast_pass`), else None.
+
+        Args:
+            wanted: `head` or `hidden`.
+            given: ids, mask and types [B, S].
+            not_known: arguments that the runtime does not take: with any of them the layers run.
+            others: likewise, by name; None and False ask for nothing.
+        """
+        asked = any(v is not None for v in not_known) or any(v is not None and v is not False for v in others.values())
+        if asked or self.config.output_hidden_states or self.config.output_attentions:
+            return None
+        return self.fast_pass(self, *given, wanted)
 
     @property
     def base_model(self) -> FFNASModel:
@@ -195,6 +215,12 @@ class FFNASModel(FFNASPreTrainedModel):
         Raises:
             UserError: bad arguments, see `Planner` and `FFNASEmbeddings`.
         """
+        if not first_token_only:
+            not_known = (position_ids, inputs_embeds, architecture, states_layers, score_targets)
+            others = {"hidden": output_hidden_states, "attentions": output_attentions, **kwargs}
+            found = self._rows_from_runtime((input_ids, attention_mask, token_type_ids), not_known, others)
+            if found is not None:
+                return found
         keep_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep_attention = self.config.output_attentions if output_attentions is None else output_attentions
         if keep_attention and self.config._attn_implementation != "eager":
@@ -234,6 +260,15 @@ class FFNASModel(FFNASPreTrainedModel):
             attentions=cast("tuple[Tensor, ...]", tuple(attentions)) if keep_attention else None,
             states=states,
         )
+
+    def _rows_from_runtime(
+        self, given: tuple[Any, Any, Any], not_known: Sequence[Any], others: Mapping[str, Any]
+    ) -> FFNASModelOutput | None:
+        rows = self.from_runtime("hidden", given, not_known, others)
+        if rows is None:
+            return None
+        pooled = None if self.cls_pooler is None else self.cls_pooler(rows, given[1])
+        return FFNASModelOutput(last_hidden_state=rows, pooler_output=pooled)
 
     def _run_layer(
         self, layer: FFNASLayer, x: Tensor, mask: Any, plan: FFNPlan, kwargs: dict[str, Any]

@@ -27,17 +27,16 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
     """A model as the runtime takes it; arrays are in float32.
 
     Args:
-        model: an encoder, or one with a head for classes, numbers or answer spans.
+        model: an encoder, or one with a head of any kind.
         max_length: tokens per text; None for the model's positions.
         copy: False for arrays that are the parameters' own memory, where those are float32 on the CPU.
 
     Raises:
-        UserError: the model has another head, layers that are more than their parameters (adapters, hooks), or a
-            decoder's mask filling.
+        UserError: the model has another head, or layers that are more than their parameters (adapters, hooks).
     """
+    head = _head(model)
     base: Any = model.base_model  # an `FFNASModel`, whose file imports this one
     config: Any = model.config
-    head, classifier = _head(model)
     pooler = base.cls_pooler
     pooling = "none" if pooler is None else config.pooling
     plans = base.planner.full
@@ -63,8 +62,10 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
             raise UserError(f"native: layers[{index}] has epsilon {layer.all_ffn.eps:g}, the model {eps:g}")
     if pooling == "cls":
         arrays |= _dense("pooler", pooler.dense)
-    if classifier is not None:
-        arrays |= _dense("classifier", classifier)
+    arrays |= _head_arrays(model, head, eps)
+    tied = head == "mask" and arrays["classifier.weight"] is arrays["embeddings.token"]
+    if tied:
+        del arrays["classifier.weight"]
     positions = config.max_position_embeddings
     description = Description(
         answers=Answers(
@@ -75,6 +76,7 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
             labels=_labels(model, head),
             regression=config.problem_type == "regression" or (head == "sequence" and config.num_labels == 1),
             max_length=min(positions, max_length or positions),
+            sentence="mean" if config.pooling == "mean" else "cls",
         ),
         head_size=config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
@@ -85,25 +87,42 @@ def describe(model: PreTrainedModel, max_length: int | None = None, *, copy: boo
         token_width=config.token_width,
         pooling=pooling,
         activation=pooler.activation if pooling == "cls" else ACTIVATIONS[0],
+        head_width=model.lm_head.dense.out_features if head == "mask" else 0,
+        tied=tied,
     )
     return description, {name: _array(tensor, copy) for name, tensor in arrays.items()}
 
 
-def _head(model: Any) -> tuple[str, nn.Linear | None]:
+def _head(model: Any) -> str:
     if not is_described(model):
         raise UserError(
-            f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers"
-            " or answer spans. Use --onnx"
+            f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers,"
+            " tokens, answer spans, masks or choices. Use --onnx"
         )
-    name = {"sequence": "classifier", "tokens": "qa_outputs"}.get(model.native_head)
-    return model.native_head, None if name is None else getattr(model, name)
+    return str(model.native_head)
+
+
+def _head_arrays(model: Any, head: str, eps: float) -> dict[str, Tensor]:
+    if head == "none":
+        return {}
+    if head != "mask":
+        return _dense("classifier", getattr(model, model.native_scores))
+    found = model.lm_head
+    if not readable.is_untouched(found):
+        raise UserError("native: lm_head has hooks or a forward of its own; take them away first")
+    before = _dense("head.dense", found.dense) | _norm("head.norm", found.layernorm, eps)
+    return before | _dense("classifier", found.decoder)
 
 
 def _labels(model: Any, head: str) -> tuple[str, ...]:
-    if head == "tokens":
-        return ("start", "end")
+    if head in ("none", "mask"):
+        return ()
+    if head == "choice":
+        return ("score",)
+    if model.native_labels is not None:
+        return tuple(model.native_labels)
     names = model.config.id2label
-    return tuple(str(names[i]) for i in range(model.config.num_labels)) if head == "sequence" else ()
+    return tuple(str(names[i]) for i in range(model.config.num_labels))
 
 
 def _embeddings(base: Any, eps: float) -> dict[str, Tensor]:

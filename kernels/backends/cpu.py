@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from kernels.backends.cpu_tensor_ops import CpuTensorOps
-from kernels.backends.instruction_sets import ABI_VERSION, ISAS, best_isas
 from kernels.backends.packed_weights import DTYPE_CODES, PackedWeights, limit_bytes
 from kernels.build import BuildError, library_path
 from kernels.call import Backend, BackendUnavailable, FFNCall
 from kernels.language.program import Flag
 from kernels.reference.philox import drop_threshold
+from kernels.runtime.instruction_sets import ABI_VERSION, ISAS, UnknownInstructionSet, best_isas
 
 _ERRORS = {1: "out of memory", 2: "the program is not valid", 3: "the call does not fit this build of the library"}
 _CROWDED = 4
@@ -48,7 +48,7 @@ def load() -> CpuBackend:
     """Finds or builds the library. Raises `BackendUnavailable` where it cannot be had."""
     try:
         return CpuBackend(library_path())
-    except BuildError as error:
+    except (BuildError, UnknownInstructionSet) as error:
         raise BackendUnavailable(str(error)) from error
 
 

@@ -5,12 +5,13 @@
     classify = Session("model-native")          # written by `ffnas export RUN --native model-native`
     classify(["the battery lasts two days"])    # [{"label": "positive", "score": 0.98}]
 
-Needs numpy, and tokenizers for texts; the compute is one call into csrc/cpu per batch.
+Needs numpy, and tokenizers for texts; the compute is one call into csrc/cpu per batch. Imports within this folder are
+relative: it is also a package of its own, `ffnas_runtime` (`kernels.runtime.wheel`).
 """
 
 from __future__ import annotations
 
-from kernels.runtime.description import NativeError
-from kernels.runtime.session import Session
+from .description import NativeError
+from .session import Session
 
 __all__ = ["NativeError", "Session"]

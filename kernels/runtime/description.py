@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 EMBEDDINGS = ("full", "factorized", "trigram")
 POOLINGS = ("none", "cls", "mean")
@@ -14,27 +11,32 @@ ACTIVATIONS = ("tanh", "relu", "gelu", "gelu_erf")
 PRECISIONS = ("fp32", "bf16", "int8")
 """Of matrix products."""
 
-HEADS = ("none", "sequence", "tokens")
+HEAD_CODES = {"none": 0, "sequence": 1, "tokens": 2, "mask": 3, "choice": 1}
+"""Kinds of heads by name, as the library knows them: a choice is a score per sequence, compared by callers."""
+SENTENCES = ("mean", "cls", "max")
+"""Ways to one vector per text, from those of its tokens."""
 
-Arrays = Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
+Arrays = Mapping[str, Any]
+"""NumPy arrays by name, float32. NumPy is imported where arrays are handled: answering texts does without."""
 
 
 class NativeError(ValueError):
     """A native model cannot be used; one line says which field or file is wrong, and what to do."""
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """What callers know of a model.
 
     Attributes:
         hidden_size: width of token vectors.
         positions: most tokens of a sequence.
-        head: scores per `sequence`, per `tokens`, or `none`.
+        head: scores per `sequence`, per `tokens`, for every word at a `mask`, one per `choice`, or `none`.
         pools: whether there is a vector per sequence.
-        labels: names of the scores, in order.
+        labels: names of the scores, in order; none where they are the words of the vocabulary.
         regression: whether the scores are numbers instead of classes.
         max_length: tokens per sequence that the model was trained on; longer texts are cut.
+        sentence: how `Session.embed` makes one vector of a text's, where it is not told.
+        mask_token: what stands for a word to be filled in.
         precision: of matrix products, where a session is not asked for another.
     """
 
@@ -45,11 +47,12 @@ class Answers:
     labels: tuple[str, ...] = ()
     regression: bool = False
     max_length: int = 512
+    sentence: str = "mean"
+    mask_token: str = ""
     precision: str = PRECISIONS[0]
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """heads: of attention, 0 for no attention block; stack: FFNs, 0 for none; inner: their width; program: words."""
 
     heads: int
@@ -58,8 +61,7 @@ class Layer:
     program: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """A model but for its arrays.
 
     Attributes:
@@ -68,6 +70,8 @@ class Description:
         eps: LayerNorm's.
         embedding: how token rows become hidden ones; `token_width` is their width.
         pooling: a vector per sequence from its tokens' (`activation` of the pooler's dense layer, for cls).
+        head_width: of the layer before the scores of words (`head.dense`, GELU, `head.norm`); 0 for other heads.
+        tied: the weight of those scores is the token table.
     """
 
     answers: Answers
@@ -80,6 +84,13 @@ class Description:
     token_width: int = 0
     pooling: str = "none"
     activation: str = "tanh"
+    head_width: int = 0
+    tied: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Scores of the head, per sequence or token."""
+        return self.vocab_size if self.answers.head == "mask" else len(self.answers.labels)
 
     def arrays(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of the arrays the model has; weights are [outputs, inputs]."""
@@ -104,8 +115,12 @@ class Description:
                 yield from _norm(f"{name}.ffn.{ffn}.norm", hidden)
         if self.pooling == "cls":
             yield from _dense("pooler", hidden, hidden)
+        if self.head_width:
+            yield from _dense("head.dense", self.head_width, hidden)
+            yield from _norm("head.norm", self.head_width)
         if self.answers.head != "none":
-            yield from _dense("classifier", len(self.answers.labels), hidden)
+            dense = _dense("classifier", self.outputs, self.head_width or hidden)
+            yield from (part for part in dense if not self.tied or part[0] != "classifier.weight")
 
 
 def _dense(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -124,6 +139,8 @@ def check_arrays(description: Description, arrays: Arrays) -> Iterator[tuple[str
     Raises:
         NativeError: one is missing or has another shape or dtype.
     """
+    import numpy as np
+
     for name, shape in description.arrays():
         found = arrays.get(name)
         if found is None or found.shape != shape or found.dtype != np.float32:

@@ -7,33 +7,34 @@ import os
 from array import array
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from .description import HEAD_CODES, PRECISIONS, Answers, Arrays, Description, NativeError, check_arrays
+from .instruction_sets import ABI_VERSION, UnknownInstructionSet, best_isas, usable_int8
+from .unchanged import Unchanged
+from .words import model_words
 
-from kernels.backends.instruction_sets import ABI_VERSION, best_isas, usable_int8
-from kernels.build import BuildError, library_path
-from kernels.call import BackendUnavailable
-from kernels.runtime.description import HEADS, PRECISIONS, Answers, Arrays, Description, NativeError, check_arrays
-from kernels.runtime.words import model_words
+if TYPE_CHECKING:
+    import numpy as np
 
-WANTED = ("head", "hidden", "pooled")
+WANTED = ("head", "hidden", "pooled", "mean", "cls", "max")
+"""What a pass may give; the position is the number the library knows."""
+UNIT = 16
+"""Added to the last four: vectors of length 1."""
+LIBRARY = "_ffnas_cpu.so"
 
 _ERRORS = {
     1: "out of memory",
     2: "a layer's program is not valid",
     5: "encoder.bin or weights.safetensors is missing, cut, or was changed",
     3: "ids outside the vocabulary, token types or positions the model does not have, a sequence without tokens, or"
-    " padding where the model reads the first token",
+    " padding where the model reads the first token, or scores are asked for",
 }
 
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(library_path()))
-    except BuildError as error:
-        raise NativeError(str(error)) from error
+    library = ctypes.CDLL(str(_library_file()))
     library.ffnas_abi_version.restype = ctypes.c_int64
     if library.ffnas_abi_version() != ABI_VERSION:
         raise NativeError(
@@ -46,13 +47,32 @@ def _library() -> ctypes.CDLL:
     library.ffnas_encoder_read.argtypes = [ctypes.c_char_p, whole, whole, pointer]
     library.ffnas_encoder_size.restype = whole
     library.ffnas_encoder_size.argtypes = [pointer, ctypes.c_int]
-    library.ffnas_encoder_run_on.argtypes = [pointer, whole, *[pointer] * 3, *[whole] * 3, ctypes.c_double, pointer]
+    library.ffnas_encoder_run_on.argtypes = [
+        pointer, whole, *[pointer] * 3, *[whole] * 3, ctypes.c_double, pointer, whole, pointer,
+    ]  # fmt: skip
     library.ffnas_encoder_free.argtypes = [pointer]
     library.ffnas_fingerprints.argtypes = [whole, pointer, whole, pointer]
     library.ffnas_int8_runs.argtypes = [whole]
     library.ffnas_int8_sums.argtypes = [whole, pointer, whole, whole, pointer, whole, *[pointer] * 4]
     library.ffnas_encoder_free.restype = None
+    library.ffnas_watch_new.restype = pointer
+    library.ffnas_watch_new.argtypes = [pointer, whole]
+    for call in (library.ffnas_watch_arm, library.ffnas_watch_clean, library.ffnas_watch_free):
+        call.argtypes = [pointer]
     return library
+
+
+def _library_file() -> Path:
+    """The library: beside this file in a wheel of the runtime's own, else as ffnas has or builds it."""
+    own = Path(__file__).with_name(LIBRARY)
+    if own.is_file():
+        return own
+    from kernels.build import BuildError, library_path
+
+    try:
+        return library_path()
+    except BuildError as error:
+        raise NativeError(str(error)) from error
 
 
 class Encoder:
@@ -60,13 +80,15 @@ class Encoder:
 
     Attributes:
         answers: what the model answers.
+        outputs: scores per sequence or token.
     """
 
     def __init__(self, library: ctypes.CDLL, handle: int, answers: Answers, precision: str, kept: Any = None) -> None:
         self._library, self._handle, self.answers, self._kept = library, handle, answers, kept
         self._isas = _isas(library)
         self._isa = self._isas[precision]
-        self._matrices, self._sums = array("q"), array("Q")
+        self._checked: Unchanged | None = None
+        self.outputs = int(library.ffnas_encoder_size(handle, 0))
 
     @classmethod
     def from_folder(cls, folder: Path, answers: Answers, threads: int, precision: str) -> Encoder:
@@ -81,12 +103,13 @@ class Encoder:
         if not handle:
             raise NativeError(f"{folder}: {_ERRORS.get(status.value, status.value)}; export the model again")
         made = cls(library, handle, answers, precision)
-        sizes = [library.ffnas_encoder_size(handle, which) for which in range(5)]
-        head = HEADS.index(answers.head)
-        if sizes != [len(answers.labels), int(head == 2), answers.hidden_size, answers.positions, int(answers.pools)]:
+        sizes = [library.ffnas_encoder_size(handle, which) for which in range(2, 6)]
+        named = made.outputs if answers.head == "mask" else len(answers.labels)
+        wanted = [answers.hidden_size, answers.positions, int(answers.pools), HEAD_CODES[answers.head]]
+        if [made.outputs, *sizes] != [named, *wanted] or (answers.head == "choice" and named != 1):
             raise NativeError(f"{folder}: its files describe different models; export the model again")
-        if bool(head) != bool(answers.labels):
-            raise NativeError(f"{folder}: head {answers.head!r} with {len(answers.labels)} labels; export again")
+        if answers.head == "mask" and answers.labels:
+            raise NativeError(f"{folder}: head 'mask' with {len(answers.labels)} labels, it has words; export again")
         return made
 
     @classmethod
@@ -104,12 +127,13 @@ class Encoder:
         Raises:
             NativeError: an array is missing or has another shape, or the library cannot be had, or refuses the model.
         """
+        import numpy as np
+
         arrays = dict(check_arrays(description, arrays))
         library, status = _library(), ctypes.c_int(0)
         isa = _isas(library)[precision]
         programs = [np.array(layer.program, np.int32) for layer in description.layers]
-        matrices = _packed(arrays) if watched else array("q")
-        sums = _fingerprints(library, _isas(library)[PRECISIONS[0]], matrices)
+        checked = Unchanged(library, _isas(library)[PRECISIONS[0]], _packed(arrays)) if watched else None
         words = model_words(
             description,
             lambda name: (arrays[name].ctypes.data, arrays[name].shape[-1]),
@@ -121,7 +145,7 @@ class Encoder:
         if not handle:
             raise NativeError(f"the model cannot be used: {_ERRORS.get(status.value, status.value)}")
         made = cls(library, handle, description.answers, precision, arrays)
-        made._matrices, made._sums = matrices, sums
+        made._checked = checked
         return made
 
     def run(
@@ -133,34 +157,61 @@ class Encoder:
             ids: int64 [B, S].
             mask: uint8 [B, S], not 0 at real tokens, or None.
             types: int64 [B, S], or None.
-            wanted: `head`: scores [B, labels] or [B, S, labels]; `hidden`: the last layer's output [B, S, H], 0 at
-                padding; `pooled`: [B, H].
+            wanted: `head`: scores [B, outputs] or [B, S, outputs]; `hidden`: the last layer's output [B, S, H], 0 at
+                padding; `pooled`: [B, H]; `mean`, `cls`, `max`: [B, H], of the last layer's output.
             padding: what scores per token are at padding.
             precision: of the matrix products, where it is another than the model was made with.
 
         Raises:
             NativeError: an id is outside the vocabulary, a sequence has no token or too many, or memory is out.
         """
-        if not self._handle:
-            raise NativeError("the session is closed: make another one")
+        import numpy as np
+
         batch, length = ids.shape
-        d = self.answers
-        last = len(d.labels) if wanted == "head" else d.hidden_size
-        rows = wanted == "hidden" or (wanted == "head" and d.head == "tokens")
-        out = np.empty((batch, length, last) if rows else (batch, last), np.float32)
-        isa = self._isa if precision is None else self._isas[precision]
-        given = (None if a is None else a.ctypes.data for a in (ids, mask, types))
-        what = WANTED.index(wanted)
-        status = self._library.ffnas_encoder_run_on(
-            self._handle, isa, *given, batch, length, what, padding, out.ctypes.data
-        )
-        if status:
-            raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
+        width, rows = self.shape_of(wanted)
+        out = np.empty((batch, length, width) if rows else (batch, width), np.float32)
+        given = [None if a is None else a.ctypes.data for a in (ids, mask, types)]
+        self.call(given, batch, length, WANTED.index(wanted), padding, (None, 0), out.ctypes.data, precision)
         return out
 
-    def unchanged(self) -> bool:
-        """Whether every byte of the matrices is what it was at first; reads all of them."""
-        return _fingerprints(self._library, self._isas[PRECISIONS[0]], self._matrices) == self._sums
+    def run_at(
+        self, ids: Any, mask: Any, types: Any, places: Any, precision: str | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Scores per token [places, outputs] of some real tokens, counted through [B, S]; arguments as of `run`."""
+        import numpy as np
+
+        batch, length = ids.shape
+        out = np.empty((len(places), self.outputs), np.float32)
+        given = [None if a is None else a.ctypes.data for a in (ids, mask, types)]
+        self.call(given, batch, length, 0, 0.0, (places.ctypes.data, len(places)), out.ctypes.data, precision)
+        return out
+
+    def shape_of(self, wanted: str) -> tuple[int, bool]:
+        """Numbers in a row of the result, and whether there is one per token."""
+        if wanted == "head":
+            return self.outputs, HEAD_CODES[self.answers.head] in (2, 3)
+        return self.answers.hidden_size, wanted == "hidden"
+
+    def call(
+        self, given: list[int | None], batch: int, length: int, what: int, padding: float,
+        places: tuple[int | None, int], out: int, precision: str | None = None,
+    ) -> None:  # fmt: skip
+        """One pass on memory: addresses of ids, mask and types, of the result, and of places and how many there are.
+
+        Raises:
+            NativeError: as of `run`.
+        """
+        if not self._handle:
+            raise NativeError("the session is closed: make another one")
+        isa = self._isa if precision is None else self._isas[precision]
+        run = self._library.ffnas_encoder_run_on
+        status = run(self._handle, isa, *given, batch, length, what, padding, *places, out)
+        if status:
+            raise NativeError(f"input: {_ERRORS.get(status, f'status {status}')}")
+
+    def unchanged(self, watch: bool = True) -> bool:
+        """Whether every byte of the matrices is what it was at first (`Unchanged`)."""
+        return self._checked is not None and self._checked(watch)
 
     def close(self) -> None:
         """Frees the packed weights and ends the threads; the object cannot be used afterwards."""
@@ -193,6 +244,8 @@ def code_sums(number: int, x: Any, w: Any) -> CodeSums:
     Raises:
         NativeError: the set is not in this build, or the sizes are none it takes.
     """
+    import numpy as np
+
     (rows, depth), outputs = x.shape, w.shape[0]
     shapes = ((rows, depth), np.int32), (rows, np.float32), (rows, np.int32), ((rows, outputs), np.int32)
     found = [np.zeros(shape, dtype) for shape, dtype in shapes]
@@ -207,22 +260,11 @@ def _isas(library: ctypes.CDLL) -> dict[str, int]:
     """Instruction sets by precision."""
     try:
         return dict(zip(PRECISIONS, (*best_isas(library), max(usable_int8(library).values())), strict=True))
-    except BackendUnavailable as error:
+    except UnknownInstructionSet as error:
         raise NativeError(str(error)) from error
 
 
-def _packed(arrays: Arrays) -> array[int]:
-    """Address, row stride, rows and row width in bytes of every matrix that is packed, as one row each."""
-    words = array("q")
-    for name, value in arrays.items():
-        if value.ndim == 2 and name not in ("embeddings.token", "embeddings.position", "embeddings.type"):
-            words.extend((value.ctypes.data, value.nbytes, 1, value.nbytes))
-    return words
-
-
-def _fingerprints(library: ctypes.CDLL, isa: int, matrices: array[int]) -> array[int]:
-    count = len(matrices) // 4
-    sums = array("Q", bytes(16 * count))
-    if count:
-        library.ffnas_fingerprints(isa, matrices.buffer_info()[0], count, sums.buffer_info()[0])
-    return sums
+def _packed(arrays: Arrays) -> list[tuple[int, int]]:
+    """Address and bytes of every matrix that is packed."""
+    tables = ("embeddings.token", "embeddings.position", "embeddings.type")
+    return [(a.ctypes.data, a.nbytes) for name, a in arrays.items() if a.ndim == 2 and name not in tables]

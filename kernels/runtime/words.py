@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.runtime.description import ACTIVATIONS, EMBEDDINGS, HEADS, POOLINGS, Description
+from .description import ACTIVATIONS, EMBEDDINGS, HEAD_CODES, POOLINGS, Description
 
 _FLOAT32 = 0
 _NOTHING = (0, 0, _FLOAT32)
@@ -32,7 +32,7 @@ def model_words(
         return (*norm(name), outputs, inputs)
 
     a = d.answers
-    hidden, labels = a.hidden_size, len(a.labels)
+    hidden, labels = a.hidden_size, d.outputs
     width = hidden if d.embedding == "full" else d.token_width
     inputs = width * (3 if d.embedding == "trigram" else 1)
     words = [hidden, d.head_size, d.vocab_size, a.positions, d.types, EMBEDDINGS.index(d.embedding), width]
@@ -40,9 +40,12 @@ def model_words(
         words += matrix(f"embeddings.{table}")
     words += _NO_DENSE if d.embedding == "full" else dense("embeddings.dense", hidden, inputs)
     words += norm("embeddings.norm")
-    words += [POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEADS.index(a.head), labels]
+    words += [POOLINGS.index(d.pooling), ACTIVATIONS.index(d.activation), HEAD_CODES[a.head], labels]
     words += dense("pooler", hidden, hidden) if d.pooling == "cls" else _NO_DENSE
-    words += _NO_DENSE if a.head == "none" else dense("classifier", labels, hidden)
+    words.append(d.head_width)
+    words += [*dense("head.dense", d.head_width, hidden), *norm("head.norm")] if d.head_width else _NO_DENSE
+    scores = matrix("embeddings.token" if d.tied else "classifier.weight") if a.head != "none" else ()
+    words += (*scores, *matrix("classifier.bias"), labels, d.head_width or hidden) if scores else _NO_DENSE
     words.append(len(d.layers))
     for index, layer in enumerate(d.layers):
         name, heads = f"layers.{index}", layer.heads * d.head_size

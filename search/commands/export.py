@@ -115,6 +115,8 @@ def _native(folder: Path, options: argparse.Namespace, run: Path | None) -> str:
     inputs = [formats.example_inputs(model.config, 1, min(n, model.config.max_position_embeddings)) for n in (5, 16)]
     for given in inputs:
         given["attention_mask"].fill_(1)  # PyTorch also answers for padding
+        if session.answers.head == "choice":
+            given.update({name: value[:, None] for name, value in given.items()})  # of one choice each
     worst = formats.largest_difference(load_plain(folder), _answers_of(session), inputs)
     told = f"native folder: {target}, its answers differ from PyTorch's by at most {worst:.1g}"
     return told if precision == PRECISIONS[0] else f"{told} in fp32\n{_told(precision, measured)}"
@@ -169,7 +171,8 @@ def _answers_of(session: Session) -> Callable[..., tuple[np.ndarray, ...]]:
             wanted = ("hidden", "pooled") if session.answers.pools else ("hidden",)
             return tuple(session.run(**arrays, wanted=name) for name in wanted)
         scores = session.run(**arrays)
-        return (scores[..., 0], scores[..., 1]) if session.answers.head == "tokens" else (scores,)
+        spans = session.answers.labels == ("start", "end")
+        return (scores[..., 0], scores[..., 1]) if spans else (scores,)
 
     return answer
 

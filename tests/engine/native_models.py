@@ -7,8 +7,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.student import FFNASForQuestionAnswering, FFNASForSequenceClassification, FFNASModel
+from engine.student import (
+    FFNASForMaskedLM,
+    FFNASForMultipleChoice,
+    FFNASForQuestionAnswering,
+    FFNASForSequenceClassification,
+    FFNASModel,
+)
 from engine.student.configuration import FFNASConfig
+from engine.student.modeling import FFNASPreTrainedModel
+from engine.student.outputs import FFNASClassifierOutput
+
+
+class Labeller(FFNASPreTrainedModel):
+    """Classes per token, as any model of ours may have them: an encoder and a linear layer."""
+
+    native_head = "tokens"
+
+    def __init__(self, config: FFNASConfig) -> None:
+        super().__init__(config)
+        self.ffnas = FFNASModel(config, add_pooling_layer=False)
+        self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, **given: Any) -> FFNASClassifierOutput:
+        """logits [B, S, classes]."""
+        out = self.ffnas(**given)
+        return FFNASClassifierOutput(logits=self.classifier(out.last_hidden_state), hidden_states=out.hidden_states)
+
 
 GELU = "linear1_1(gelu_erf(linear1_1(x,wb1)),wb2)"
 HALF = "linear1_2(gelu_erf(linear1_2(x,wb1)),wb2)"
@@ -26,6 +52,11 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "factorized": (FFNASForSequenceClassification, {"embedding_type": "factorized", "embedding_size": 7}),
     "number": (FFNASForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}),
     "spans": (FFNASForQuestionAnswering, {"embedding_type": "full"}),
+    "labels": (Labeller, {"embedding_type": "full", "num_labels": 5}),
+    "masks": (FFNASForMaskedLM, {"embedding_type": "full"}),
+    "masks, narrow table": (FFNASForMaskedLM, {"embedding_type": "factorized", "embedding_size": 7}),
+    "choices": (FFNASForMultipleChoice, {"embedding_type": "full", "pooling": "cls"}),
+    "choices by mean": (FFNASForMultipleChoice, {"embedding_type": "full", "pooling": "mean"}),
     "encoder": (FFNASModel, {"embedding_type": "full", "type_vocab_size": 3, "layer_norm_eps": 1e-5}),
     "fewer heads": (
         FFNASForSequenceClassification,
@@ -38,6 +69,15 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
         {
             "layers": "linear2_1(relu(linear2_1(x,wb1)),wb2), none, linear3_2(add(relu(linear3_2(x,wb1)),x),wb2)",
             "num_hidden_layers": 3,
+        },
+    ),
+    "operators": (
+        FFNASForSequenceClassification,
+        {
+            "layers": "max(linear1_1(swish(linear1_1(x,wb1)),wb2),elu(x)),"
+            " linear1_1(mul(leaky_relu(linear1_1(x,wb1)),x),wb2), tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))",
+            "num_hidden_layers": 3,
+            "intermediate_size": 36,
         },
     ),
     "side by side": (
@@ -80,6 +120,10 @@ def answers(model: Any, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, wa
     out = exact(**dict(zip(("input_ids", "attention_mask", "token_type_ids"), given, strict=True)))
     if wanted == "hidden":
         found = out.last_hidden_state
+    elif wanted in ("mean", "cls", "max"):
+        real = [row[torch.from_numpy(m) != 0] for row, m in zip(out.last_hidden_state, mask, strict=True)]
+        one = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.amax(0)}[wanted]
+        found = torch.stack([one(x) for x in real])
     elif wanted == "pooled":
         found = out.pooler_output
     elif isinstance(model, FFNASForQuestionAnswering):

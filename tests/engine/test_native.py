@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +10,10 @@ import torch
 from native_models import KINDS, answers, build, inputs
 
 from engine.errors import UserError
-from engine.student import FFNASForMaskedLM
-from engine.student.configuration import FFNASConfig
 from engine.student.native import describe
-from kernels.backends.instruction_sets import INT8
 from kernels.runtime import NativeError, Session
 from kernels.runtime import session as session_module
+from kernels.runtime.instruction_sets import INT8
 from kernels.runtime.library import Encoder, runs_int8
 
 pytestmark = pytest.mark.filterwarnings("ignore::kernels.BackendFallbackWarning")  # float64 is for the reference
@@ -25,7 +22,7 @@ SHAPES = ((1, 1), (1, 7), (3, 16), (5, 33), (2, 40))
 
 
 def wanted_of(kind):
-    return {"encoder": ("hidden", "pooled"), "spans": ("head",)}.get(kind, ("head",))
+    return {"encoder": ("hidden", "pooled", "mean", "cls", "max")}.get(kind, ("head",))
 
 
 def agree(found, exact, mask, tolerance):
@@ -55,6 +52,57 @@ def test_padding_inside_a_text_and_before_it(kind):
         mask[1] = 0
         mask[1, 5:9] = 1
     agree(session.run(ids, mask, types), answers(model, ids, mask, types), mask, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["labels", "masks", "spans"])
+def test_some_tokens_alone_get_the_scores_they_get_among_all(kind):
+    """Among other rows a product may round otherwise: 1e-6 of the largest score."""
+    session = Session(describe(build(kind)), threads=1)
+    ids, mask, types = inputs(3, 12, holes=True)
+    real = np.flatnonzero(mask)
+    places = np.random.default_rng(0).choice(real, 7)
+    among = session.run(ids, mask, types).reshape(ids.size, -1)
+    few = session._encoder.run_at(ids, mask.astype(np.uint8), types, places)
+    np.testing.assert_allclose(few, among[places], rtol=1e-6, atol=1e-6 * np.abs(among[real]).max())
+    for wrong in (np.flatnonzero(mask == 0)[:1], np.array([-1]), np.array([ids.size])):
+        with pytest.raises(NativeError, match="input"):
+            session._encoder.run_at(ids, mask.astype(np.uint8), types, wrong)
+
+
+def test_places_are_for_scores_per_token():
+    session = Session(describe(build("cls")), threads=1)
+    with pytest.raises(NativeError, match="input"):
+        session._encoder.run_at(*inputs(1, 4)[:1], None, None, np.array([0]))
+
+
+def test_scores_of_words_come_in_pieces(monkeypatch):
+    """More rows than are computed at a time, of padding between."""
+    model = build("labels", num_labels=3, max_position_embeddings=700)
+    session = Session(describe(model), threads=1)
+    given = inputs(3, 700, holes=True)
+    agree(session.run(*given), answers(model, *given), given[1], 1e-5)
+
+
+def test_choices_of_one_question_stand_side_by_side():
+    model = build("choices")
+    session = Session(describe(model), threads=1)
+    ids, mask, types = inputs(6, 9)
+    found = session.run(ids.reshape(2, 3, 9), mask.reshape(2, 3, 9), types.reshape(2, 3, 9))
+    given = (torch.from_numpy(v.reshape(2, 3, 9)) for v in (ids, mask, types))
+    with torch.no_grad():
+        exact = model.double()(*given).logits.numpy()
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_models_without_layers_give_each_sequence_its_own_vector():
+    """The last layer that reads the first token alone does not exist."""
+    description, arrays = describe(build("encoder"))
+    none = description._replace(layers=(description.layers[0]._replace(heads=0, stack=0),))
+    session = Session((none, arrays), threads=1)
+    given = inputs(3, 5)
+    hidden = session.run(*given, wanted="hidden")
+    np.testing.assert_array_equal(session.run(*given, wanted="cls"), hidden[:, 0])
 
 
 def test_without_mask_and_types_all_tokens_are_real_and_of_type_0():
@@ -253,10 +301,12 @@ def test_models_that_are_more_than_their_parameters_are_refused():
         describe(model)
     handle.remove()
     describe(model)
-    with pytest.raises(UserError, match="FFNASForMaskedLM is not supported"):
-        describe(
-            FFNASForMaskedLM(FFNASConfig(hidden_size=8, num_attention_heads=2, vocab_size=20, num_hidden_layers=1))
-        )
+    with pytest.raises(UserError, match="Linear is not supported"):
+        describe(torch.nn.Linear(2, 2))
+    masks = build("masks")
+    masks.lm_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="lm_head has hooks"):
+        describe(masks)
 
 
 def test_arrays_that_do_not_fit_are_refused():
@@ -267,6 +317,6 @@ def test_arrays_that_do_not_fit_are_refused():
             with pytest.raises(NativeError, match=f"{name} is"):
                 Session((description, given), threads=1)
     for change in ({"program": (1, 2, 3)}, {"program": ()}, {"heads": -1}, {"stack": 65}):
-        broken = replace(description, layers=(replace(description.layers[0], **change), *description.layers[1:]))
+        broken = description._replace(layers=(description.layers[0]._replace(**change), *description.layers[1:]))
         with pytest.raises(NativeError):
             Session((broken, arrays), threads=1)

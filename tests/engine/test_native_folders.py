@@ -73,6 +73,95 @@ def test_it_needs_no_pytorch(exported):
     assert done.stdout.strip() in ("bad", "so so", "good")
 
 
+def folder_of(model, root):
+    (root / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizerFast(str(root / "vocab.txt"), model_max_length=40)
+    write_native(model, tokenizer, root / "native")
+    return tokenizer, Session(root / "native", threads=1)
+
+
+@torch.no_grad()
+def states(model, tokenizer, *texts):
+    """The last layer's output, and the mask."""
+    given = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
+    return model.double()(**given, output_hidden_states=True).hidden_states[-1], given["attention_mask"]
+
+
+def test_texts_get_vectors(tmp_path):
+    """As sentence encoders make them: mean, first token or maximum, of length 1 where asked."""
+    model = build("encoder", vocab_size=len(WORDS), pooling="mean")
+    tokenizer, session = folder_of(model, tmp_path)
+    hidden, mask = states(model, tokenizer, TEXTS)
+    real = [row[m != 0] for row, m in zip(hidden, mask, strict=True)]
+    ways = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.amax(0)}
+    for pooling, one in ways.items():
+        exact = torch.stack([one(x) for x in real])
+        found = session.embed(TEXTS, pooling, batch_size=2)
+        np.testing.assert_allclose(found, exact.numpy(), rtol=1e-5, atol=1e-5)
+        unit = torch.nn.functional.normalize(exact, dim=1).numpy()
+        np.testing.assert_allclose(session.embed(TEXTS, pooling, normalize=True), unit, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(session.embed("a b"), session.embed(["a b"], "mean"))
+    with pytest.raises(NativeError, match="pooling: must be one of mean, cls, max, got 'sum'"):
+        session.embed("a", "sum")
+
+
+def test_tokens_get_labels(tmp_path):
+    names = {i: f"kind {i}" for i in range(5)}
+    model = build("labels", vocab_size=len(WORDS), id2label=names, label2id={v: k for k, v in names.items()})
+    tokenizer, session = folder_of(model, tmp_path)
+    hidden, _ = states(model, tokenizer, ["ab c d"])
+    with torch.no_grad():
+        exact = model.classifier(hidden)[0].softmax(-1)
+    (found, other) = session.tag(["ab c d", "z"])
+    assert [(f["start"], f["end"]) for f in found] == [(0, 2), (3, 4), (5, 6)]
+    assert [f["label"] for f in found] == [names[int(i)] for i in exact[1:-1].argmax(-1)]
+    np.testing.assert_allclose([f["score"] for f in found], exact[1:-1].amax(-1).numpy(), rtol=1e-4)
+    assert [(f["start"], f["end"]) for f in other] == [(0, 1)]
+
+
+def test_masks_are_filled(tmp_path):
+    model = build("masks", vocab_size=len(WORDS))
+    tokenizer, session = folder_of(model, tmp_path)
+    assert session.answers.mask_token == "[MASK]"
+    with torch.no_grad():
+        given = tokenizer(["a [MASK] c [MASK]"], return_tensors="pt")
+        exact = model.double()(**given).logits[0].softmax(-1)
+    (first, second) = session.fill("a [MASK] c [MASK]", top=3)[0]
+    for found, place in ((first, 2), (second, 4)):
+        best = exact[place].topk(3)
+        assert [f["token"] for f in found] == [WORDS[i] for i in best.indices]
+        np.testing.assert_allclose([f["score"] for f in found], best.values.numpy(), rtol=1e-4)
+    with pytest.raises(NativeError, match=r"no \[MASK\] within the first 40 tokens"):
+        session.fill("a b")
+    with pytest.raises(NativeError, match="no head for whole texts"):
+        session("a b")
+    file = tmp_path / "native" / "ffnas.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "labels": ["a"]}))
+    with pytest.raises(NativeError, match="head 'mask' with 1 labels"):
+        Session(tmp_path / "native")
+
+
+def test_the_table_of_words_is_stored_once(tmp_path):
+    model = build("masks", vocab_size=5000)
+    write_native(model, None, tmp_path / "native")
+    assert (tmp_path / "native" / "weights.safetensors").stat().st_size < 1.5 * 4 * 5000 * 36
+
+
+def test_choices_are_made(tmp_path):
+    model = build("choices", vocab_size=len(WORDS))
+    tokenizer, session = folder_of(model, tmp_path)
+    choices = ["x", "y z", "a b c d"]
+    given = tokenizer(["q r"] * 3, choices, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        exact = model.double()(**{k: v[None] for k, v in given.items()}).logits[0].softmax(0)
+    found = session.choose("q r", choices)
+    assert found["choice"] == int(exact.argmax())
+    assert found["label"] == choices[found["choice"]]
+    assert found["score"] == pytest.approx(float(exact.max()), rel=1e-5)
+    with pytest.raises(NativeError, match="choices: there are none"):
+        session.choose("q", [])
+
+
 def test_damaged_folders_are_refused_in_one_line(exported, tmp_path):
     """Every field taken away, and bytes changed or cut: never a crash, never an answer from a damaged file."""
     source = exported / "native"
@@ -94,7 +183,9 @@ def test_damaged_folders_are_refused_in_one_line(exported, tmp_path):
     refused("no JSON", "{")
     refused("no JSON", "[" * 100_000)
     refused("format", "[]")
-    refused("version 2", version=2)
+    refused("version 1", version=1)
+    refused("sentence must be", sentence="x")
+    refused("mask_token must be", mask_token=3)
     refused("hidden_size", hidden_size=2**40)
     refused("hidden_size", hidden_size=True)
     refused("surprise", surprise=1)
@@ -105,7 +196,8 @@ def test_damaged_folders_are_refused_in_one_line(exported, tmp_path):
     refused("different models", labels=["a"])
     refused("different models", pools=False)
     refused("different models", head="tokens")
-    refused("with 3 labels", head="none")
+    refused("different models", head="none")
+    refused("different models", head="choice")
     for name in ("hidden_size", "labels", "positions", "max_length"):
         refused(name, json.dumps({k: v for k, v in good.items() if k != name}))
     weights = (folder / "weights.safetensors").read_bytes()
@@ -135,7 +227,7 @@ import numpy as np
 from kernels.runtime import NativeError, Session
 from kernels.runtime import session as session_module
 from kernels.runtime.library import Encoder
-from kernels.runtime.folder import fnv
+from kernels.runtime.writing import checksum
 source, folder = Path({str(exported / "native")!r}), Path({str(tmp_path / "hostile")!r})
 shutil.copytree(source, folder)
 good, answers = (source / "encoder.bin").read_bytes(), json.loads((source / "ffnas.json").read_text())
@@ -151,7 +243,7 @@ for turn in range(2000):
             at, size = 64 + 8 * words + 4 * rng.randrange(programs), 4
             value = rng.choice([rng.randint(-(2**31), 2**31 - 1), rng.randint(-3, 300)])
         data[at : at + size] = value.to_bytes(size, "little", signed=True)
-    data[48:56] = fnv(bytes(data[56:])).to_bytes(8, "little")
+    data[48:56] = checksum(bytes(data[56:])).to_bytes(8, "little")
     (folder / "encoder.bin").write_bytes(data)
     (folder / "ffnas.json").write_text(json.dumps({{**answers, "sha256": hashlib.sha256(data).hexdigest()}}))
     try:
@@ -200,7 +292,7 @@ def test_c_gives_the_same_scores(exported, program):
     np.testing.assert_allclose([float(line) for line in done.stdout.split()], wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["trigram", "stacks", "spans", "fewer heads"])
+@pytest.mark.parametrize("kind", ["trigram", "stacks", "spans", "fewer heads", "masks, narrow table", "choices"])
 def test_c_reads_every_kind(kind, program, tmp_path):
     write_native(build(kind), None, tmp_path / "native")
     ids = [4, 8, 15, 16, 23]

@@ -14,10 +14,10 @@ from losses_cases import assert_close_as_eager, eager_attention, eager_score_mse
 from kernels import fused_attention
 from kernels.attention import registration
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend
 from kernels.reference.philox import dropout_mask
+from kernels.runtime.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 
 # float32: a few roundings of 6e-8 in scores, exponentials and sums; bfloat16: the result, the probabilities and their
 # gradients are each rounded to 2^-9

@@ -9,12 +9,12 @@ from ffn_cases import RELEASED, Case, error, random_case, tensors, with_gradient
 from torch.nn import functional as F
 
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend, use_backend
 from kernels.ffn.ops import fused_ffn, fused_ffn_stack
 from kernels.language.expression import parse_expression
 from kernels.language.operators import UNARY
 from kernels.reference.ffn import ffn
+from kernels.runtime.instruction_sets import ISAS, usable_isas
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.backends.instruction_sets import ISAS, usable_isas
 from kernels.dispatch import available_backends, load_backend
 from kernels.language.operators import OPERATORS, UNARY
+from kernels.runtime.instruction_sets import ISAS, usable_isas
 
 if available_backends()["cpu"] is not None:
     pytest.skip(f"no C++ backend: {available_backends()['cpu']}", allow_module_level=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.backends.instruction_sets import INT8
+from kernels.runtime.instruction_sets import INT8
 from kernels.runtime.library import code_sums, runs_int8
 
 SIZES = [(1, 1, 1), (7, 3, 5), (33, 64, 32), (40, 65, 33), (100, 384, 100), (31, 541, 135), (17, 1537, 16)]

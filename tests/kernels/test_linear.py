@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from kernels.attention.linear import fused_linear_norm, fused_linears, linear_fwd
-from kernels.backends.instruction_sets import ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import available_backends, use_backend
+from kernels.runtime.instruction_sets import ISAS, usable_isas
 
 BACKENDS = [name for name in ("cpu", "reference") if available_backends()[name] is None]
 RUNNING_SUM = not any(ISAS[isa].startswith(("avx512", "amx")) for isa in usable_isas(ctypes.CDLL(library_path())))

@@ -14,7 +14,6 @@ from losses_cases import (
 )
 
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 from kernels.build import library_path
 from kernels.dispatch import load_backend, use_backend
 from kernels.losses import registration
@@ -25,6 +24,7 @@ from kernels.losses.ops import (
     hidden_mse_layers,
     soft_cross_entropy,
 )
+from kernels.runtime.instruction_sets import ENVIRONMENT, ISAS, usable_isas
 
 # Gradients in float32 are a few roundings of 6e-8; in bfloat16 the result itself is rounded to 2^-9, and so is the
 # difference that is multiplied with keys and queries.

@@ -16,13 +16,13 @@ from kernels import FusedFFN, FusedFFNStack, dispatch, fused_ffn
 from kernels.attention.linear import fused_linear_norm, fused_linears
 from kernels.backends import packed_weights
 from kernels.backends.cpu import CpuBackend
-from kernels.backends.instruction_sets import ENVIRONMENT as ISA
-from kernels.backends.instruction_sets import ISAS as ISA_NAMES
-from kernels.backends.instruction_sets import usable_isas
 from kernels.backends.packed_weights import ENVIRONMENT, MOST_TOKENS, PackedWeights, _Entry, limit_bytes
 from kernels.build import library_path
 from kernels.call import BackendUnavailable
 from kernels.dispatch import load_backend
+from kernels.runtime.instruction_sets import ENVIRONMENT as ISA
+from kernels.runtime.instruction_sets import ISAS as ISA_NAMES
+from kernels.runtime.instruction_sets import usable_isas
 
 CPU = load_backend("cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"no CPU kernels: {CPU}")

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from kernels import FusedFFN
-from kernels.backends.instruction_sets import usable_isas
 from kernels.backends.packed_weights import DTYPE_CODES
 from kernels.dispatch import load_backend
+from kernels.runtime.instruction_sets import usable_isas
 
 CPU = load_backend("cpu")
 pytestmark = pytest.mark.skipif(isinstance(CPU, str), reason=f"no CPU kernels: {CPU}")
