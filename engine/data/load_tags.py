@@ -42,8 +42,8 @@ def load_tags(config: Any, notes: list[str]) -> tuple[TaskSpec, Rows, Rows | Non
         raise UserError(f"{config.train}: its words have no tags: write a tag in the last column")
     entities = are_entities(tag for tags in given for tag in tags)
     if entities:
-        train, dev = (None if part is None else _in_bio(part, notes) for part in (train, dev))
-    assert train is not None
+        train = _in_bio(train, notes)
+        dev = None if dev is None else _in_bio(dev, notes)
     names = _names(config, train, dev, entities)
     metric, why = config.metric, "data.metric says so"
     if metric == "auto":

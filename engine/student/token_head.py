@@ -33,7 +33,7 @@ class FFNASForTokenClassification(HeadedModel):
         super().__init__(config)
         self.ffnas = FFNASModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(head_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.transitions = self.start = self.end = None
         if config.token_head == "crf":
             self.add_crf()
@@ -41,7 +41,7 @@ class FFNASForTokenClassification(HeadedModel):
 
     def add_crf(self) -> None:
         """Gives the head transitions, all 0: the chain of independent tokens that it was."""
-        tags = self.config.num_labels
+        tags = self.config.num_labels or 1
         self.config.token_head = "crf"
         for name, shape in (("transitions", (tags, tags)), ("start", (tags,)), ("end", (tags,))):
             setattr(self, name, nn.Parameter(torch.zeros(shape, device=self.classifier.weight.device)))

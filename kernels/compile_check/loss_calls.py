@@ -86,11 +86,12 @@ def _crf(tags: int) -> None:
     """Both directions in both semirings."""
     from kernels.triton import crf
 
-    chain = [torch.empty(s, device="meta") for s in ((_BATCH, _LENGTH, tags), (tags, tags), (tags,), (tags,))]
-    chain.append(torch.empty(_BATCH, dtype=torch.int64, device="meta"))
+    shapes = ((_BATCH, _LENGTH, tags), (tags, tags), (tags,), (tags,))
+    emissions, transitions, start, end = (torch.empty(s, device="meta") for s in shapes)
+    lengths = torch.empty(_BATCH, dtype=torch.int64, device="meta")
     for best in (False, True):
-        _, alpha = crf.scan(*chain, best)
-        crf.scan_bwd(*chain, alpha, best)
+        _, alpha = crf.scan(emissions, transitions, start, end, lengths, best)
+        crf.scan_bwd(emissions, transitions, start, end, lengths, alpha, best)
 
 
 def _soft(dtype: torch.dtype) -> None:

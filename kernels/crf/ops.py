@@ -48,7 +48,8 @@ class Chain(NamedTuple):
             raise ValueError(f"temperature must be > 0, got {temperature}")
         if temperature == 1:
             return self
-        return Chain(*(t / temperature for t in self[:4]), self.lengths)
+        emissions, transitions, start, end = (t / temperature for t in self[:4])
+        return Chain(emissions, transitions, start, end, self.lengths)
 
     def mask(self) -> Tensor:
         """[B, n] bool, True at words."""

@@ -117,7 +117,7 @@ def _best_path(transitions: Tensor, end: Tensor, lengths: Tensor, alpha: Tensor)
     following = torch.zeros(batch, dtype=torch.long, device=alpha.device)
     possible = torch.zeros(batch, dtype=torch.bool, device=alpha.device)
     for k in reversed(range(most)):
-        is_last, inside = k == lengths - 1, k < lengths - 1
+        is_last, inside = lengths == k + 1, lengths > k + 1
         scores = alpha[:, k] + torch.where(is_last[:, None], end, transitions[:, following].T)
         possible = torch.where(is_last, scores.amax(-1) > -torch.inf, possible)
         tag = scores.argmax(-1)
