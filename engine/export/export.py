@@ -60,7 +60,7 @@ def export_model(
         OSError: the directory cannot be written.
     """
     exported = extract(model, architecture, fit_dense=fit_dense).eval()
-    exported.config.auto_map = auto_map()  # what it names is written with the configuration
+    exported.config.auto_map = auto_map(type(exported).__name__)  # what it names is written with the configuration
     with atomic_directory(out_dir) as folder:
         exported.save_pretrained(folder)
         if tokenizer is not None:

@@ -23,13 +23,16 @@ from engine.handover.known import HandOver, hand_over, hand_overs
 COPIED = ("configuration_ffnas.py", "pooling_ffnas.py", "modeling_ffnas.py")
 GENERATED = "expressions_ffnas.py"
 FILES = (*COPIED, GENERATED)
+_CONFIG = "configuration_ffnas.FFNASConfig"
 _numbers = itertools.count()
 
 
-def auto_map() -> dict[str, str]:
-    """`auto_map` of config.json: where transformers finds the classes under `trust_remote_code=True`."""
-    places = {known.auto: f"{_module(known)}.{name}" for name, known in hand_overs().items()}
-    return {"AutoConfig": "configuration_ffnas.FFNASConfig", **places}
+def auto_map(model_class: str) -> dict[str, str]:
+    """`auto_map` of config.json: where transformers finds the classes under `trust_remote_code=True`; of classes with a
+    file of their own only that of the model, since others' files are not written."""
+    there = {name: known for name, known in hand_overs().items() if known.plain is None or name == model_class}
+    places = {known.auto: f"{_module(known)}.{name}" for name, known in there.items()}
+    return {"AutoConfig": _CONFIG, **places}
 
 
 def custom_pipelines(model_class: str) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def is_named(found: Any) -> bool:
     """Whether an `auto_map` names this package's files, in the directory or in a repository ("REPO--MODULE.NAME")."""
     if not isinstance(found, dict):
         return False
-    return str(found.get("AutoConfig")).rpartition("--")[2] == auto_map()["AutoConfig"]
+    return str(found.get("AutoConfig")).rpartition("--")[2] == _CONFIG
 
 
 def write_files(config: Any, model_class: str, folder: str | os.PathLike[str]) -> None:

@@ -180,7 +180,7 @@ class FFNASConfig(PreTrainedConfig):
 
         if is_named(getattr(self, "auto_map", None)) and not os.path.isfile(save_directory):
             (model_class,) = self.architectures or ("FFNASModel",)
-            self.auto_map, self.custom_pipelines = auto_map(), custom_pipelines(model_class)
+            self.auto_map, self.custom_pipelines = auto_map(model_class), custom_pipelines(model_class)
             if not self.custom_pipelines:
                 del self.custom_pipelines
             Path(save_directory).mkdir(parents=True, exist_ok=True)

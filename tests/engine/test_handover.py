@@ -111,7 +111,9 @@ def test_an_operator_that_is_no_plain_pytorch_is_refused(monkeypatch):
 def test_the_directory_tells_transformers_where_its_code_is(tmp_path):
     export_model(FFNASForQuestionAnswering(small_config()), None, tmp_path / "m", None, {}, drawing=b"\x89PNG")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert config["auto_map"] == auto_map()
+    assert config["auto_map"] == auto_map("FFNASForQuestionAnswering")
+    named = {place.partition(".")[0] for place in config["auto_map"].values()}
+    assert all((tmp_path / "m" / f"{module}.py").is_file() for module in named)
     assert config["custom_pipelines"]["question-answering"]["pt"] == ["AutoModelForQuestionAnswering"]
     assert all((tmp_path / "m" / name).is_file() for name in FILES)
     card = (tmp_path / "m" / "README.md").read_text()
@@ -232,7 +234,9 @@ def test_code_is_written_only_where_the_configuration_names_it(tmp_path):
     model.save_pretrained(tmp_path / "other")
     assert not list((tmp_path / "other").glob("*.py"))
     # as transformers writes it for a model of a repository
-    model.config.auto_map = {k: f"someone/model--{v}" for k, v in auto_map().items()}
+    model.config.auto_map = {k: f"someone/model--{v}" for k, v in auto_map("FFNASForSequenceClassification").items()}
     model.save_pretrained(tmp_path / "hub")
     assert {f.name for f in (tmp_path / "hub").glob("*.py")} == set(FILES)
-    assert json.loads((tmp_path / "hub" / "config.json").read_text())["auto_map"] == auto_map()
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["auto_map"] == auto_map(
+        "FFNASForSequenceClassification"
+    )
