@@ -12,21 +12,19 @@ Rejected: a table by kind wherever one is needed; a new kind touches fifteen fil
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from engine.data.comparison import Comparison
 from engine.data.results import Found, Measured, Predictions, Simple
-from engine.data.rows import NO_LABEL, Rows
+from engine.data.rows import Rows
 from engine.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from engine.data.batching import Batch
     from engine.data.dataset import EncodedDataset
 
 NEG_LOG_LOSS = "neg_log_loss"
@@ -102,8 +100,9 @@ class TaskSpec:
         return cls(**plain)
 
 
-class TaskHead(ABC):
-    """One kind of task, from its labels to its predictions. Heads hold no state: one instance serves all tasks.
+class TaskHead(Comparison):
+    """One kind of task, from its labels to its predictions; how answers are compared is in `Comparison`. Heads hold no
+    state: one instance serves all tasks.
 
     Names used below: B sequences or rows of a batch, S tokens, C outputs; *answers* are what `answer` makes of a
     model's outputs, *gold* is what `gold` gives.
@@ -116,7 +115,7 @@ class TaskHead(ABC):
         named_outputs: whether output c stands for `label_names[c]`, so that a loaded head is put into their order.
         pooled: whether a sequence has one answer [C], read from its pooled vector: candidates then share their work
             when scored, and tasks may be trained beside each other.
-        inherits: whether strategy inherit serves it; needs `divergence`, and labels that are one number per row.
+        inherits: whether strategy inherit serves it; needs `divergence` (or `rows_apart`).
         windows: whether texts longer than `data.max_length` are read in windows instead of cut.
         default_length: tokens of a sequence where `ffnas predict` is not told.
         most_rows: most sequences per forward pass of an evaluation; None: as many as the caller says.
@@ -184,7 +183,7 @@ class TaskHead(ABC):
         """[N] labels of a table's rows as numbers; raises `UserError` with the row's number where one does not fit."""
         raise UserError(f"{where}: a {self.kind} task is not read from a table: leave data.kind out")
 
-    def check_labels(self, labels: np.ndarray, column: str, where: str) -> None:  # noqa: B027  most have no rule
+    def check_labels(self, labels: np.ndarray, column: str, where: str) -> None:
         """Raises `UserError` where a table's training labels [N] leave nothing to learn."""
 
     def allowed(self, spec: TaskSpec, train: np.ndarray | None) -> tuple[str, ...]:
@@ -253,77 +252,6 @@ class TaskHead(ABC):
     def answer_shape(self, spec: TaskSpec, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of a model's output for `rows` sequences of `columns` tokens; the teacher's is kept on disk so."""
         return (rows, spec.num_labels)
-
-    @abstractmethod
-    def gold_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of outputs against gold labels, as batches hold them: a mean over what has a label, float32 scalar."""
-
-    @abstractmethod
-    def teacher_loss(self, student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """How far outputs are from the teacher's, 0 where they agree: T² KL, or a mean square. float32 scalar.
-
-        Args:
-            student, teacher: outputs of one shape (`answer_shape`).
-            mask: [B, S] bool, True at real tokens.
-            temperature: T > 0.
-        """
-
-    @abstractmethod
-    def prediction_loss(
-        self,
-        student: Tensor,
-        teacher: Tensor | None,
-        mask: Tensor,
-        labels: Tensor | None,
-        *,
-        temperature: float,
-        paper_exact: bool,
-    ) -> Tensor:
-        """The prediction term of `engine.objective`; arguments as of `teacher_loss`.
-
-        Args:
-            teacher: None where the teacher gave no outputs.
-            labels: of the batch, if it has any.
-            paper_exact: with the published code's arithmetic.
-
-        Raises:
-            UserError: what it needs is missing, or the outputs cannot be compared.
-        """
-
-    def places(self, batch: Batch) -> Tensor:
-        """[B, S] bool, the tokens at which answers are compared: real ones."""
-        return batch.mask
-
-    def divergence(self, student: Tensor, teacher: Tensor, places: Tensor | None = None) -> Tensor:
-        """How far answers [N, C] are from the teacher's, per row: KL(teacher || student), or a squared difference.
-
-        `places` are those of the batch, for kinds that answer tokens.
-        """
-        raise NotImplementedError(f"{self.kind}: rows have no answer of their own")
-
-    def outputs(self, data: EncodedDataset, found: Found) -> Any:
-        """A model's outputs for all rows, in their order: [N, C], for `rows_apart`."""
-        import torch
-
-        parts = list(found)
-        joined = torch.cat([outputs for _, outputs in parts])
-        ordered = torch.empty_like(joined)
-        ordered[torch.from_numpy(np.concatenate([rows for rows, _ in parts]))] = joined
-        return ordered
-
-    def rows_apart(self, own: Any, wanted: Any) -> Tensor:
-        """[N] `divergence` of what `outputs` gave for the same rows, whatever tokens they were made of."""
-        return self.divergence(own, wanted)
-
-    def kept_apart(self, rows: np.ndarray, wanted: np.ndarray) -> float | None:
-        """The mean divergence, from what is kept of each row of two models; None where that does not tell it."""
-        import torch
-
-        return float(self.divergence(torch.from_numpy(rows), torch.from_numpy(wanted)).mean())
-
-    def no_labels(self, count: int, like: np.ndarray) -> np.ndarray:
-        """Labels of `count` rows that have none, to stand beside those in `like`."""
-        return np.full(count, NO_LABEL, dtype=like.dtype)
 
     @abstractmethod
     def answer(self, spec: TaskSpec, data: EncodedDataset, found: Found) -> Any:
