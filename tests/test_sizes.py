@@ -32,7 +32,7 @@ WIDE = {
     "engine/data/dataset.py:EncodedDataset.batches": 9,
     "engine/data/tokenizing.py:pack": 9,
     "engine/distill/population.py:train_population": 11,
-    "engine/handover/configuration_ffnas.py:FFNASConfig.__init__": 24,
+    "engine/handover/configuration_ffnas.py:FFNASConfig.__init__": 25,
     "engine/handover/modeling_ffnas.py:FFNASModel.forward": 9,
     "engine/published/convert.py:from_published": 10,
     "engine/student/modeling.py:FFNASModel.forward": 12,
