@@ -11,34 +11,15 @@ a model is to answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from engine.data.dataset import EncodedDataset, Spans
 from engine.data.rows import NO_LABEL, Rows
+from engine.data.tags import UNTAGGED, words_of
 from engine.data.tokenizing import pack, parallel_tokenizers
 from engine.errors import UserError
-
-UNTAGGED = -101
-"""Label of a word whose tag is not known."""
-
-
-@dataclass(frozen=True)
-class Tags:
-    """Of a sentence's words.
-
-    Attributes:
-        ids: numbers of the tags, `UNTAGGED` where one is not known to the task.
-    """
-
-    ids: tuple[int, ...]
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a row's text, which single spaces part."""
-    return text.split(" ")
 
 
 def encode_tags(rows: Rows, tokenizer: Any, max_length: int, stride: int | None = None) -> EncodedDataset:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data.encode_tags import UNTAGGED, Tags
 from engine.data.read_tags import Sentence, read_sentences
 from engine.data.rows import Rows
-from engine.data.tags import are_entities, as_bio, bio_names, entities_of, scheme_of
+from engine.data.tags import UNTAGGED, Tags, are_entities, as_bio, bio_names, entities_of, scheme_of
 from engine.data.task import TaskSpec
 from engine.data.task_data import FileRead, Understood
 from engine.errors import UserError

@@ -11,8 +11,11 @@ files would each need to know all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 OUTSIDE = "O"
+UNTAGGED = -101
+"""Label of a word whose tag is not known."""
 _PREFIXES = "BIESLU"
 Entity = tuple[str, int, int]
 """Type, first word, and the one behind the last."""
@@ -110,3 +113,19 @@ def as_bio(tags: Sequence[str]) -> list[str]:
 def bio_names(types: Iterable[str]) -> tuple[str, ...]:
     """All BIO tags of these types: O, then B and I of each."""
     return (OUTSIDE, *(f"{prefix}-{kind}" for kind in sorted(set(types)) for prefix in "BI"))
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Of a sentence's words.
+
+    Attributes:
+        ids: numbers of the tags, `UNTAGGED` where one is not known to the task.
+    """
+
+    ids: tuple[int, ...]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a row's text, which single spaces part."""
+    return text.split(" ")

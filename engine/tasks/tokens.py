@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from engine.data.encode_tags import Tags, words_of
 from engine.data.results import Found, Measured, Predictions
 from engine.data.rows import NO_LABEL, Rows
-from engine.data.tags import are_entities
+from engine.data.tags import Tags, are_entities, words_of
 from engine.data.task import TaskHead, TaskSpec
 from engine.errors import UserError
 

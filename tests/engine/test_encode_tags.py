@@ -10,9 +10,9 @@ import torch
 from transformers import BertTokenizerFast
 
 from engine.data import TaskSpec
-from engine.data.encode_tags import UNTAGGED, Tags, encode_tags, windows_of
+from engine.data.encode_tags import encode_tags, windows_of
 from engine.data.rows import NO_LABEL, Rows
-from engine.data.tags import bio_names
+from engine.data.tags import UNTAGGED, Tags, bio_names
 from engine.errors import UserError
 
 SPEC = TaskSpec("t", "tokens", ("words",), "tags", bio_names(["A"]), "f1")
