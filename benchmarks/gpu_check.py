@@ -49,8 +49,8 @@ from kernels.cuda.build import find_nvcc
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "tests/kernels/test_exact_products.py", "tests/kernels/test_capture.py", "tests/kernels/test_triton_ffn.py",
-    "tests/kernels/test_triton_losses.py", "tests/kernels/test_cuda_backend.py", "tests/engine/test_step_graphs.py",
-    "tests/engine/test_data_parts.py",
+    "tests/kernels/test_triton_losses.py", "tests/kernels/test_triton_crf.py", "tests/kernels/test_cuda_backend.py",
+    "tests/engine/test_step_graphs.py", "tests/engine/test_data_parts.py",
 )  # fmt: skip
 """Files with tests marked `gpu`; none needs more than torch, triton, numpy, transformers and pytest."""
 SANITIZED = "tests/kernels/test_cuda_backend.py"

@@ -28,6 +28,7 @@ SERVES = {
     "avx512bf16": torch.bfloat16,
     "amx": torch.bfloat16,
     "amx_fp32": torch.float32,
+    "neon": torch.float32,
 }
 WIDTHS = (1, 7, 16, 31, 32, 33, 45, 64, 97)
 TOKENS = (1, 4, 5, 8, 9, 24, 25, 48, 95, 97, 200)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels import generate_header
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
 MAIN = r"""
 #include <atomic>
@@ -50,7 +52,8 @@ def built(folder: Path, *flags: str) -> Path | str:
     """The program, or what the compiler said."""
     (folder / "main.cpp").write_text(MAIN)
     program = folder / "program"
-    command = ["c++", "-std=c++17", "-O1", "-g", *flags, f"-I{CSRC}", str(CSRC / "pool.cpp"), str(folder / "main.cpp")]
+    own = (*flags, f"-I{CSRC}", generate_header.write(folder))
+    command = ["c++", "-std=c++17", "-O1", "-g", *own, str(CSRC / "pool.cpp"), str(folder / "main.cpp")]
     done = subprocess.run([*command, "-pthread", "-o", str(program)], capture_output=True, text=True, check=False)
     return program if done.returncode == 0 else done.stderr[-2000:]
 
