@@ -79,7 +79,7 @@ test-oldest: $(DEV_STAMP) ## tests with the oldest supported transformers, in .v
 
 # Other packages come from .venv; ffnas itself is what the wheel brought: it stands first on the path.
 wheel-check: $(STAMP) ## build the wheel, install it into an environment of its own, and use it from an empty folder
-	@rm -rf .venv-wheel build/wheel
+	@rm -rf .venv-wheel build/wheel build/lib*
 	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
 	@$(PYTHON) -m venv .venv-wheel
 	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3*/site-packages)')" > "$$(echo .venv-wheel/lib/python3*/site-packages)/zz-other.pth"

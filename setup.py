@@ -83,6 +83,7 @@ class BuildPython(build_py):
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "kernels" / "_csrc"
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build, whose files may be gone from csrc
             shutil.copytree(ROOT / "csrc", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
