@@ -26,9 +26,15 @@ def packed(emissions: Tensor, transitions: Transitions) -> Tensor:
 
 
 def unpacked(answer: Tensor, tokens: int) -> tuple[Tensor, Transitions | None]:
-    """Scores of tags [B, S, L] at S tokens, and the transitions, None of a softmax head."""
+    """Scores of tags [B, S, L] at S tokens, and the transitions, None of a softmax head.
+
+    Raises:
+        ValueError: an answer to another number of tokens.
+    """
     if answer.shape[1] == tokens:
         return answer, None
+    if answer.shape[1] != rows_of(tokens, answer.shape[2], crf=True):
+        raise ValueError(f"an answer of {tuple(answer.shape)} is none to {tokens} tokens")
     rows = answer[0, tokens:]
     return answer[:, :tokens], (rows[:-2], rows[-2], rows[-1])
 

@@ -99,6 +99,11 @@ def _head(model: Any) -> str:
             f"native: {type(model).__name__} is not supported; encoders are, alone or with a head for classes, numbers,"
             " tokens, answer spans, masks or choices. Use --onnx"
         )
+    if getattr(model, "transitions", None) is not None:
+        raise UserError(
+            "native: the transitions of a CRF are not in the runtime, and tags without them are others; train"
+            " --data.kind tokens, or use --onnx, whose output `answer` has them"
+        )
     return str(model.native_head)
 
 

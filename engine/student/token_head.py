@@ -15,7 +15,7 @@ from engine.student.chain import best_tags, packed
 from engine.student.configuration import FFNASConfig
 from engine.student.heads import IGNORED_LABEL, HeadedModel, head_dropout, with_logits
 from engine.student.modeling import FFNASModel
-from engine.student.outputs import FFNASTokenClassifierOutput
+from engine.student.outputs import FFNASModelOutput, FFNASTokenClassifierOutput
 
 _PLAIN = Path(__file__).parents[1] / "handover" / "token_classification_ffnas.py"
 
@@ -27,6 +27,7 @@ class FFNASForTokenClassification(HeadedModel):
     (`engine.student.chain`).
     """
 
+    native_head = "tokens"
     hand_over = HandOver("AutoModelForTokenClassification", "token-classification", ("logits", "answer"), plain=_PLAIN)
 
     def __init__(self, config: FFNASConfig) -> None:
@@ -61,10 +62,13 @@ class FFNASForTokenClassification(HeadedModel):
 
         `labels` [B, S] are class ids, -100 where a token has none; their loss is the softmax's, without transitions.
         """
-        out = self.ffnas(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        logits = self.classifier(self.dropout(out.last_hidden_state))
+        logits = self._fast(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, kwargs)
+        out = FFNASModelOutput()
+        if logits is None:
+            out = self.ffnas(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+            )
+            logits = self.classifier(self.dropout(out.last_hidden_state))
         answer = self._with_transitions(logits)
         loss = None
         if labels is not None:

@@ -15,26 +15,7 @@ from engine.student import (
     FFNASModel,
 )
 from engine.student.configuration import FFNASConfig
-from engine.student.modeling import FFNASPreTrainedModel
-from engine.student.outputs import FFNASClassifierOutput
-
-
-class Labeller(FFNASPreTrainedModel):
-    """Classes per token, as any model of ours may have them: an encoder and a linear layer."""
-
-    native_head = "tokens"
-
-    def __init__(self, config: FFNASConfig) -> None:
-        super().__init__(config)
-        self.ffnas = FFNASModel(config, add_pooling_layer=False)
-        self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def forward(self, **given: Any) -> FFNASClassifierOutput:
-        """logits [B, S, classes]."""
-        out = self.ffnas(**given)
-        return FFNASClassifierOutput(logits=self.classifier(out.last_hidden_state), hidden_states=out.hidden_states)
-
+from engine.student.token_head import FFNASForTokenClassification
 
 GELU = "linear1_1(gelu_erf(linear1_1(x,wb1)),wb2)"
 HALF = "linear1_2(gelu_erf(linear1_2(x,wb1)),wb2)"
@@ -52,7 +33,7 @@ KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "factorized": (FFNASForSequenceClassification, {"embedding_type": "factorized", "embedding_size": 7}),
     "number": (FFNASForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}),
     "spans": (FFNASForQuestionAnswering, {"embedding_type": "full"}),
-    "labels": (Labeller, {"embedding_type": "full", "num_labels": 5}),
+    "labels": (FFNASForTokenClassification, {"embedding_type": "full", "num_labels": 5}),
     "masks": (FFNASForMaskedLM, {"embedding_type": "full"}),
     "masks, narrow table": (FFNASForMaskedLM, {"embedding_type": "factorized", "embedding_size": 7}),
     "choices": (FFNASForMultipleChoice, {"embedding_type": "full", "pooling": "cls"}),

@@ -320,3 +320,9 @@ def test_arrays_that_do_not_fit_are_refused():
         broken = description._replace(layers=(description.layers[0]._replace(**change), *description.layers[1:]))
         with pytest.raises(NativeError):
             Session((broken, arrays), threads=1)
+
+
+def test_a_chain_of_tags_is_refused():
+    model = build("labels", token_head="crf")
+    with pytest.raises(UserError, match="transitions of a CRF are not in the runtime"):
+        describe(model)

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from engine.student.chain import best_tags, packed
+from engine.student.chain import best_tags, packed, unpacked
 from engine.tasks.structure import divergences, gold_loss, paper_loss, structural_loss
 
 TAGS, TOKENS = 3, 7
@@ -140,3 +140,12 @@ def test_the_published_temperature_is_local(heads):
     only[1] = PLACES[1]
     found = paper_loss(student, teacher, only, 3.0) * len(PLACES)
     torch.testing.assert_close(found.double(), -(tempered * log_s).sum())
+
+
+def test_answers_to_another_number_of_tokens_are_no_chains():
+    """5 rows of 3 tags: a softmax at 5 tokens, a CRF's at none; never a CRF's at 3."""
+    answer = torch.zeros(2, 5, 3)
+    assert unpacked(answer, 5)[1] is None
+    assert unpacked(answer, 0)[1] is not None
+    with pytest.raises(ValueError, match="none to 3 tokens"):
+        unpacked(answer, 3)
