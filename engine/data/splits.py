@@ -33,11 +33,11 @@ def row_keys(rows: Rows) -> list[tuple[str, ...]]:
 
 
 def drop_duplicates(rows: Rows, merged: Callable[[Sequence[Any]], Any]) -> tuple[Rows, int, int]:
-    """One row per exact text (outer white space aside), the first one, with the group's label.
+    """One row per exact text (outer white space aside), the first one, with the group's label or gold.
 
     Args:
         rows: of one task.
-        merged: the label of several rows with one text, from theirs (`TaskHead.merged`).
+        merged: the label (or gold) of several rows with one text, from theirs (`TaskHead.merged`).
 
     Returns:
         The rows, how many were dropped, and how many groups disagreed on the label.
@@ -46,17 +46,20 @@ def drop_duplicates(rows: Rows, merged: Callable[[Sequence[Any]], Any]) -> tuple
     for i, texts in enumerate(zip(*rows.texts, strict=True)):
         groups[tuple(text.strip() for text in texts)].append(i)
     kept = rows.take([members[0] for members in groups.values()])
-    if rows.labels is None:
-        return kept, len(rows) - len(kept), 0
-    assert kept.labels is not None
-    labels = kept.labels.copy()
-    conflicts = 0
+    told = rows.golds if rows.labels is None else rows.labels.tolist()
+    decided: dict[int, Any] = {}
     for position, members in enumerate(groups.values()):
-        values = rows.labels[members].tolist() if len(members) > 1 else []
+        values = [told[m] for m in members] if told is not None and len(members) > 1 else []
         if len(set(values)) > 1:
-            conflicts += 1
-            labels[position] = merged(values)
-    return replace(kept, labels=labels), len(rows) - len(kept), conflicts
+            decided[position] = merged(values)
+    if kept.labels is not None:
+        labels = kept.labels.copy()
+        for position, label in decided.items():
+            labels[position] = label
+        kept = replace(kept, labels=labels)
+    elif kept.golds is not None:
+        kept = replace(kept, golds=[decided.get(k, gold) for k, gold in enumerate(kept.golds)])
+    return kept, len(rows) - len(kept), len(decided)
 
 
 def without(rows: Rows, others: Sequence[Rows]) -> tuple[Rows, int]:

@@ -13,6 +13,7 @@ Rejected: a table by kind wherever one is needed; a new kind touches fifteen fil
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -191,8 +192,9 @@ class TaskHead(Comparison):
         return spec.label_names
 
     def merged(self, values: Sequence[Any]) -> Any:
-        """The label of several rows with one text."""
-        raise NotImplementedError(f"{self.kind}: rows have no label of one number")
+        """The label (or gold, where rows have those) of several rows with one text: the most frequent, of equals the
+        first."""
+        return Counter(values).most_common(1)[0][0]
 
     def groups(self, rows: Rows) -> Sequence[str] | None:
         """[N] the group of each row, where rows of one group have to stay in one split; None where they need not."""

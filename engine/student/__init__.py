@@ -15,6 +15,7 @@ _EXPORTS = {
     "FFNASForMultipleChoice": "engine.student.heads",
     "FFNASForQuestionAnswering": "engine.student.heads",
     "FFNASForSequenceClassification": "engine.student.heads",
+    "FFNASForTokenClassification": "engine.student.token_head",
     "FFNASModel": "engine.student.modeling",
     "FFNASPreTrainedModel": "engine.student.modeling",
 }

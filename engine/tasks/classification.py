@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,10 +64,6 @@ class ClassesHead(TextsHead):
         from engine.data.labels import class_ids
 
         return class_ids(keys, spec.label_names, where)
-
-    def merged(self, values: Sequence[Any]) -> Any:
-        """The most frequent class, of equals the first."""
-        return Counter(values).most_common(1)[0][0]
 
     def describe_labels(self, spec: TaskSpec, parts: Sequence[Rows]) -> str:
         """Classes with their counts."""

@@ -80,6 +80,10 @@ class Tokens(TaskHead):
 
         return asked_rows(source, spec, encoding)
 
+    def merged(self, values: Sequence[Any]) -> Any:
+        """The most frequent tags, of equals the first; of sentences with tags where some have none."""
+        return super().merged([tags for tags in values if min(tags.ids, default=0) >= 0] or values)
+
     def describe_labels(self, spec: TaskSpec, parts: Sequence[Rows]) -> str:
         """Sentences, words and how many entities of each type, or tags, there are."""
         from engine.data.load_tags import told_tags

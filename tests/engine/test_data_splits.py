@@ -7,6 +7,7 @@ import pytest
 
 from engine.data import Rows
 from engine.data.splits import allocate, drop_duplicates, held_out_size, hold_out, row_keys, text_key, without
+from engine.data.tags import UNTAGGED, Tags
 from engine.data.task import head_of
 
 
@@ -108,3 +109,15 @@ def test_rows_check_their_columns():
     assert sample.labels.tolist() == sorted(sample.labels.tolist()) == rows.sample(7, seed=1).labels.tolist()
     assert rows.sample(None, 0) is rows
     assert rows.sample(45, 0) is rows
+
+
+def test_duplicate_sentences_keep_their_tags():
+    """The text says one thing, its tags another: none of them is dropped without being counted."""
+    none, first, second = Tags((UNTAGGED, UNTAGGED)), Tags((0, 1)), Tags((0, 0))
+    rows = Rows(
+        (["a b", "c d", "a b", "c d", "c d", "e f", "e f"],), golds=[none, first, second, second, second, first, first]
+    )
+    kept, dropped, conflicts = drop_duplicates(rows, head_of("tokens").merged)
+    assert kept.texts == (["a b", "c d", "e f"],)
+    assert kept.golds == [second, second, first]
+    assert (dropped, conflicts) == (4, 2)

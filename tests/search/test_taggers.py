@@ -122,6 +122,35 @@ def test_the_found_model_loads_with_and_without_ffnas(run):
     assert all(answer["entity_group"] in ("bad", "good") for answer in answers)
 
 
+def test_exports_answer_as_the_model_does(run, tmp_path, capsys):
+    """ONNX of both heads; the runtime has no chains, and says so before a file is written."""
+    import numpy as np
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    from engine.errors import UserError
+    from kernels.runtime import Session
+    from search.commands.export import command
+
+    path, kind, _ = run
+    model, native = path / "best" / "model", tmp_path / "native"
+    if kind == "tokens_crf":
+        with pytest.raises(UserError, match="transitions of a CRF"):
+            command([str(model), "--native", str(native)])
+        assert not native.exists()
+    else:
+        command([str(model), "--native", str(native)])
+        inputs = AutoTokenizer.from_pretrained(model)(["the film was great"], return_tensors="pt")
+        with torch.no_grad():
+            expected = AutoModelForTokenClassification.from_pretrained(model).eval()(**inputs).logits
+        found = Session(native, threads=1).run(inputs["input_ids"].numpy())
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
+        assert all(tag["label"] in ("O", "B-bad", "B-good", "I-bad", "I-good") for tag in Session(native).tag("sad")[0])
+    pytest.importorskip("onnx", reason="ONNX export needs onnx")
+    command([str(model), "--onnx"])
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("onnx "))
+    assert float(told.split()[-1]) < 1e-3
+
+
 def test_the_papers_strategy_serves_taggers(nursery, files):
     more = {"strategy": "paper", "data.kind": "tokens_crf", "budget.encoder": None}
     ended = nursery.run(argv(files, files / "runs", "paper", **more), files / "cache")
